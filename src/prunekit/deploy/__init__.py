@@ -1,0 +1,1 @@
+"""Leaving the lab: export and the parity chain."""

@@ -1,0 +1,1 @@
+"""Evidence, slices, paired statistics and gates."""

@@ -1,0 +1,1 @@
+"""Which units stand or fall together: trace, index labels, operator rules, groups."""

@@ -1,0 +1,1 @@
+"""The operator rules, one file per family."""

@@ -1,0 +1,1 @@
+"""How much each unit matters: calibration statistics and criteria."""

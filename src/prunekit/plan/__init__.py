@@ -1,0 +1,1 @@
+"""Deciding which units go: goals, exact selection, the pruning plan."""

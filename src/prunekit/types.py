@@ -1,0 +1,137 @@
+"""The nouns that every room shares: what can be removed, and what decides about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
+
+Scores = Mapping[str, FloatArray]
+"""Importance by group name, ``[units]`` float32; higher = keep."""
+
+KeepMask = Mapping[str, BoolArray]
+"""What stays, by group name, ``[units]`` bool; ``True`` = keep. A group that is absent is kept whole."""
+
+
+class Granularity(StrEnum):
+    """The kind of a unit."""
+
+    ELEMENT = "element"
+    N_M = "n_m"
+    BLOCK = "block"
+    CHANNEL = "channel"
+    CHANNEL_GROUP = "channel_group"
+    NEURON = "neuron"
+    HEAD = "head"
+    HEAD_DIM = "head_dim"
+    EXPERT = "expert"
+    LAYER = "layer"
+    HIDDEN = "hidden"
+
+
+WIDTHS = frozenset(
+    {Granularity.CHANNEL, Granularity.NEURON, Granularity.HEAD, Granularity.HEAD_DIM, Granularity.HIDDEN}
+)
+"""The kinds that are pruned when the user names none: they narrow a model without taking a part out of it."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one parameter or buffer along which the units of a group lie.
+
+    Attributes:
+        tensor: qualified name in the model, such as ``layer1.0.conv1.weight``.
+        dim: the dimension.
+        units: ``[shape[dim]]`` int64, the unit each index belongs to; -1 = none of this group's.
+        role: ``producer`` computes the units (an output dimension of a weight), ``consumer`` reads them
+            (a contracted dimension), ``follower`` goes along (bias, norm scale, running mean).
+        block_dim: where units are chosen per block and the blocks lie along another dimension of the
+            same tensor (a grouped convolution's weight), that dimension; else None.
+        block_of: ``[shape[block_dim]]`` int64, the block each index of ``block_dim`` belongs to; then
+            ``units`` counts inside the block, and the unit is ``block * units_per_block + units``.
+    """
+
+    tensor: str
+    dim: int
+    units: IntArray
+    role: Literal["producer", "consumer", "follower"]
+    block_dim: int | None = None
+    block_of: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All slices of all parameters and buffers that one axis touches.
+
+    Attributes:
+        name: stable and readable: the first tensor that produces the axis, such as ``conv1.weight:0``.
+        granularity: the kind of its units.
+        size: number of units.
+        blocks: units are chosen in equal numbers from each of this many blocks; unit ``u`` lies in block
+            ``u // (size // blocks)``. 1 where any subset may go.
+        slices: what is narrowed when units go.
+        mask_equivalent: removing units gives what zeroing their slices gives.
+        not_mask_equivalent_because: the reason where it does not ("layer_norm normalises over it"), else "".
+    """
+
+    name: str
+    granularity: Granularity
+    size: int
+    blocks: int
+    slices: tuple[Slice, ...]
+    mask_equivalent: bool = True
+    not_mask_equivalent_because: str = ""
+
+    @property
+    def units_per_block(self) -> int:
+        """Units in each block."""
+        return self.size // self.blocks
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors it touches, each once, in order."""
+        return tuple(dict.fromkeys(part.tensor for part in self.slices))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis that is not prunable, and why.
+
+    Attributes:
+        name: as in :class:`Group`.
+        size: its number of indices.
+        slices: the tensors it touches.
+        operator: the operator that froze it, such as ``aten.sort.default``, or ``input``/``output``.
+        reason: one sentence.
+        source: the line in the user's code, ``file:line: text``, or "".
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    operator: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs before anything is timed.
+
+    Attributes:
+        params: number of parameters (buffers not counted; a tied parameter counts once).
+        macs: multiply-accumulates of one forward pass for ONE example (batch 1).
+        param_bytes: bytes of the parameters in their own dtypes.
+    """
+
+    params: int
+    macs: int
+    param_bytes: int

@@ -1,0 +1,1 @@
+"""What the model is for: its inputs, data splits, loss and per-example scoring."""
