@@ -1,3 +1,54 @@
 """Prunes trained PyTorch models to a measured target and proves what it did."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunekit.graph import find_groups, trace
+    from prunekit.importance import collect, score
+    from prunekit.plan import Goal, PruningPlan, allocate
+    from prunekit.surgery import mask, prune, remove, verify
+    from prunekit.types import Granularity
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Goal",
+    "Granularity",
+    "PruningPlan",
+    "__version__",
+    "allocate",
+    "collect",
+    "find_groups",
+    "mask",
+    "prune",
+    "remove",
+    "score",
+    "trace",
+    "verify",
+]
+
+_ROOMS = {
+    "Goal": "plan",
+    "Granularity": "types",
+    "PruningPlan": "plan",
+    "allocate": "plan",
+    "collect": "importance",
+    "find_groups": "graph",
+    "mask": "surgery",
+    "prune": "surgery",
+    "remove": "surgery",
+    "score": "importance",
+    "trace": "graph",
+    "verify": "surgery",
+}
+"""Where each public name lives; rooms are opened on first use, so that reading a report needs no torch."""
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"prunekit.{room}"), name)

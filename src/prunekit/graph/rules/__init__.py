@@ -1,1 +1,16 @@
-"""The operator rules, one file per family."""
+"""The operator rules, one file per family, in one closed table."""
+
+from prunekit.graph.label import Rule
+from prunekit.graph.rules import contraction, elementwise, joining, lookup, normalization, pooling, shape
+
+RULES: dict[str, Rule] = (
+    elementwise.RULES
+    | contraction.RULES
+    | normalization.RULES
+    | pooling.RULES
+    | shape.RULES
+    | joining.RULES
+    | lookup.RULES
+)
+
+__all__ = ["RULES"]

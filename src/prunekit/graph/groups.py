@@ -1,0 +1,307 @@
+"""Groups: what can be pruned in a model, what cannot and why, and what any choice would cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from prunekit.errors import SelectionError
+from prunekit.graph.assemble import assemble
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.axes import Structure
+from prunekit.graph.label import Dims, label, outputs_of, sizes
+from prunekit.graph.rules import RULES
+from prunekit.graph.solve import solve
+from prunekit.graph.trace import Graph
+from prunekit.measure import count_macs
+from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """A group in one dimension of one tensor, parameter or intermediate.
+
+    Attributes:
+        group: its name.
+        units: ``[n]`` int64, the unit each index belongs to, -1 = none; counted inside a block where
+            ``detached``.
+        detached: the blocks lie along another dimension of the tensor.
+    """
+
+    group: str
+    units: IntArray
+    detached: bool
+
+
+class Groups:
+    """The prunable groups of one traced model; iterates over them, ``groups["name"]`` finds one.
+
+    Attributes:
+        prunable: in the order of the graph.
+        frozen: the axes that are not prunable, with the reason.
+        graph: the traced model they were found in.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        structure: Structure,
+        prunable: tuple[Group, ...],
+        frozen: tuple[Frozen, ...],
+        number_of: dict[int, str],
+    ) -> None:
+        self.graph = graph
+        self.prunable = prunable
+        self.frozen = frozen
+        self._structure = structure
+        self._name_of_axis = number_of
+        self._everything: dict[str, Group] = {group.name: group for group in prunable}
+        self._occurrences: dict[int, list[Occurrence]] = {}
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.prunable)
+
+    def __len__(self) -> int:
+        return len(self.prunable)
+
+    def __contains__(self, name: object) -> bool:
+        return any(group.name == name for group in self.prunable)
+
+    def __getitem__(self, name: str) -> Group:
+        if name not in self:
+            raise SelectionError(
+                f"there is no prunable group {name!r}",
+                expected=f"one of {', '.join(group.name for group in self.prunable) or 'none'}",
+                remedy="List them with `prunekit inspect`",
+            )
+        return self._everything[name]
+
+    def whole(self, name: str) -> Group:
+        """The group of that name, whether or not it was left out by :meth:`select`."""
+        return self._everything[name]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the tensors' names and shapes and of what was found in them, selection aside."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        tensors = {name: list(self.tensor_shape(name)) for name in sorted(self._labels.tensors)}
+        found = sorted((group.name, group.size, group.blocks) for group in self._everything.values())
+        return hashlib.sha256(json.dumps([tensors, found]).encode()).hexdigest()
+
+    @property
+    def _labels(self):
+        return self._structure.labels
+
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter, buffer or constant before pruning."""
+        return tuple(self.graph.tensor(name).shape)
+
+    def select(
+        self,
+        *,
+        granularity: Collection[Granularity | str] | None = None,
+        only: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> Groups:
+        """Keep the groups of these kinds that match ``only`` (if given) and do not match ``ignore``.
+
+        Patterns are shell-style and are held against the group's name, the names of its tensors and the
+        modules they belong to; what is left out appears among ``frozen`` with that reason.
+
+        Raises:
+            SelectionError: a pattern matches no group at all, or a granularity is unknown.
+        """
+        kinds = None if granularity is None else {_granularity(kind) for kind in granularity}
+        for pattern in (*only, *ignore):
+            if not any(_matches(group, pattern) for group in self._everything.values()):
+                raise SelectionError(
+                    f"the pattern {pattern!r} matches no prunable group, tensor or module",
+                    expected="a shell-style pattern such as 'layer1.*' or 'conv1.weight'",
+                    remedy="`prunekit inspect` lists the groups and the tensors they touch",
+                )
+        reasons = {group.name: _why_left_out(group, kinds, only, ignore) for group in self.prunable}
+        return self.freeze({name: reason for name, reason in reasons.items() if reason}, operator="selection")
+
+    def freeze(self, reasons: Mapping[str, str], *, operator: str) -> Groups:
+        """The same groups with some no longer prunable: ``reasons`` says which and why."""
+        left_out = tuple(
+            Frozen(group.name, group.size, group.slices, operator, reasons[group.name], "")
+            for group in self.prunable
+            if group.name in reasons
+        )
+        kept = tuple(group for group in self.prunable if group.name not in reasons)
+        fewer = Groups(self.graph, self._structure, kept, (*self.frozen, *left_out), self._name_of_axis)
+        fewer._everything = self._everything
+        fewer._occurrences = self._occurrences
+        return fewer
+
+    def cost(self, keep: KeepMask | None = None) -> Cost:
+        """Exact cost after keeping ``keep``, without touching the model.
+
+        Args:
+            keep: by group name, ``[units]`` bool; absent groups are whole.
+        """
+        keep = keep or {}
+        params = param_bytes = 0
+        for name in sorted(self._labels.tensors):
+            if name in self.graph.trainable:
+                elements = int(np.prod(self._shape(self._labels.tensors[name], keep), dtype=np.int64))
+                params += elements
+                param_bytes += elements * self.graph.tensor(name).element_size()
+        unused = self._unused_parameters
+        params += sum(tensor.numel() for tensor in unused)
+        param_bytes += sum(tensor.numel() * tensor.element_size() for tensor in unused)
+        return Cost(params=params, macs=self._macs(keep), param_bytes=param_bytes)
+
+    @cached_property
+    def _unused_parameters(self) -> list[Tensor]:
+        """Parameters the graph never reads."""
+        state = self.graph.program.state_dict
+        known = self._labels.tensors
+        return [
+            state[name]
+            for name in sorted(self.graph.trainable)
+            if name in state and name not in known and self.graph.tied.get(name, name) not in known
+        ]
+
+    def _macs(self, keep: KeepMask) -> int:
+        total = 0
+        for node in self._multiplying:
+            shapes = [self.shape(source, keep) for source in _tensor_arguments(node)]
+            total += count_macs(str(node.target), shapes, self.shape(node, keep)) or 0
+        return total // self._batch
+
+    @cached_property
+    def _multiplying(self) -> list[Node]:
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op == "call_function"
+            and isinstance(node.meta.get("val"), Tensor)
+            and count_macs(
+                str(node.target),
+                [sizes(source.meta["val"]) if source else None for source in _tensor_arguments(node)],
+                sizes(node.meta["val"]),
+            )
+            is not None
+        ]
+
+    @cached_property
+    def _batch(self) -> int:
+        inputs = set(self.graph.program.graph_signature.user_inputs)
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            if node.op == "placeholder" and node.name in inputs and isinstance(value, Tensor) and value.ndim:
+                return sizes(value)[0]
+        return 1
+
+    def shape(self, node: Node | None, keep: KeepMask) -> tuple[int, ...] | None:
+        """The shape of a node's output tensor after keeping ``keep``; None for an absent tensor."""
+        return None if node is None else self._shape(outputs_of(self._labels, node)[0], keep)
+
+    def _shape(self, dims: Dims, keep: KeepMask) -> tuple[int, ...]:
+        return tuple(self.count(dim, keep) for dim in dims)
+
+    def count(self, dim: Dim, keep: KeepMask) -> int:
+        """How many indices of a dimension are left."""
+        return dim.size if isinstance(dim, Fixed) else int(self.kept(dim, keep).sum())
+
+    def kept(self, dim: IntArray, keep: KeepMask) -> BoolArray:
+        """``[n]`` which indices of a labelled dimension are left (in the first kept block)."""
+        left = np.ones(len(dim), dtype=np.bool_)
+        for occurrence in self.occurrences(dim):
+            mask = keep.get(occurrence.group)
+            if mask is None:
+                continue
+            if occurrence.detached:
+                per_block = mask.reshape(self._everything[occurrence.group].blocks, -1)
+                mask = per_block[np.argmax(per_block.any(axis=1))]
+            left &= np.where(occurrence.units >= 0, mask[occurrence.units], True)
+        return left
+
+    def occurrences(self, dim: IntArray) -> list[Occurrence]:
+        """The prunable groups that occur in a labelled dimension."""
+        found = self._occurrences.get(id(dim))
+        if found is None:
+            found = self._occurrences[id(dim)] = [
+                Occurrence(self._name_of_axis[number], units, detached)
+                for number, units, detached in self._structure.occurrences(dim)
+                if number in self._name_of_axis
+            ]
+        return found
+
+    def labels_of(self, node: Node) -> list[Dims]:
+        """The labels of a node's output tensors."""
+        return outputs_of(self._labels, node)
+
+    def tensor_labels(self, name: str) -> Dims:
+        """The labels of a parameter, buffer or constant."""
+        return self._labels.tensors[name]
+
+
+def find_groups(graph: Graph) -> Groups:
+    """Find every axis of a traced model, what it touches, and whether it can be pruned.
+
+    Args:
+        graph: from :func:`prunekit.graph.trace`.
+
+    Returns:
+        All prunable groups of every granularity, and the frozen axes with reasons.
+    """
+    with torch.no_grad():
+        labels = label(graph, RULES)
+        structure = Structure(labels, solve(labels.atoms))
+    prunable, frozen, names = assemble(graph, structure)
+    return Groups(graph, structure, prunable, frozen, names)
+
+
+def _tensor_arguments(node: Node) -> list[Node | None]:
+    """Positional tensor arguments in order; None where an optional one is absent."""
+    return [
+        argument if isinstance(argument, Node) else None
+        for argument in node.args
+        if argument is None or (isinstance(argument, Node) and isinstance(argument.meta.get("val"), Tensor))
+    ]
+
+
+def _granularity(kind: Granularity | str) -> Granularity:
+    try:
+        return Granularity(kind)
+    except ValueError:
+        raise SelectionError(
+            f"{kind!r} is not a granularity",
+            expected="one of " + ", ".join(member.value for member in Granularity),
+        ) from None
+
+
+def _matches(group: Group, pattern: str) -> bool:
+    names = [group.name, *group.tensors]
+    for tensor in group.tensors:
+        parts = tensor.split(".")
+        names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _why_left_out(
+    group: Group, kinds: set[Granularity] | None, only: Sequence[str], ignore: Sequence[str]
+) -> str | None:
+    if kinds is not None and group.granularity not in kinds:
+        return f"granularity {group.granularity.value} was not asked for"
+    if only and not any(_matches(group, pattern) for pattern in only):
+        return "it matches no pattern of `only`"
+    for pattern in ignore:
+        if _matches(group, pattern):
+            return f"it matches the `ignore` pattern {pattern!r}"
+    return None

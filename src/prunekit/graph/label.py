@@ -1,0 +1,327 @@
+"""Walks the graph once and lets each operator's rule say how index labels travel through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from prunekit.graph.atoms import Atoms, Dim, Fixed, Reason
+from prunekit.graph.trace import Graph
+from prunekit.types import Granularity, IntArray
+
+Dims = tuple[Dim, ...]
+"""The labels of one tensor, dimension by dimension."""
+
+Rule = Callable[["Call"], "Dims | tuple[Dims, ...] | None"]
+"""Gives the labels of an operator's output(s); None = the operator's tensors are frozen."""
+
+SINGLE = Reason("size 1", "a dimension of size one has nothing to remove")
+
+
+@dataclass
+class Labels:
+    """The labels of every tensor of a graph.
+
+    Attributes:
+        atoms: every fact stated about them.
+        dims: per node, the labels of its output (a tuple of outputs for operators that give several).
+        tensors: per parameter, buffer or constant, its labels.
+    """
+
+    atoms: Atoms
+    dims: dict[Node, Any] = field(default_factory=dict)
+    tensors: dict[str, Dims] = field(default_factory=dict)
+
+
+def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
+    """Label every tensor of ``graph``; operators without a rule freeze what they touch."""
+    labels = Labels(Atoms())
+    static: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            labels.dims[node] = _placeholder(graph, node, labels)
+            if node.name in graph.tensors:
+                static.add(node)
+        elif node.op == "call_function":
+            if node.all_input_nodes and all(source in static for source in node.all_input_nodes):
+                static.add(node)
+            labels.dims[node] = _call(node, labels, rules, static)
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                reason = Reason("output", "the model's outputs keep their shape", source_line(source))
+                _freeze_all(labels, labels.dims.get(source), reason)
+    return labels
+
+
+def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    name = graph.tensors.get(node.name)
+    if name is None:
+        reason = Reason("input", f"the model's input {node.name!r} keeps its shape")
+        return tuple(Fixed(size, reason) for size in sizes(value))
+    canonical = graph.tied.get(name, name)
+    if canonical not in labels.tensors:
+        labels.tensors[canonical] = tuple(
+            labels.atoms.fresh(size) if size > 1 else Fixed(size, SINGLE) for size in sizes(value)
+        )
+    return labels.tensors[canonical]
+
+
+def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node]) -> Any:
+    value = node.meta.get("val")
+    if operator_name(node) == "getitem":
+        return labels.dims[node.args[0]][node.args[1]]  # pyright: ignore[reportArgumentType]
+    if not _tensors_of(value):
+        if any(_tensors_of(source.meta.get("val")) for source in node.all_input_nodes):
+            _freeze_data_dependent(node, labels)
+        return None
+    call = Call(node, labels, static)
+    rule = rules.get(call.operator)
+    outcome = None if rule is None else rule(call)
+    if outcome is None:
+        text = "no rule says how labels travel through it" if rule is None else call.refusal
+        reason = Reason(call.overload, text, source_line(node))
+        for source in node.all_input_nodes:
+            _freeze_all(labels, labels.dims.get(source), reason)
+        return _fixed_like(value, reason)
+    _check(call, outcome, value)
+    return outcome
+
+
+def _freeze_data_dependent(node: Node, labels: Labels) -> None:
+    """An operator that turns tensor values into numbers; reading a size is not one."""
+    if operator_name(node) in ("aten.sym_size", "aten.sym_stride", "aten.sym_numel"):
+        return
+    reason = Reason(operator_name(node), "a number is computed from its values", source_line(node))
+    for source in node.all_input_nodes:
+        _freeze_all(labels, labels.dims.get(source), reason)
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in _tensors_of(item)]
+    return []
+
+
+def _freeze_all(labels: Labels, dims: Any, reason: Reason) -> None:
+    if dims is None:
+        return
+    for dim in dims:
+        if isinstance(dim, tuple) or dim is None:
+            _freeze_all(labels, dim, reason)
+        else:
+            labels.atoms.freeze(dim, reason)
+
+
+def _fixed_like(value: Any, reason: Reason) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(Fixed(size, reason) for size in sizes(value))
+    return tuple(_fixed_like(item, reason) for item in value) if isinstance(value, tuple | list) else None
+
+
+def _check(call: Call, outcome: Any, value: Any) -> None:
+    """A rule that gives labels of another shape than its tensor is a bug of ours."""
+    if isinstance(value, Tensor):
+        found = tuple(dim.size if isinstance(dim, Fixed) else len(dim) for dim in outcome)
+        assert found == sizes(value), (call.overload, found, sizes(value))
+    else:
+        for part, item in zip(outcome, value, strict=True):
+            _check(call, part, item)
+
+
+def sizes(value: Tensor) -> tuple[int, ...]:
+    """The shape in plain integers: an open dimension counts as in the example."""
+    return tuple(concrete(size) for size in value.shape)
+
+
+def concrete(size: Any) -> int:
+    """The integer behind a size: its own, or the example's where it is open."""
+    if isinstance(size, Node):
+        size = size.meta["val"]
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        assert hint is not None, "a size that depends on data has no value to label with"
+        return int(hint)
+    return int(size)
+
+
+def operator_name(node: Node) -> str:
+    """``aten.add`` for every overload of add, in place or not; the plain name for anything else."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        packet = target.overloadpacket.__name__
+        if packet.endswith("_") and not packet.endswith("__"):
+            packet = packet[:-1]
+        return f"{target.namespace}.{packet}"
+    return getattr(target, "__name__", str(target))
+
+
+def source_line(node: Node) -> str:
+    """``file:line: text`` of the innermost line outside torch that ran this operator, or ""."""
+    lines = (node.meta.get("stack_trace") or "").splitlines()
+    best = ""
+    for position, line in enumerate(lines):
+        parts = line.strip().split('"')
+        if line.strip().startswith("File") and len(parts) == 3 and "/torch/" not in parts[1]:
+            number = parts[2].split(",")[1].strip().removeprefix("line ")
+            text = lines[position + 1].strip() if position + 1 < len(lines) else ""
+            best = f"{parts[1]}:{number}: {text}"
+    return best
+
+
+class Call:
+    """One operator's call, as its rule sees it.
+
+    ``call["weight"]`` is an argument by its schema name (nodes for tensors, plain numbers for the rest),
+    ``call.dims("weight")`` its labels, and the verbs state facts in the operator's name.
+    """
+
+    def __init__(self, node: Node, labels: Labels, static: set[Node]) -> None:
+        self.node = node
+        self.atoms = labels.atoms
+        self.operator = operator_name(node)
+        self.overload = str(node.target)
+        self.refusal = "its labels cannot be followed"
+        self._labels = labels
+        self._static = static
+        self._arguments = bind(node)
+        self._groups: IntArray | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._arguments.get(name)
+        if isinstance(value, Node) and not _tensors_of(value.meta.get("val")):
+            return concrete(value)
+        if isinstance(value, tuple | list):
+            return [
+                concrete(item)
+                if isinstance(item, torch.SymInt)
+                or (isinstance(item, Node) and not _tensors_of(item.meta.get("val")))
+                else item
+                for item in value
+            ]
+        return value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by schema name, defaults included."""
+        return self._arguments
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The tensors among the arguments, in order; repeated where one is given twice."""
+        flat = [
+            item
+            for value in self._arguments.values()
+            for item in (value if isinstance(value, tuple | list) else [value])
+        ]
+        return [item for item in flat if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's shape."""
+        return sizes(self.node.meta["val"])
+
+    def dims(self, which: str | Node) -> Dims:
+        """The labels of an argument; empty where it is absent."""
+        node = self[which] if isinstance(which, str) else which
+        return () if node is None else self._labels.dims[node]
+
+    def is_static(self, which: str | Node) -> bool:
+        """The argument is computed from parameters alone."""
+        node = self[which] if isinstance(which, str) else which
+        return node in self._static
+
+    def fixed(self, size: int, text: str) -> Fixed:
+        """A dimension that carries no labels, for the reason ``text``."""
+        return Fixed(size, self.reason(text))
+
+    def reason(self, text: str) -> Reason:
+        """``text`` with this operator and its source line."""
+        return Reason(self.overload, text, source_line(self.node))
+
+    def group_axis(self, count: int) -> IntArray:
+        """``[count]`` atoms for the groups this call computes in; the same for all its tensors."""
+        if self._groups is None:
+            self._groups = self.atoms.fresh(count)
+        return self._groups
+
+    def unify(self, left: Dim, right: Dim) -> Dim:
+        """The two stand or fall together."""
+        return self.atoms.unify(left, right)
+
+    def unify_all(self, dims: Sequence[Dim]) -> Dim:
+        """They all stand or fall together."""
+        first, *rest = dims
+        for dim in rest:
+            first = self.unify(first, dim)
+        return first
+
+    def freeze(self, dims: Sequence[Dim], text: str, *, obvious: bool = False) -> None:
+        """No index of these may go."""
+        for dim in dims:
+            self.atoms.freeze(dim, replace(self.reason(text), obvious=obvious))
+
+    def reduces(self, across: Dim, others: Sequence[Dim], text: str) -> None:
+        """A value is computed over all of ``across``: zeros in it count, and ``others`` meet across it."""
+        self.atoms.mark_not_mask_equivalent(across, self.reason(text))
+        self.atoms.mark_mixed(across, others)
+
+    def contract(self, left: Dim, right: Dim, *, weight: Dim | None) -> None:
+        """Multiply and sum over the two; ``weight`` is the one of the two that is a parameter's."""
+        self.unify(left, right)
+        if weight is None:
+            text = "two activations are multiplied and summed over it"
+            for dim in (left, right):
+                self.atoms.mark_not_mask_equivalent(dim, self.reason(text))
+        elif not isinstance(weight, Fixed):
+            self.atoms.consumed.append(weight)
+
+    def produces(self, dim: Dim) -> None:
+        """A parameter's dimension along which its operator's outputs lie."""
+        if not isinstance(dim, Fixed):
+            self.atoms.produced.append(dim)
+
+    def kind(self, granularity: Granularity, dims: Sequence[Dim]) -> None:
+        """What one index of these dimensions is, where the operator gives it a meaning."""
+        self.atoms.kinds.extend((dim, granularity) for dim in dims if not isinstance(dim, Fixed))
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema, defaults filled in."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return {str(position): value for position, value in enumerate(node.args)} | dict(node.kwargs)
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def outputs_of(labels: Labels, node: Node) -> list[Dims]:
+    """The labels of a node's output tensors, as a flat list."""
+    return list(flat_dims(labels.dims.get(node)))
+
+
+def flat_dims(outcome: object) -> Iterator[Dims]:
+    """Every tensor's labels in what a node was given: one tensor's, or a tuple of them."""
+    if not isinstance(outcome, tuple):
+        return
+    if any(isinstance(item, tuple) or item is None for item in outcome):
+        for item in outcome:
+            yield from flat_dims(item)
+    else:
+        yield outcome

@@ -1,0 +1,149 @@
+"""Operators that multiply and sum over a dimension: linear, matrix products, convolutions, attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.rules.elementwise import broadcast
+from prunekit.types import Granularity
+
+
+def linear(call: Call) -> Dims:
+    """``x[..., in] @ weight[out, in].T + bias[out]``."""
+    *lead, features = call.dims("input")
+    out, contracted = call.dims("weight")
+    call.contract(features, contracted, weight=contracted)
+    call.produces(out)
+    for bias in call.dims("bias"):
+        call.unify(out, bias)
+    return (*lead, out)
+
+
+def matmul(call: Call) -> Dims | None:
+    """``a[..., n, k] @ b[..., k, m]``, with vectors on either side and broadcast leading dimensions."""
+    left_node, right_node = call.inputs[:2]
+    left, right = call.dims(left_node), call.dims(right_node)
+    left_static, right_static = call.is_static(left_node), call.is_static(right_node)
+    inner_left, inner_right = left[-1], right[-2:][0]
+    weight = inner_right if right_static else inner_left if left_static else None
+    call.contract(inner_left, inner_right, weight=weight)
+    rows = left[-2:-1] if len(left) > 1 else ()
+    columns = right[-1:] if len(right) > 1 else ()
+    for dim in (*(columns if right_static else ()), *(rows if left_static else ())):
+        call.produces(dim)
+    lead = broadcast(call, [left[:-2], right[:-2]]) if max(len(left), len(right)) > 2 else ()
+    if weight is None:
+        call.kind(Granularity.HEAD, lead)
+        call.kind(Granularity.HEAD_DIM, (inner_left, *columns))
+    return (*lead, *rows, *columns)
+
+
+def add_product(call: Call) -> Dims | None:
+    """``addmm`` and ``baddbmm``: a matrix product plus a broadcast first argument."""
+    added, left_node, right_node = call.inputs[:3]
+    left, right = call.dims(left_node), call.dims(right_node)
+    right_static = call.is_static(right_node)
+    *lead_left, rows, inner_left = left
+    *lead_right, inner_right, columns = right
+    weight = inner_right if right_static else inner_left if call.is_static(left_node) else None
+    call.contract(inner_left, inner_right, weight=weight)
+    if right_static:
+        call.produces(columns)
+    lead = broadcast(call, [tuple(lead_left), tuple(lead_right)]) if lead_left else ()
+    return broadcast(call, [(*lead, rows, columns), call.dims(added)])
+
+
+def convolution(call: Call) -> Dims:
+    """``x[batch?, in, *space]`` with ``weight[out, in / groups, *kernel]``."""
+    out, per_group, *kernel = call.dims("weight")
+    spatial = len(kernel)
+    call.freeze(kernel, "the extent of a convolution kernel keeps its size", obvious=True)
+    channels = call.dims("input")[-spatial - 1]
+    _grouped(call, channels, per_group, call["groups"], contracted=True)
+    _grouped(call, out, None, call["groups"], contracted=False)
+    return _convolved(call, out, spatial)
+
+
+def transposed_convolution(call: Call) -> Dims:
+    """``x[batch?, in, *space]`` with ``weight[in, out / groups, *kernel]``."""
+    contracted, per_group, *kernel = call.dims("weight")
+    spatial = len(kernel)
+    call.freeze(kernel, "the extent of a convolution kernel keeps its size", obvious=True)
+    channels = call.dims("input")[-spatial - 1]
+    call.contract(channels, contracted, weight=contracted)
+    groups = call["groups"]
+    if groups == 1:
+        return _convolved(call, per_group, spatial)
+    _grouped(call, contracted, None, groups, contracted=True)
+    size = call.shape[-spatial - 1]
+    out = call.atoms.fresh(size)
+    call.produces(per_group)
+    _state_groups(call, out, call.group_axis(groups), per_group, groups)
+    return _convolved(call, out, spatial)
+
+
+def _convolved(call: Call, out: Dim, spatial: int) -> Dims:
+    call.produces(out)
+    for bias in call.dims("bias"):
+        call.unify(out, bias)
+    space = call.dims("input")[-spatial:]
+    call.freeze(space, "a convolution slides over it")
+    lead = call.dims("input")[: -spatial - 1]
+    fixed = (call.fixed(size, "a spatial dimension keeps its size") for size in call.shape[-spatial:])
+    return (*lead, out, *fixed)
+
+
+def _grouped(call: Call, dim: Dim, inside: Dim | None, groups: int, *, contracted: bool) -> None:
+    """``dim`` is split into ``groups`` blocks that the whole call shares; ``inside`` lies within a block."""
+    if groups == 1:
+        if inside is not None:
+            call.contract(dim, inside, weight=inside)
+        return
+    if contracted and inside is not None and not isinstance(inside, Fixed):
+        call.atoms.consumed.append(inside)
+    _state_groups(call, call.atoms.labelled(dim), call.group_axis(groups), inside, groups)
+
+
+def _state_groups(call: Call, merged: np.ndarray, outer: np.ndarray, inside: Dim | None, groups: int) -> None:
+    size = len(merged) // groups
+    if size == 1:
+        call.unify(merged, outer)
+        return
+    inner = call.atoms.fresh(size) if inside is None else call.atoms.labelled(inside)
+    call.atoms.product(merged, (outer, inner))
+
+
+def attention(call: Call) -> Dims:
+    """``softmax(q[..., L, E] @ k[..., S, E].T) @ v[..., S, V]``; the heads lie in front."""
+    query, key, value = call.dims("query"), call.dims("key"), call.dims("value")
+    call.contract(query[-1], key[-1], weight=None)
+    positions = call.unify(key[-2], value[-2])
+    call.reduces(positions, (*query[:-2], query[-2]), "attention normalises over it")
+    lead = broadcast(call, [query[:-2], key[:-2], value[:-2]])
+    call.kind(Granularity.HEAD, lead)
+    call.kind(Granularity.HEAD_DIM, (query[-1], value[-1]))
+    mask = call.dims("attn_mask")
+    if mask:
+        broadcast(call, [(*lead, query[-2], positions), mask])
+    return (*lead, query[-2], value[-1])
+
+
+RULES: dict[str, Rule] = {
+    "aten.linear": linear,
+    "aten.matmul": matmul,
+    "aten.mm": matmul,
+    "aten.bmm": matmul,
+    "aten.mv": matmul,
+    "aten.dot": matmul,
+    "aten.addmm": add_product,
+    "aten.baddbmm": add_product,
+    "aten.conv1d": convolution,
+    "aten.conv2d": convolution,
+    "aten.conv3d": convolution,
+    "aten.conv_transpose1d": transposed_convolution,
+    "aten.conv_transpose2d": transposed_convolution,
+    "aten.conv_transpose3d": transposed_convolution,
+    "aten.scaled_dot_product_attention": attention,
+}

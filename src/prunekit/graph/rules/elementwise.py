@@ -1,0 +1,76 @@
+"""Operators that work index by index, with broadcasting: inputs and output stand or fall together."""
+
+from __future__ import annotations
+
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.label import SINGLE, Call, Dims, Rule
+
+
+def broadcast(call: Call, operands: list[Dims]) -> Dims:
+    """Unify dimension by dimension from the right; a dimension of one carries nothing."""
+    rank = max(len(dims) for dims in operands)
+    joined: list[Dim] = []
+    for position in range(-rank, 0):
+        present = [dims[position] for dims in operands if len(dims) >= -position]
+        size = max(dim.size if isinstance(dim, Fixed) else len(dim) for dim in present)
+        meeting = [
+            dim for dim in present if (dim.size if isinstance(dim, Fixed) else len(dim)) == size and size > 1
+        ]
+        joined.append(call.unify_all(meeting) if meeting else Fixed(size, SINGLE))
+    return tuple(joined)
+
+
+def elementwise(call: Call) -> Dims:
+    """Every tensor among the arguments takes part."""
+    return broadcast(call, [call.dims(node) for node in call.inputs])
+
+
+def like_first(call: Call) -> Dims:
+    """The output has the labels of the first tensor; other tensors, if any, are scalars."""
+    return call.dims(call.inputs[0])
+
+
+def copy_into(call: Call) -> Dims:
+    """``copy_`` writes the second tensor over the first one."""
+    target, source = call.inputs[:2]
+    broadcast(call, [call.dims(target), call.dims(source)])
+    return call.dims(target)
+
+
+def prelu(call: Call) -> Dims:
+    """``prelu(x, weight)``: the weight runs along dimension 1, whatever the rank of ``x``."""
+    own = call.dims("self")
+    (slope,) = call.dims("weight")
+    if not isinstance(slope, Fixed):
+        call.unify(own[1], slope)
+    return own
+
+
+UNARY = (
+    "abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min "
+    "clone contiguous cos cosh deg2rad detach digamma dropout elu erf erfc erfinv exp exp2 expm1 "
+    "feature_dropout alpha_dropout fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite "
+    "isinf isnan leaky_relu lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not "
+    "logit masked_fill mish nan_to_num neg negative positive rad2deg reciprocal relu relu6 round rrelu rsqrt "
+    "selu sgn sigmoid sign silu sin sinc sinh softplus softshrink softsign special_erf special_expit sqrt "
+    "square tan tanh threshold to _to_copy type_as trunc zero"
+)
+
+BINARY = (
+    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copysign div divide eq floor_divide "
+    "fmax fmin fmod ge greater greater_equal gt heaviside hypot le lerp less less_equal logaddexp "
+    "logaddexp2 logical_and logical_or logical_xor lt maximum minimum mul multiply ne not_equal pow "
+    "remainder rsub sub subtract true_divide where xlogy"
+)
+
+RULES: dict[str, Rule] = {
+    **{f"aten.{name}": elementwise for name in (*UNARY.split(), *BINARY.split())},
+    "aten.copy": copy_into,
+    "aten.prelu": prelu,
+    "aten.zeros_like": like_first,
+    "aten.ones_like": like_first,
+    "aten.full_like": like_first,
+    "aten.empty_like": like_first,
+    "aten.rand_like": like_first,
+    "aten.randn_like": like_first,
+}

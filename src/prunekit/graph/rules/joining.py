@@ -1,0 +1,154 @@
+"""Joining and cutting: cat, split, chunk, slice, select, pad. Index arithmetic on label arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+
+
+def cat(call: Call) -> Dims:
+    """Labels one after the other along ``dim``; the other dimensions stand together."""
+    parts = [call.dims(node) for node in call["tensors"]]
+    parts = [
+        part for part, node in zip(parts, call["tensors"], strict=True) if sizes(node.meta["val"]) != (0,)
+    ]
+    over = call["dim"] % len(parts[0])
+    out: list[Dim] = []
+    for axis in range(len(parts[0])):
+        along = [part[axis] for part in parts]
+        if axis != over:
+            out.append(call.unify_all(along))
+        elif all(isinstance(dim, Fixed) for dim in along):
+            out.append(Fixed(call.shape[axis], _first_reason(along)))
+        else:
+            out.append(np.concatenate([call.atoms.labelled(dim) for dim in along]))
+    return tuple(out)
+
+
+def _first_reason(dims: list[Dim]):
+    return next(dim.reason for dim in dims if isinstance(dim, Fixed))
+
+
+def stack(call: Call) -> Dims:
+    """A new dimension that counts the tensors."""
+    nodes = call["tensors"]
+    over = call["dim"] % len(call.shape)
+    parts = [call.dims(node) for node in nodes]
+    out = [call.unify_all([part[axis] for part in parts]) for axis in range(len(parts[0]))]
+    out.insert(over, call.fixed(len(nodes), "each index is one of the stacked tensors"))
+    return tuple(out)
+
+
+def split(call: Call) -> tuple[Dims, ...]:
+    """Consecutive pieces; equal ones, as ``chunk`` gives, keep equal sizes."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    lengths = [sizes(item)[over] for item in call.node.meta["val"]]
+    pieces = _cut(call, own[over], lengths)
+    if len(set(lengths)) == 1 and call.operator != "aten.split_with_sizes":
+        call.atoms.mark_balanced([piece for piece in pieces if not isinstance(piece, Fixed)])
+    return tuple((*own[:over], piece, *own[over + 1 :]) for piece in pieces)
+
+
+def _cut(call: Call, dim: Dim, lengths: list[int]) -> list[Dim]:
+    if isinstance(dim, Fixed):
+        return [Fixed(length, dim.reason) for length in lengths]
+    starts = np.cumsum([0, *lengths])
+    return [
+        dim[start : start + length] if length > 1 else _lone(call, dim[start : start + 1])
+        for start, length in zip(starts, lengths, strict=False)
+    ]
+
+
+def _lone(call: Call, dim: np.ndarray) -> Fixed:
+    """A piece of one index would lose its label; what it came from has to stay."""
+    call.freeze([dim], "a single index of it is used on its own")
+    return Fixed(len(dim), SINGLE)
+
+
+def unbind(call: Call) -> tuple[Dims, ...]:
+    """Every index of one dimension on its own."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    call.freeze([own[over]], "each index of it is used on its own")
+    rest = (*own[:over], *own[over + 1 :])
+    return tuple(rest for _ in call.node.meta["val"])
+
+
+def select(call: Call) -> Dims:
+    """One index of one dimension."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    call.freeze([own[over]], "one index of it is selected by its position")
+    return (*own[:over], *own[over + 1 :])
+
+
+def slice_(call: Call) -> Dims:
+    """``x[start:end:step]`` along one dimension."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    dim, size = own[over], call.shape[over]
+    if isinstance(dim, Fixed):
+        piece: Dim = Fixed(size, dim.reason)
+    elif size == len(dim):
+        piece = dim
+    elif call["step"] != 1:
+        call.freeze([dim], "every so-many-th index of it is taken")
+        piece = call.fixed(size, "every so-many-th index of a dimension")
+    else:
+        taken = dim[slice(call["start"], call["end"], call["step"])]
+        piece = taken if size > 1 else _lone(call, taken)
+    return (*own[:over], piece, *own[over + 1 :])
+
+
+def pad(call: Call) -> Dims | None:
+    """Constant padding: the new indices come with labels of their own."""
+    own = list(call.dims("self"))
+    amounts = call["pad"]
+    if call.operator == "aten.pad" and call["mode"] != "constant":
+        axes = len(amounts) // 2
+        call.freeze(own[-axes:], "it is padded with copies of itself")
+        return (*own[:-axes], *(call.fixed(size, "a padded dimension") for size in call.shape[-axes:]))
+    for position in range(len(amounts) // 2):
+        before, after = amounts[2 * position : 2 * position + 2]
+        axis = len(own) - 1 - position
+        dim, size = own[axis], call.shape[axis]
+        if before == after == 0:
+            continue
+        if isinstance(dim, Fixed):
+            own[axis] = Fixed(size, dim.reason)
+        elif before < 0 or after < 0:
+            call.freeze([dim], "it is cropped by a negative padding")
+            own[axis] = call.fixed(size, "a padded dimension")
+        else:
+            own[axis] = np.concatenate([call.atoms.fresh(before), dim, call.atoms.fresh(after)])
+    return tuple(own)
+
+
+def flip(call: Call) -> Dims:
+    """Dimensions read backwards."""
+    own = list(call.dims("self"))
+    for axis in call["dims"]:
+        dim = own[axis]
+        if not isinstance(dim, Fixed):
+            own[axis] = dim[::-1]
+    return tuple(own)
+
+
+RULES: dict[str, Rule] = {
+    "aten.cat": cat,
+    "aten.concat": cat,
+    "aten.concatenate": cat,
+    "aten.stack": stack,
+    "aten.split": split,
+    "aten.chunk": split,
+    "aten.split_with_sizes": split,
+    "aten.unbind": unbind,
+    "aten.select": select,
+    "aten.slice": slice_,
+    "aten.pad": pad,
+    "aten.constant_pad_nd": pad,
+    "aten.flip": flip,
+}

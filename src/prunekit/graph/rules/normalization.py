@@ -1,0 +1,72 @@
+"""Normalisation: labels pass; where a norm is computed over them, zeroing is not removing."""
+
+from __future__ import annotations
+
+from prunekit.graph.atoms import Fixed
+from prunekit.graph.label import Call, Dims, Rule
+
+OVER = "it is normalised over this dimension, so zeros in it change what remains"
+
+
+def batch_norm(call: Call) -> Dims:
+    """Statistics per channel (dimension 1), scale and shift per channel."""
+    own = call.dims("input")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        for dim in call.dims(name):
+            call.unify(own[1], dim)
+    return own
+
+
+def layer_norm(call: Call) -> Dims:
+    """Layer and RMS norm: over the last dimensions, with scale and shift of the same shape."""
+    own = call.dims("input")
+    count = len(call["normalized_shape"])
+    lead, normalised = own[:-count], own[-count:]
+    for name in ("weight", "bias"):
+        for dim, parameter in zip(
+            normalised, call.dims(name) if name in call.arguments else (), strict=False
+        ):
+            call.unify(dim, parameter)
+    for dim in normalised:
+        call.reduces(dim, lead, OVER)
+    return own
+
+
+def group_norm(call: Call) -> Dims:
+    """Over the channels of each of ``num_groups`` blocks; scale and shift per channel."""
+    own = call.dims("input")
+    channels, groups = own[1], call["num_groups"]
+    for name in ("weight", "bias"):
+        for dim in call.dims(name):
+            call.unify(channels, dim)
+    if isinstance(channels, Fixed):
+        return own
+    size = len(channels) // groups
+    if groups == 1:
+        call.reduces(channels, (), OVER)
+    elif size > 1:
+        inner = call.atoms.fresh(size)
+        call.atoms.product(channels, (call.group_axis(groups), inner))
+        call.reduces(inner, (), OVER)
+    return own
+
+
+def softmax(call: Call) -> Dims:
+    """Over one dimension."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    call.reduces(own[over], [dim for axis, dim in enumerate(own) if axis != over], OVER)
+    return own
+
+
+RULES: dict[str, Rule] = {
+    "aten.batch_norm": batch_norm,
+    "aten.instance_norm": batch_norm,
+    "aten.layer_norm": layer_norm,
+    "aten.rms_norm": layer_norm,
+    "aten.group_norm": group_norm,
+    "aten.softmax": softmax,
+    "aten._softmax": softmax,
+    "aten.log_softmax": softmax,
+    "aten._log_softmax": softmax,
+}

@@ -1,0 +1,320 @@
+"""From stated facts to one consistent answer: which atoms are the same, what they consist of, what is frozen.
+
+The rules state equalities (``edges``) and products (``merged[p, q] = outer[p] or inner[q]``). Solving
+repeats five inferences until nothing new follows. Each is exact, or adds a constraint that only ever
+prunes less:
+
+1. Two entries of a merged array that are the same atom: their coordinates stand together, factor by factor.
+2. Two indices of a factor that are the same atom: the merged entries they select stand together.
+3. A factor that cannot lose an index says nothing: with one other left, the merged array is that one.
+4. Two products over shared merged entries: where coordinates correspond, the factors stand together; where
+   they only nest (12 = 3 x 4 = 6 x 2), both are refined (3 x 2 x 2); else everything in both is frozen.
+5. Two products with the same factors: their merged arrays stand together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from prunekit.graph.atoms import Atoms, Product, Reason
+from prunekit.types import BoolArray, IntArray
+
+INCOMPATIBLE = Reason("reshape", "the dimension is split in two ways that do not fit into each other")
+WHOLE = Reason(
+    "reshape", "its indices only stand or fall all together, which would remove the whole dimension"
+)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer, over *roots*: the classes of atoms that stand or fall together.
+
+    Attributes:
+        root: ``[atoms]`` int64, the class of each atom.
+        parts: ``[roots, k]`` int64, the basic classes each class consists of, -1 where there are fewer
+            than k; a basic class consists of itself. A class disappears when any of its parts does.
+        reason: per root, the index into ``reasons`` of what froze it, -1 = free.
+        reasons: all stated reasons, in the order of the graph.
+        products: the products that are left, over roots.
+    """
+
+    root: IntArray
+    parts: IntArray
+    reason: IntArray
+    reasons: tuple[Reason, ...]
+    products: tuple[Product, ...]
+
+    def members(self, dim: IntArray) -> IntArray:
+        """``[n, k]`` basic classes of each index of a dimension, -1 where there are fewer than k."""
+        return self.parts[self.root[dim]]
+
+
+def solve(atoms: Atoms) -> Solution:
+    """Close the stated facts under the five inferences and read off the answer."""
+    edges = list(atoms.edges)
+    products = list(atoms.products)
+    frozen = list(atoms.frozen)
+    count = atoms.count
+    while True:
+        root = _components(count, edges)
+        products = [_canonical(product, root) for product in products]
+        is_frozen = _frozen_flags(root, products, [dim for dim, _ in frozen])
+        found = _Found(count)
+        products = _simplify(products, is_frozen, found)
+        products = _reconcile(products, found)
+        for dim, reason in found.frozen:
+            frozen.append((dim, reason))
+        edges.extend(found.edges)
+        count = found.count
+        if not found.changed:
+            break
+    reasons = tuple(reason for _, reason in frozen)
+    reason = np.full(len(root), -1, dtype=np.int64)
+    for number in range(len(frozen) - 1, -1, -1):
+        reason[root[frozen[number][0]]] = number
+    parts = _expand(len(root), products)
+    reason = _spread_reasons(reason, parts)
+    return Solution(root, parts, reason, reasons, tuple(products))
+
+
+class _Found:
+    """What one round of inference added."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.edges: list[tuple[IntArray, IntArray]] = []
+        self.frozen: list[tuple[IntArray, Reason]] = []
+        self.changed = False
+
+    def fresh(self, size: int) -> IntArray:
+        atoms = np.arange(self.count, self.count + size, dtype=np.int64)
+        self.count += size
+        self.changed = True
+        return atoms
+
+    def same(self, left: IntArray, right: IntArray) -> None:
+        left, right = left.ravel(), right.ravel()
+        differ = left != right
+        if differ.any():
+            self.edges.append((left[differ], right[differ]))
+            self.changed = True
+
+    def freeze(self, dim: IntArray, reason: Reason) -> None:
+        self.frozen.append((dim.ravel(), reason))
+        self.changed = True
+
+
+def _components(count: int, edges: list[tuple[IntArray, IntArray]]) -> IntArray:
+    """The smallest atom of each atom's class, so that ids mean the same from round to round."""
+    if not edges:
+        return np.arange(count, dtype=np.int64)
+    left = np.concatenate([edge[0] for edge in edges])
+    right = np.concatenate([edge[1] for edge in edges])
+    graph = coo_array((np.ones(len(left), dtype=np.float32), (left, right)), shape=(count, count))
+    number, label = connected_components(graph, directed=False)
+    smallest = np.full(number, count, dtype=np.int64)
+    np.minimum.at(smallest, label, np.arange(count))
+    return smallest[label]
+
+
+def _canonical(product: Product, root: IntArray) -> Product:
+    return Product(root[product.merged], tuple(root[factor] for factor in product.factors))
+
+
+def _frozen_flags(root: IntArray, products: list[Product], frozen: list[IntArray]) -> BoolArray:
+    """``[atoms]``: the class cannot go. A frozen merged entry freezes its coordinates."""
+    flags = np.zeros(len(root), dtype=np.bool_)
+    for dim in frozen:
+        flags[root[dim]] = True
+    for _ in range(len(products) + 1):
+        before = int(flags.sum())
+        for product in products:
+            stuck = flags[product.merged]
+            for axis, factor in enumerate(product.factors):
+                others = tuple(other for other in range(stuck.ndim) if other != axis)
+                flags[factor[stuck.any(axis=others)]] = True
+        if int(flags.sum()) == before:
+            break
+    return flags
+
+
+def _simplify(products: list[Product], is_frozen: BoolArray, found: _Found) -> list[Product]:
+    """Inferences 1 to 3."""
+    kept = []
+    for product in products:
+        _equal_entries(product, found)
+        _equal_coordinates(product, found)
+        free = [axis for axis, factor in enumerate(product.factors) if not _cannot_lose(factor, is_frozen)]
+        if len(free) == len(product.factors):
+            kept.append(product)
+            continue
+        for axis, factor in enumerate(product.factors):
+            if axis not in free and not is_frozen[factor].all():
+                found.freeze(factor, WHOLE)
+        first = tuple(slice(None) if axis in free else slice(0, 1) for axis in range(product.merged.ndim))
+        core = product.merged[first]
+        found.same(np.broadcast_to(core, product.merged.shape), product.merged)
+        if len(free) == 0:
+            if not is_frozen[product.merged].all():
+                found.freeze(product.merged, WHOLE)
+        elif len(free) == 1:
+            found.same(core, product.factors[free[0]])
+        else:
+            shape = tuple(product.merged.shape[axis] for axis in free)
+            kept.append(Product(core.reshape(shape), tuple(product.factors[axis] for axis in free)))
+            found.changed = True
+    return kept
+
+
+def _cannot_lose(factor: IntArray, is_frozen: BoolArray) -> bool:
+    return bool(is_frozen[factor].all() or (factor == factor[0]).all())
+
+
+def _equal_entries(product: Product, found: _Found) -> None:
+    flat = product.merged.ravel()
+    order = np.argsort(flat, kind="stable")
+    twin = np.flatnonzero(flat[order][1:] == flat[order][:-1])
+    if len(twin) == 0:
+        return
+    here = np.unravel_index(order[twin], product.merged.shape)
+    there = np.unravel_index(order[twin + 1], product.merged.shape)
+    for factor, left, right in zip(product.factors, here, there, strict=True):
+        found.same(factor[left], factor[right])
+
+
+def _equal_coordinates(product: Product, found: _Found) -> None:
+    for axis, factor in enumerate(product.factors):
+        _, first = np.unique(factor, return_index=True)
+        if len(first) == len(factor):
+            continue
+        representative = dict(zip(factor[first].tolist(), first.tolist(), strict=True))
+        source = np.array([representative[atom] for atom in factor.tolist()])
+        found.same(product.merged, np.take(product.merged, source, axis=axis))
+
+
+def _reconcile(products: list[Product], found: _Found) -> list[Product]:
+    """Inferences 4 and 5, on products whose coordinates are all distinct."""
+    if found.changed:
+        return products
+    kept: list[Product] = []
+    owner = np.full(found.count, -1, dtype=np.int64)
+    by_factors: dict[tuple[bytes, ...], int] = {}
+    for product in products:
+        key = tuple(factor.tobytes() for factor in product.factors)
+        if key in by_factors:
+            found.same(kept[by_factors[key]].merged, product.merged)
+        entries = product.merged.ravel()
+        duplicate = False
+        for number in np.unique(owner[entries]).tolist():
+            if number >= 0:
+                duplicate |= _reconcile_pair(kept, number, product, found)
+        if duplicate:
+            continue
+        by_factors.setdefault(key, len(kept))
+        owner[entries[owner[entries] < 0]] = len(kept)
+        kept.append(product)
+    return kept
+
+
+def _reconcile_pair(kept: list[Product], number: int, product: Product, found: _Found) -> bool:
+    """Make ``product`` agree with ``kept[number]``; True where it then says nothing of its own."""
+    other = kept[number]
+    same_entries = np.array_equal(other.merged.ravel(), product.merged.ravel())
+    if same_entries and other.merged.shape != product.merged.shape:
+        shape = _common_refinement(other.merged.shape, product.merged.shape)
+        if shape is not None:
+            refined = Product(product.merged.reshape(shape), tuple(found.fresh(size) for size in shape))
+            kept[number] = refined
+            kept.extend(_refine(other, refined, found))
+            kept.extend(_refine(product, refined, found))
+            return True
+    if len(other.factors) == len(product.factors):
+        _, here, there = np.intersect1d(other.merged.ravel(), product.merged.ravel(), return_indices=True)
+        left = np.unravel_index(here, other.merged.shape)
+        right = np.unravel_index(there, product.merged.shape)
+        if all(_is_function(a, b) and _is_function(b, a) for a, b in zip(left, right, strict=True)):
+            for axis, (a, b) in enumerate(zip(left, right, strict=True)):
+                found.same(other.factors[axis][a], product.factors[axis][b])
+            return same_entries
+    for dim in (other.merged, product.merged, *other.factors, *product.factors):
+        found.freeze(dim, INCOMPATIBLE)
+    return True
+
+
+def _is_function(source: IntArray, target: IntArray) -> bool:
+    pairs = np.unique(np.stack([source, target]), axis=1)
+    return len(np.unique(pairs[0])) == pairs.shape[1]
+
+
+def _common_refinement(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The coarsest mixed radix in which both are mergers of neighbours; None where the cuts do not nest."""
+    total = int(np.prod(left))
+    cuts = sorted({*_strides(left), *_strides(right), 1, total})
+    if any(larger % smaller for smaller, larger in pairwise(cuts)):
+        return None
+    return tuple(larger // smaller for smaller, larger in pairwise(cuts))[::-1]
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    return [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+
+
+def _refine(coarse: Product, fine: Product, found: _Found) -> list[Product]:
+    """Each factor of ``coarse`` as a product of the factors of ``fine`` that it spans."""
+    products, position = [], 0
+    for factor in coarse.factors:
+        size, spanned = 1, []
+        while size < len(factor):
+            spanned.append(fine.factors[position])
+            size *= len(fine.factors[position])
+            position += 1
+        if len(spanned) == 1:
+            found.same(factor, spanned[0])
+        else:
+            shape = tuple(len(part) for part in spanned)
+            products.append(Product(factor.reshape(shape), tuple(spanned)))
+    return products
+
+
+def _expand(count: int, products: list[Product]) -> IntArray:
+    """``[roots, k]`` basic classes of every class, following products of products."""
+    parts = np.arange(count, dtype=np.int64)[:, None]
+    for _ in range(len(products) + 1):
+        wider = parts
+        for product in products:
+            grids = np.meshgrid(*product.factors, indexing="ij")
+            pieces = np.concatenate([parts[grid.ravel()] for grid in grids], axis=1)
+            wider = _assign(wider, product.merged.ravel(), pieces)
+        if wider.shape == parts.shape and np.array_equal(wider, parts):
+            break
+        parts = wider
+    return parts
+
+
+def _assign(parts: IntArray, rows: IntArray, pieces: IntArray) -> IntArray:
+    """``parts`` with ``rows`` set to the distinct members of ``pieces``, -1 filled at the end."""
+    pieces = np.sort(pieces, axis=1)[:, ::-1].copy()
+    pieces[:, 1:][pieces[:, 1:] == pieces[:, :-1]] = -1
+    pieces = np.sort(pieces, axis=1)[:, ::-1]
+    width = max(parts.shape[1], int((pieces >= 0).sum(axis=1).max(initial=1)))
+    out = np.full((parts.shape[0], width), -1, dtype=np.int64)
+    out[:, : parts.shape[1]] = parts
+    out[rows] = -1
+    out[rows, : min(width, pieces.shape[1])] = pieces[:, :width]
+    return out
+
+
+def _spread_reasons(reason: IntArray, parts: IntArray) -> IntArray:
+    """A frozen class freezes the basic classes it consists of; the earliest reason is the one told."""
+    rows = np.flatnonzero(reason >= 0)
+    members = parts[rows]
+    stated = np.broadcast_to(reason[rows][:, None], members.shape)[members >= 0]
+    never = np.iinfo(np.int64).max
+    spread = np.full(len(reason), never)
+    np.minimum.at(spread, members[members >= 0], stated)
+    return np.where(reason >= 0, reason, np.where(spread == never, -1, spread))

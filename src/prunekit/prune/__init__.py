@@ -1,1 +1,0 @@
-"""Doing what a plan says, and proving that it was done."""

@@ -1,0 +1,126 @@
+"""``prune``: trace, group, score, plan, remove and prove in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from prunekit.errors import ProofError, SelectionError
+from prunekit.graph import Groups, find_groups, trace
+from prunekit.importance import CRITERIA, Statistics, collect, score
+from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.surgery.proof import Proof, broken_groups, verify
+from prunekit.surgery.remove import remove
+from prunekit.types import WIDTHS, Frozen, Granularity
+from prunekit.workload import Batch
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :func:`prune` gives.
+
+    Attributes:
+        model: the smaller model; the one given is untouched.
+        plan: what was removed, and what that changed in cost.
+        frozen: what could not be pruned, with operator, source line and reason.
+        form: ``own class`` or ``graph module``.
+        form_reason: why it has that form.
+        proof: the laws that were checked.
+        groups: of the model given, for a next plan.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    frozen: tuple[Frozen, ...]
+    form: Literal["own class", "graph module"]
+    form_reason: str
+    proof: Proof
+    groups: Groups
+
+
+def prune(
+    model: nn.Module,
+    args: Tensor | Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    sparsity: float = 0.5,
+    criterion: str = "l2",
+    goal: Literal["sparsity", "macs", "params"] = "sparsity",
+    scope: Literal["uniform", "global"] = "uniform",
+    granularity: Collection[Granularity | str] | None = None,
+    only: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    calibration: Iterable[Batch] | None = None,
+    loss: Callable[[Any, Batch], Tensor] | None = None,
+    seed: int = 0,
+) -> Pruned:
+    """Remove units from ``model`` and prove that the smaller model is right; nothing is trained.
+
+    Args:
+        model: any ``nn.Module``; it is left as it is.
+        args: example inputs, positional; one tensor may be given without a tuple.
+        kwargs: example inputs by keyword.
+        sparsity: the fraction removed, in ``[0, 1)``: of the units of every prunable group, or, with
+            ``goal="macs"`` or ``"params"``, of the whole model's MACs or parameters.
+        criterion: a name in ``CRITERIA``; those that need gradients need ``calibration`` and ``loss``.
+        goal: what ``sparsity`` is a fraction of.
+        scope: ``uniform`` takes the same share of every group, ``global`` ranks all units together.
+        granularity: kinds of units; default every width kind, hidden width included; layers, experts and
+            channel groups only on request.
+        only: shell-style patterns of groups, tensors or modules to prune.
+        ignore: patterns of what to leave alone.
+        calibration: batches for criteria that need statistics.
+        loss: ``loss(outputs, batch)``, a scalar mean, for criteria that need gradients.
+        seed: of the random criterion and of the proof's permutations.
+
+    Raises:
+        TraceError: torch.export cannot follow the model.
+        SelectionError: a pattern matches nothing, an unknown granularity or criterion, nothing to prune.
+        GoalError: the goal is out of reach.
+        CalibrationError: statistics are needed and cannot be gathered.
+        ProofError: the removal breaks a law; the model is untouched.
+    """
+    if criterion not in CRITERIA:
+        raise SelectionError(f"there is no criterion {criterion!r}", expected=f"one of {', '.join(CRITERIA)}")
+    asked = Goal(kind=goal, remove=sparsity)
+    kinds = WIDTHS if granularity is None else granularity
+    found = find_groups(trace(model, args, kwargs))
+    groups = sound(model, found.select(granularity=kinds, only=only, ignore=ignore), seed=seed)
+    if not len(groups) and not asked.removes_nothing:
+        raise SelectionError(
+            f"nothing in {type(model).__name__} can be pruned with these choices",
+            expected="at least one prunable group",
+            remedy=_why_nothing(groups),
+        )
+    stats: Statistics | None = None
+    needs = CRITERIA[criterion].needs
+    if needs:
+        stats = collect(model, calibration or (), groups=groups, needs=needs, loss=loss)
+    scores = score(model, groups, criterion, stats=stats, seed=seed)
+    plan = allocate(groups, scores, asked, scope=scope, criterion=criterion)
+    removal = remove(model, plan, groups)
+    proof = verify(model, removal.model, plan, groups, seed=seed)
+    if not proof.passed:
+        raise ProofError(
+            f"the pruned {type(model).__name__} breaks a law: {proof}",
+            remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
+        )
+    return Pruned(removal.model, plan, groups.frozen, removal.form, removal.reason, proof, groups)
+
+
+def sound(model: nn.Module, groups: Groups, *, seed: int = 0) -> Groups:
+    """The groups that obey the permutation law; one that does not is frozen with that reason."""
+    broken = broken_groups(model, groups, seed=seed)
+    reasons = {
+        name: f"permuting its units changes the outputs (relative error {law.max_relative_error:.1e})"
+        for name, law in broken.items()
+    }
+    return groups.freeze(reasons, operator="permutation law") if broken else groups
+
+
+def _why_nothing(groups: Groups) -> str:
+    reasons = list(dict.fromkeys(f"{item.name}: {item.reason}" for item in groups.frozen))[:5]
+    return "Frozen: " + "; ".join(reasons) if reasons else "The model has no axis that a rule can follow"

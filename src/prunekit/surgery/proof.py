@@ -1,0 +1,237 @@
+"""The laws that removal obeys, checked in float64 on the model at hand.
+
+Permutation law: permuting the units of a group in every slice leaves the outputs unchanged. A slice that is
+missing, superfluous or misaligned breaks it; norms and softmax do not. It proves the coupling.
+
+Mask law: for a mask-equivalent group, the removed model equals the model in which every slice of the removed
+units is zero. It proves the removal.
+
+Form law: the model the user gets equals the pruned graph.
+
+A law that holds for any weights is checked on perturbed ones: a norm scale initialised to zero would hide a
+wrong coupling behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunekit.graph import Groups
+from prunekit.plan import PruningPlan
+from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
+from prunekit.surgery.remove import check_fits, masked, reduced_graph
+from prunekit.surgery.tensors import names_of, read, replace
+from prunekit.types import Group, IntArray, KeepMask, Slice
+
+TOLERANCE = 1e-6
+"""Relative, in float64. A wrong coupling is off by its whole effect; rounding stays below 1e-10."""
+
+
+@dataclass(frozen=True)
+class LawResult:
+    """One law, checked.
+
+    Attributes:
+        law: ``permutation``, ``mask`` or ``form``.
+        groups: the groups it was checked for.
+        max_relative_error: over all outputs and batches, relative to the largest output.
+        tolerance: what it was held against.
+        batch_sizes: the sizes of the first dimension it was checked at.
+        passed: error <= tolerance.
+        note: what was left out, or why it fails.
+    """
+
+    law: str
+    groups: tuple[str, ...]
+    max_relative_error: float
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All laws checked for one removal; ``passed`` if every one holds."""
+
+    laws: tuple[LawResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every law holds."""
+        return all(law.passed for law in self.laws)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{law.law} law: {'holds' if law.passed else 'BROKEN'} for {len(law.groups)} groups, "
+            f"max relative error {law.max_relative_error:.1e} (tolerance {law.tolerance:.0e}), "
+            f"batch sizes {', '.join(map(str, law.batch_sizes))}" + (f"; {law.note}" if law.note else "")
+            for law in self.laws
+        ]
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, small: nn.Module, plan: PruningPlan, groups: Groups, *, seed: int = 0) -> Proof:
+    """Check all laws for one plan carried out.
+
+    Args:
+        model: the dense model.
+        small: what ``remove(model, plan, groups)`` gave.
+        plan: the plan.
+        groups: that the plan was made on.
+        seed: of the permutations and perturbations.
+
+    Raises:
+        PlanError: plan, groups and model do not belong together.
+    """
+    check_fits(model, plan, groups)
+    keep = plan.keep_mask()
+    names = [group.name for group in groups.prunable if group.name in keep]
+    return Proof(
+        (
+            check_permutation(model, groups, names, seed=seed),
+            check_mask(model, groups, keep, seed=seed),
+            _check_form(model, small, groups, keep),
+        )
+    )
+
+
+def check_permutation(
+    model: nn.Module, groups: Groups, names: Sequence[str] | None = None, *, seed: int = 0
+) -> LawResult:
+    """Permute all named groups at once (default: every prunable one) and compare outputs."""
+    names = [group.name for group in groups] if names is None else list(names)
+    reference = _perturbed(in_float64(model), groups, seed)
+    permuted = in_float64(reference)
+    rng = np.random.default_rng(seed)
+    for name in names:
+        group = groups.whole(name)
+        _permute(permuted, group, _block_permutation(group, rng))
+    return _compare("permutation", names, reference, permuted, groups)
+
+
+def broken_groups(model: nn.Module, groups: Groups, *, seed: int = 0) -> dict[str, LawResult]:
+    """The prunable groups that break the permutation law, found by bisection."""
+    names = [group.name for group in groups]
+    found: dict[str, LawResult] = {}
+    pending = [names] if names else []
+    while pending:
+        part = pending.pop()
+        result = check_permutation(model, groups, part, seed=seed)
+        if result.passed:
+            continue
+        if len(part) == 1:
+            found[part[0]] = result
+        else:
+            pending += [part[: len(part) // 2], part[len(part) // 2 :]]
+    return found
+
+
+def check_mask(model: nn.Module, groups: Groups, keep: KeepMask, *, seed: int = 0) -> LawResult:
+    """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
+    equivalent = {name: mask for name, mask in keep.items() if groups.whole(name).mask_equivalent}
+    left_out = len(keep) - len(equivalent)
+    note = f"{left_out} groups are not mask-equivalent" if left_out else ""
+    reference = _perturbed(in_float64(model), groups, seed)
+    removed = in_float64(reduced_graph(reference, equivalent, groups))
+    return _compare(
+        "mask", list(equivalent), masked(reference, equivalent, groups), removed, groups, note=note
+    )
+
+
+def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask) -> LawResult:
+    expected = in_float64(reduced_graph(model, keep, groups))
+    return _compare("form", list(keep), expected, in_float64(small), groups)
+
+
+def _compare(
+    law: str, names: list[str], reference: nn.Module, other: nn.Module, groups: Groups, note: str = ""
+) -> LawResult:
+    worst, checked = 0.0, []
+    for args, kwargs in input_batches(groups.graph, double=True):
+        expected = outputs(reference, args, kwargs)
+        try:
+            found = outputs(other, args, kwargs)
+        except Exception as error:  # whatever the model's forward raises
+            worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
+            break
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in expected):
+            worst, note = float("inf"), "the model's own outputs are not finite"
+            break
+        worst = max(worst, max_relative_error(expected, found))
+        first = next((leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)), None)
+        checked.append(int(first.shape[0]) if first is not None and first.ndim else 0)
+    return LawResult(law, tuple(names), worst, TOLERANCE, tuple(checked), worst <= TOLERANCE, note)
+
+
+def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
+    """Every floating-point tensor of the graph moved, each element differently; signs of variances stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for name in dict.fromkeys(groups.graph.tied.get(name, name) for name in groups.graph.tensors.values()):
+        tensor = read(model, name)
+        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        size = float(tensor.detach().abs().mean()) or 0.02
+        moved = tensor.detach() * (0.8 + 0.4 * noise)
+        moved = torch.where(tensor.detach() == 0, size * noise, moved)
+        _set(model, name, moved)
+    return model
+
+
+def _set(model: nn.Module, name: str, value: Tensor) -> None:
+    old = read(model, name)
+    parameter = nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value
+    for alias in names_of(model, name):
+        replace(model, alias, parameter)
+
+
+def _block_permutation(group: Group, rng: np.random.Generator) -> IntArray:
+    """``[units]``: a random permutation that moves units only within their block."""
+    size = group.units_per_block
+    return np.concatenate([block * size + rng.permutation(size) for block in range(group.blocks)])
+
+
+def _permute(model: nn.Module, group: Group, order: IntArray) -> None:
+    """Put unit ``order[u]`` in the place of unit ``u`` in every slice."""
+    for part in group.slices:
+        tensor = read(model, part.tensor)
+        if tensor is not None:
+            _set(model, part.tensor, _permuted(tensor.detach(), part, group, order))
+
+
+def _permuted(tensor: Tensor, part: Slice, group: Group, order: IntArray) -> Tensor:
+    if part.block_dim is None:
+        index = torch.from_numpy(_moved(part.units, order)).to(tensor.device)
+        return tensor.index_select(part.dim, index)
+    assert part.block_of is not None
+    size = group.units_per_block
+    rows = np.stack(
+        [
+            _moved(part.units, order[block * size : (block + 1) * size] - block * size)
+            for block in part.block_of
+        ]
+    )
+    index = torch.from_numpy(rows if part.block_dim < part.dim else rows.T.copy()).to(tensor.device)
+    shape = [extent if axis in (part.dim, part.block_dim) else 1 for axis, extent in enumerate(tensor.shape)]
+    return torch.gather(tensor, part.dim, index.reshape(shape).expand(tensor.shape))
+
+
+def _moved(units: IntArray, order: IntArray) -> IntArray:
+    """``[n]``: for each index, the index whose content comes here when units move to ``order``.
+
+    The k-th index of unit u takes the content of the k-th index of unit ``order[u]``.
+    """
+    places: dict[int, list[int]] = {}
+    for index, unit in enumerate(units.tolist()):
+        places.setdefault(unit, []).append(index)
+    moved = np.arange(len(units))
+    for unit, indices in places.items():
+        if unit >= 0:
+            moved[indices] = places[int(order[unit])]
+    return moved

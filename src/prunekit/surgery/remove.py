@@ -1,0 +1,169 @@
+"""Carrying out a plan: the smaller model, or the masked one. Nothing is decided here."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from prunekit.errors import PlanError
+from prunekit.graph import Groups
+from prunekit.graph.rewrite import Change, rewrite
+from prunekit.plan import PruningPlan
+from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
+from prunekit.surgery.narrow import narrow, touched, zero
+from prunekit.surgery.repair import follow_constants, follow_shapes
+from prunekit.surgery.tensors import names_of, read, replace
+from prunekit.types import KeepMask
+
+FORM_TOLERANCE = 1e-9
+"""Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A model without the units a plan removes.
+
+    Attributes:
+        model: the smaller model; the original is untouched and shares no tensor with it.
+        form: ``own class`` or ``graph module``.
+        reason: why it has that form.
+        form_error: largest relative difference between the user's class and the pruned graph, in float64;
+            inf where the class could not run.
+    """
+
+    model: nn.Module
+    form: Literal["own class", "graph module"]
+    reason: str
+    form_error: float
+
+
+def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
+    """Make the smaller model that ``plan`` describes; ``model`` itself is left as it is.
+
+    The user's class is kept if, with its width attributes repaired, it computes in float64 what the pruned
+    graph computes, on the example inputs and on another batch size. Otherwise the graph itself is given.
+
+    Args:
+        model: the model that ``groups`` was found in, or one of the same class and shapes.
+        plan: made on ``groups``.
+        groups: from ``find_groups``.
+
+    Raises:
+        PlanError: the plan was made for another model, or for another version of it.
+    """
+    check_fits(model, plan, groups)
+    keep = plan.keep_mask()
+    names = touched(groups, keep)
+    narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
+    own = copy.deepcopy(model)
+    for name, tensor in narrowed.items():
+        _replace_everywhere(own, model, name, tensor.detach().clone())
+    graph_module, changes = _graph_form(model, groups, keep, narrowed)
+    follow_shapes(own, narrowed, changes)
+    error, reason = _distance(own, graph_module, groups)
+    if error > FORM_TOLERANCE and follow_constants(own, changes):
+        error, reason = _distance(own, graph_module, groups)
+    if error <= FORM_TOLERANCE:
+        return Removal(own, "own class", "it computes what the pruned graph computes", error)
+    graph_module.train(model.training)
+    return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+
+
+def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
+    """A copy of ``model``, shapes unchanged, in which every slice of the plan's removed units is zero.
+
+    Raises:
+        PlanError: as in :func:`remove`.
+    """
+    check_fits(model, plan, groups)
+    return masked(model, plan.keep_mask(), groups)
+
+
+def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
+    """:func:`mask` for a keep mask instead of a plan."""
+    twin = copy.deepcopy(model)
+    for name in touched(groups, keep):
+        tensor = read(twin, name)
+        if tensor is not None:
+            _replace_everywhere(twin, twin, name, zero(groups, name, tensor.detach(), keep))
+    return twin
+
+
+def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
+    """The pruned graph with the model's own tensors: what any form of the removal must compute."""
+    tensors = {
+        name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
+    }
+    return _graph_form(model, groups, keep, tensors)[0]
+
+
+def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
+    """Raise PlanError unless plan, groups and model belong together."""
+    if plan.fingerprint != groups.fingerprint:
+        raise PlanError(
+            f"the plan was made for a model with fingerprint {plan.fingerprint[:12]}, "
+            f"these groups have {groups.fingerprint[:12]}",
+            expected="the plan of this very model: same parameter names, shapes and groups",
+            remedy="Make a new plan with allocate(), or trace the model the plan was made for",
+        )
+    for group in groups.prunable:
+        for name in group.tensors:
+            tensor = read(model, name)
+            if tensor is not None and tuple(tensor.shape) != groups.tensor_shape(name):
+                raise PlanError(
+                    f"the tensor has shape {list(tensor.shape)}",
+                    expected=f"{list(groups.tensor_shape(name))}, as when the groups were found",
+                    where=name,
+                    remedy="The model was changed since it was traced: trace it again and make a new plan",
+                )
+
+
+def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:
+    found = read(model, name)
+    return (groups.graph.tensor(name) if found is None else found).detach()
+
+
+def _replace_everywhere(target: nn.Module, source: nn.Module, name: str, value: Tensor) -> None:
+    """Put one new tensor under every name the old one has."""
+    old = read(source, name)
+    if old is None:
+        return
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=old.requires_grad)
+    for alias in names_of(source, name):
+        replace(target, alias, value)
+
+
+def _graph_form(
+    model: nn.Module, groups: Groups, keep: KeepMask, narrowed: dict[str, Tensor]
+) -> tuple[nn.Module, list[Change]]:
+    tensors: dict[str, Tensor] = {}
+    for name in groups.graph.tensors.values():
+        canonical = groups.graph.tied.get(name, name)
+        if canonical not in tensors:
+            source = _tensor(model, groups, canonical)
+            value = narrowed.get(canonical, source).detach().clone()
+            original = read(model, canonical)
+            if isinstance(original, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=original.requires_grad)
+            tensors[canonical] = value
+        tensors[name] = tensors[canonical]
+    return rewrite(groups, keep, tensors)
+
+
+def _distance(own: nn.Module, graph_module: nn.Module, groups: Groups) -> tuple[float, str]:
+    """How far the repaired class is from the pruned graph, and why it cannot be used if it is."""
+    own64, graph64 = in_float64(own), in_float64(graph_module)
+    worst = 0.0
+    for args, kwargs in input_batches(groups.graph, double=True):
+        expected = outputs(graph64, args, kwargs)
+        try:
+            found = outputs(own64, args, kwargs)
+        except Exception as error:  # whatever the user's forward raises on the narrower tensors
+            text = (str(error).strip().splitlines() or [""])[0]
+            return float("inf"), f"does not run at the new widths ({type(error).__name__}: {text})"
+        worst = max(worst, max_relative_error(expected, found))
+    return worst, f"computes something else at the new widths (relative error {worst:.1e})"

@@ -1,0 +1,55 @@
+"""Reading and replacing a module's tensors by qualified name, whatever kind of attribute they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def owner(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The object that holds ``name`` and the attribute's own name.
+
+    Raises:
+        AttributeError: there is no such attribute.
+    """
+    *path, leaf = name.split(".")
+    found: Any = model
+    for part in path:
+        found = getattr(found, part)
+    return found, leaf
+
+
+def read(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter, buffer or plain tensor attribute of that name; None where the model has none."""
+    try:
+        holder, leaf = owner(model, name)
+        value = getattr(holder, leaf)
+    except AttributeError:
+        return None
+    return value if isinstance(value, Tensor) else None
+
+
+def replace(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put ``value`` where ``name`` is; a parameter stays a parameter and keeps ``requires_grad``."""
+    holder, leaf = owner(model, name)
+    if isinstance(holder, nn.Module) and leaf in holder._parameters:
+        old = holder._parameters[leaf]
+        trains = old is not None and old.requires_grad
+        holder._parameters[leaf] = (
+            value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=trains)
+        )
+    elif isinstance(holder, nn.Module) and leaf in holder._buffers:
+        holder._buffers[leaf] = value
+    else:
+        setattr(holder, leaf, value)
+
+
+def names_of(model: nn.Module, name: str) -> list[str]:
+    """All names of the tensor called ``name``: more than one where it is tied."""
+    tensor = read(model, name)
+    every = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return [other for other, value in every if value is tensor] or [name]
