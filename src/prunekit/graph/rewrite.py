@@ -5,6 +5,7 @@ It is the specification of removal: whatever form the user gets must compute wha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.graph import _PyTreeCodeGen
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.groups import Groups
@@ -40,7 +40,7 @@ class Change:
 
 def rewrite(
     groups: Groups, keep: KeepMask, tensors: Mapping[str, Tensor]
-) -> tuple[GraphModule, list[Change]]:
+) -> tuple[PrunedGraph, list[Change]]:
     """The pruned graph as a module that takes and gives what the model does, and what changed in it.
 
     Args:
@@ -71,25 +71,32 @@ def rewrite(
     for node in graph.nodes:
         if node.op == "get_attr":
             _attach(root, node.target, tensors.get(node.target, _find(template, node.target)))
-    module = GraphModule(root, graph, class_name="PrunedGraph")
+    module = PrunedGraph(root, graph, class_name="PrunedGraph")
     _follow_training_mode(module, {node.name for node in switches})
     module.eval()
     return module, changes
 
 
-class _SharedCodeGen(_PyTreeCodeGen):
-    """Takes and gives what the model does; it never changes, so copies of the module share it."""
+class PrunedGraph(GraphModule):
+    """The pruned graph as a module: original parameter names, the model's own inputs and outputs.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedCodeGen:
-        return self
+    ``train()`` reaches batch normalisation and dropout.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrunedGraph:
+        root = _Root()
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target != "training":
+                _attach(root, node.target, copy.deepcopy(_find(self, node.target), memo))
+        root.training = self.training
+        twin = PrunedGraph(root, _copy(self.graph), class_name="PrunedGraph")
+        return twin.train(self.training)
 
 
 def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
     twin = torch.fx.Graph()
     twin.output(twin.graph_copy(graph, {}))
-    codegen = graph._codegen
-    assert isinstance(codegen, _PyTreeCodeGen)
-    twin.set_codegen(_SharedCodeGen(codegen.pytree_info))
+    twin.set_codegen(graph._codegen)  # It says how inputs and outputs are nested, and never changes.
     return twin
 
 
