@@ -72,7 +72,8 @@ class Group:
     """All slices of all parameters and buffers that one axis touches.
 
     Attributes:
-        name: stable and readable: the first tensor that produces the axis, such as ``conv1.weight:0``.
+        name: stable and readable: the module that first produces it and the granularity, such as
+            ``layer1.0.conv1:channel``.
         granularity: the kind of its units.
         size: number of units.
         blocks: units are chosen in equal numbers from each of this many blocks; unit ``u`` lies in block
@@ -106,7 +107,7 @@ class Frozen:
     """An axis that is not prunable, and why.
 
     Attributes:
-        name: as in :class:`Group`.
+        name: the first tensor and dimension along which it lies, such as ``fc.weight:0``.
         size: its number of indices.
         slices: the tensors it touches.
         operator: the operator that froze it, such as ``aten.sort.default``, or ``input``/``output``.

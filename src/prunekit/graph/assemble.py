@@ -9,6 +9,8 @@ from prunekit.graph.axes import Axis, Structure, block_of
 from prunekit.graph.trace import Graph
 from prunekit.types import BoolArray, Frozen, Granularity, Group, IntArray, Slice
 
+NO_PARAMETER = Reason("buffer", "only buffers run along it, so there is nothing to score")
+
 
 def assemble(
     graph: Graph, structure: Structure
@@ -23,13 +25,16 @@ def assemble(
         if axis.reason is not None and axis.reason.obvious:
             continue
         slices = described.slices(number, axis)
-        granularity = described.granularity(axis, slices)
-        name = _unique(_name(slices, granularity), taken)
-        if axis.reason is not None:
+        reason = axis.reason
+        if reason is None and not any(part.tensor in graph.trainable for part in slices):
+            reason = NO_PARAMETER
+        if reason is not None:
             size = len(axis.roots)
-            reason = axis.reason
+            name = _unique(f"{slices[0].tensor}:{slices[0].dim}", taken)
             frozen.append(Frozen(name, size, slices, reason.operator, reason.text, reason.source))
             continue
+        granularity = described.granularity(axis, slices)
+        name = _unique(_name(slices, granularity), taken)
         because = described.not_mask_equivalent(axis)
         blocks = int(np.prod([len(outer) for outer in axis.blocks], dtype=np.int64))
         names[number] = name
@@ -57,6 +62,7 @@ class _Describer:
         self._consumed = _flags(atoms.count, atoms.consumed)
         self._produced = _flags(atoms.count, atoms.produced)
         self._kinds = [(structure.members(dim), kind) for dim, kind in atoms.kinds]
+        self._summed = [structure.members(dim) for dim in atoms.summed]
         self._not_mask_equivalent = [
             (structure.members(dim), reason) for dim, reason in atoms.not_mask_equivalent
         ]
@@ -101,8 +107,8 @@ class _Describer:
 
         1. Attention gives heads and head dimensions their meaning.
         2. An axis that only ever lies outside others in the same dimension counts groups.
-        3. Convolutions produce channels, embeddings and residual linear layers hidden units, other linear
-           layers neurons.
+        3. Linear layers and embeddings that are added up produce the hidden units of a residual stream, other
+           linear layers neurons, convolutions channels.
         """
         for members, kind in self._kinds:
             if np.isin(axis.roots, members).all():
@@ -111,9 +117,9 @@ class _Describer:
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
         ranks = {len(self.graph.tensor(part.tensor).shape) for part in producers}
-        if 2 in ranks:
-            return Granularity.HIDDEN if len(producers) > 1 else Granularity.NEURON
-        return Granularity.CHANNEL
+        if 2 in ranks and any(np.isin(axis.roots, members).any() for members in self._summed):
+            return Granularity.HIDDEN
+        return Granularity.NEURON if ranks == {2} else Granularity.CHANNEL
 
     def _is_outer(self, axis: Axis, part: Slice) -> bool:
         """Every unit covers several indices, because another axis lies inside it."""

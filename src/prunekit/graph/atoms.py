@@ -65,6 +65,7 @@ class Atoms:
         self.not_mask_equivalent: list[tuple[IntArray, Reason]] = []
         self.mixed: list[tuple[IntArray, tuple[IntArray, ...]]] = []
         self.balanced: list[tuple[IntArray, ...]] = []
+        self.summed: list[IntArray] = []
         self.kinds: list[tuple[IntArray, Granularity]] = []
         self.consumed: list[IntArray] = []
         self.produced: list[IntArray] = []

@@ -179,8 +179,11 @@ class Groups:
     def _macs(self, keep: KeepMask) -> int:
         total = 0
         for node in self._multiplying:
-            shapes = [self.shape(source, keep) for source in _tensor_arguments(node)]
-            total += count_macs(str(node.target), shapes, self.shape(node, keep)) or 0
+            shapes = [
+                None if source is None else self._node_shape(source, keep)
+                for source in _tensor_arguments(node)
+            ]
+            total += count_macs(str(node.target), shapes, self._node_shape(node, keep)) or 0
         return total // self._batch
 
     @cached_property
@@ -207,9 +210,8 @@ class Groups:
                 return sizes(value)[0]
         return 1
 
-    def shape(self, node: Node | None, keep: KeepMask) -> tuple[int, ...] | None:
-        """The shape of a node's output tensor after keeping ``keep``; None for an absent tensor."""
-        return None if node is None else self._shape(outputs_of(self._labels, node)[0], keep)
+    def _node_shape(self, node: Node, keep: KeepMask) -> tuple[int, ...]:
+        return self._shape(outputs_of(self._labels, node)[0], keep)
 
     def _shape(self, dims: Dims, keep: KeepMask) -> tuple[int, ...]:
         return tuple(self.count(dim, keep) for dim in dims)

@@ -43,6 +43,8 @@ def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
     labels = Labels(Atoms())
     static: set[Node] = set()
     for node in graph.nodes:
+        if node.op == "placeholder" and not node.users:
+            continue  # A tensor the model never reads has nothing to follow.
         if node.op == "placeholder":
             labels.dims[node] = _placeholder(graph, node, labels)
             if node.name in graph.tensors:

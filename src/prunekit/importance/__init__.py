@@ -1,1 +1,23 @@
 """How much each unit matters: calibration statistics and criteria."""
+
+from prunekit.importance.calibration import NEEDS as NEEDS
+from prunekit.importance.calibration import collect as collect
+from prunekit.importance.criteria import CRITERIA as CRITERIA
+from prunekit.importance.criteria import Criterion as Criterion
+from prunekit.importance.scoring import NORMALIZATIONS as NORMALIZATIONS
+from prunekit.importance.scoring import REDUCTIONS as REDUCTIONS
+from prunekit.importance.scoring import score as score
+from prunekit.importance.view import ROLES as ROLES
+from prunekit.importance.view import Statistics as Statistics
+
+__all__ = [
+    "CRITERIA",
+    "NEEDS",
+    "NORMALIZATIONS",
+    "REDUCTIONS",
+    "ROLES",
+    "Criterion",
+    "Statistics",
+    "collect",
+    "score",
+]

@@ -1,1 +1,28 @@
 """Winning quality back by training."""
+
+from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
+from prunekit.recover.schedules import SCHEDULES, cubic, linear, oneshot, shares
+from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.task import Task, task_of
+from prunekit.recover.training import train, validate
+
+__all__ = [
+    "LEARNING_RATES",
+    "SCHEDULES",
+    "EpochRecord",
+    "Task",
+    "TrainingRecord",
+    "TrainingSettings",
+    "budget_in_epochs",
+    "budget_in_steps",
+    "cubic",
+    "learning_rate",
+    "linear",
+    "oneshot",
+    "shares",
+    "steps_per_epoch",
+    "task_of",
+    "train",
+    "validate",
+]

@@ -35,22 +35,28 @@ def follow_constants(model: nn.Module, changes: Iterable[Change]) -> list[str]:
     the pruned graph computes.
 
     Returns:
-        The qualified names of the attributes that were set.
+        The names of the attributes that were set.
     """
-    done: list[str] = []
+    done: dict[tuple[int, str], str] = {}
     for change in changes:
         module = _module(model, change)
         if module is None:
             continue
-        for old, new in _pairs(change.old, change.new):
-            for attribute, value in vars(module).items():
-                if type(value) is int and value == old and f"{id(module)}.{attribute}" not in done:
-                    setattr(module, attribute, new)
-                    done.append(f"{id(module)}.{attribute}")
         for attribute, value in list(vars(module).items()):
-            if isinstance(value, list | tuple) and list(value) == change.old:
-                setattr(module, attribute, type(value)(change.new))
-    return done
+            new = _new_value(value, change)
+            if new is not None and (id(module), attribute) not in done:
+                setattr(module, attribute, new)
+                done[id(module), attribute] = attribute
+    return list(done.values())
+
+
+def _new_value(value: Any, change: Change) -> Any:
+    """What an attribute that equals the old constant, or a number in it, becomes; None where it does not."""
+    if type(value) is int:
+        return next((new for old, new in _pairs(change.old, change.new) if old == value), None)
+    if isinstance(value, list | tuple) and value and list(value) == change.old:
+        return type(value)(change.new)
+    return None
 
 
 def _pairs(old: Any, new: Any) -> list[tuple[int, int]]:

@@ -25,6 +25,14 @@ def elementwise(call: Call) -> Dims:
     return broadcast(call, [call.dims(node) for node in call.inputs])
 
 
+def add(call: Call) -> Dims:
+    """A sum of two activations makes a residual stream of the dimensions they share."""
+    dims = elementwise(call)
+    if sum(not call.is_static(node) for node in call.inputs) > 1:
+        call.atoms.summed.extend(dim for dim in dims if not isinstance(dim, Fixed))
+    return dims
+
+
 def like_first(call: Call) -> Dims:
     """The output has the labels of the first tensor; other tensors, if any, are scalars."""
     return call.dims(call.inputs[0])
@@ -57,7 +65,7 @@ UNARY = (
 )
 
 BINARY = (
-    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copysign div divide eq floor_divide "
+    "addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copysign div divide eq floor_divide "
     "fmax fmin fmod ge greater greater_equal gt heaviside hypot le lerp less less_equal logaddexp "
     "logaddexp2 logical_and logical_or logical_xor lt maximum minimum mul multiply ne not_equal pow "
     "remainder rsub sub subtract true_divide where xlogy"
@@ -65,6 +73,7 @@ BINARY = (
 
 RULES: dict[str, Rule] = {
     **{f"aten.{name}": elementwise for name in (*UNARY.split(), *BINARY.split())},
+    "aten.add": add,
     "aten.copy": copy_into,
     "aten.prelu": prelu,
     "aten.zeros_like": like_first,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Dim, Fixed, Reason
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
 
 
@@ -27,8 +27,9 @@ def cat(call: Call) -> Dims:
     return tuple(out)
 
 
-def _first_reason(dims: list[Dim]):
-    return next(dim.reason for dim in dims if isinstance(dim, Fixed))
+def _first_reason(dims: list[Dim]) -> Reason:
+    reasons = [dim.reason for dim in dims if isinstance(dim, Fixed)]
+    return next((reason for reason in reasons if reason is not SINGLE), SINGLE)
 
 
 def stack(call: Call) -> Dims:

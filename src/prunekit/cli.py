@@ -1,0 +1,394 @@
+"""The command line: arguments -> recipe -> workflow; nothing is decided here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from prunekit import __version__
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.workflow import Inspection, Outcome, Row
+
+ACCEPTED, REFUSED, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+PIPED_WIDTH = 110
+SHOW_AFTER_S = 2.0
+
+app = typer.Typer(
+    help="Prune a trained PyTorch model to a measured target and prove what was done.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"prunekit {__version__}")
+        raise typer.Exit(ACCEPTED)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where the run is kept (default: runs/NAME).")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe, or go on with a run that was begun.
+
+    Exit code 0: accepted; 1: refused by a gate; 2: the recipe or the command cannot be used; 3: the run failed.
+    """
+    with _errors(as_json, debug):
+        from prunekit.workflow import run_recipe
+
+        with _printing_elsewhere(as_json), _watching(as_json) as watcher:
+            outcome = run_recipe(recipe, run_dir=run_dir, watcher=watcher)
+        if as_json:
+            _print_json(_outcome_values(outcome))
+        else:
+            _print_outcome(outcome)
+    raise typer.Exit(ACCEPTED if outcome.accepted else REFUSED)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(help="A recipe, or a Python file with the function workload().")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be pruned in a model, and what cannot and why."""
+    with _errors(as_json, debug):
+        from prunekit.workflow import inspect_workload
+
+        with _printing_elsewhere(as_json):
+            found = inspect_workload(source)
+        if as_json:
+            _print_json(_inspection_values(found))
+        else:
+            _print_inspection(found)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the HTML report of a finished run again and print its path."""
+    with _errors(as_json, debug):
+        from prunekit.workflow import make_report
+
+        path = make_report(run_dir)
+        if as_json:
+            _print_json({"report": str(path)})
+        else:
+            print(path)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextlib.contextmanager
+def _errors(as_json: bool, debug: bool) -> Iterator[None]:
+    """One paragraph on stderr for everything that goes wrong, and the exit code that belongs to it."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt as error:
+            text = "Interrupted. Finished stages are kept; the same command goes on from there."
+            raise _ended(text, INTERRUPTED, error, as_json, debug=False) from error
+        except PrunekitError as error:
+            text = " ".join([f"Error: {error}", *getattr(error, "__notes__", [])])
+            raise _ended(text, error.exit_code, error, as_json, debug) from error
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            raise _ended(_unexpected(error), FAILED, error, as_json, debug) from error
+
+
+def _ended(text: str, code: int, error: BaseException, as_json: bool, debug: bool) -> typer.Exit:
+    text = " ".join(text.split())
+    if as_json:
+        _print_json({"error": {"kind": type(error).__name__, "message": text, "exit_code": code}})
+    if debug:
+        traceback.print_exception(error)
+    print(text, file=sys.stderr)
+    return typer.Exit(code)
+
+
+def _unexpected(error: Exception) -> str:
+    """The user's code may raise anything; so may a bug of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    where = f" at {last.filename}:{last.lineno}" if last else ""
+    notes = " ".join(getattr(error, "__notes__", []))
+    return (
+        f"Error: unexpected {type(error).__name__}: {error}{where}. {notes} If that is not a line of your own "
+        "code, it is a bug in prunekit; run the command again with --debug for the traceback."
+    )
+
+
+@contextlib.contextmanager
+def _printing_elsewhere(as_json: bool) -> Iterator[None]:
+    """With --json, what the user's code prints goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _watching(as_json: bool) -> Iterator[Any]:
+    """Bars on a terminal; elsewhere only what the user has to know, on stderr."""
+    if as_json or not sys.stdout.isatty():
+        yield Quiet()
+        return
+    with Bars(Console()) as bars:
+        yield bars
+
+
+class Quiet:
+    """Says only that a damaged stage is repeated and that a stage was dropped."""
+
+    def begins(self, stage: str, why: str) -> None:
+        """Say why, if a file was damaged."""
+        if "damaged" in why:
+            print(f"{stage} is run again; {why}", file=sys.stderr)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say nothing."""
+
+    def ends(self, stage: str, seconds: float) -> None:
+        """Say nothing."""
+
+    def kept(self, stage: str) -> None:
+        """Say nothing."""
+
+    def removed(self, stage: str) -> None:
+        """Say that a stage was dropped."""
+        print(f"{stage} is no longer part of the run and was removed", file=sys.stderr)
+
+
+class Remaining(ProgressColumn):
+    """The remaining time, once a stage has taken two seconds and its steps are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        """Show the time, or nothing yet."""
+        if task.total is None or (task.elapsed or 0.0) < SHOW_AFTER_S:
+            return Text("")
+        return Text.assemble(self._time.render(task), " left")
+
+
+class Bars:
+    """A line for each stage on the terminal: a bar while it runs, its time once it is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            Remaining(),
+            console=console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._began = 0.0
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def begins(self, stage: str, why: str) -> None:
+        """Open the stage's line; say why it runs if it had run before."""
+        self._began = time.monotonic()
+        if why != "it has not run yet":
+            self._say(f"[yellow]again[/]  {stage}", f"[dim]{why}[/]")
+        self._task = self._progress.add_task(stage.ljust(18), total=None)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def ends(self, stage: str, seconds: float) -> None:
+        """Turn the bar into a line with the time."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._say(f"[green]done[/]   {stage.ljust(18)}", f"[dim]{_seconds(seconds)}[/]")
+
+    def kept(self, stage: str) -> None:
+        """Say that the stage is current."""
+        self._say(f"[dim]kept[/]   {stage}", "")
+
+    def removed(self, stage: str) -> None:
+        """Say that the stage was dropped."""
+        self._say(f"[yellow]gone[/]   {stage}", "[dim]no longer part of the run[/]")
+
+    def _say(self, what: str, aside: str) -> None:
+        self._console.print(f"{what}  {aside}".rstrip(), highlight=False)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def _outcome_values(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "accepted": outcome.accepted,
+        "gates": [asdict(gate) for gate in outcome.gates],
+        "rows": [asdict(row) for row in outcome.rows],
+        "report": str(outcome.report),
+        "run_dir": str(outcome.run_dir),
+    }
+
+
+def _inspection_values(found: Inspection) -> dict[str, Any]:
+    from prunekit.workflow import describe
+
+    return {
+        "name": found.name,
+        "model": found.model,
+        "cost": asdict(found.cost),
+        **describe(found.groups, found.frozen),
+    }
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    console = _console()
+    table = Table("", "dense", "pruned", "change", box=SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in outcome.rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    if outcome.gates:
+        gates = Table("gate", "", "reason", box=SIMPLE_HEAD)
+        for gate in outcome.gates:
+            gates.add_row(
+                gate.name, "[green]passed[/]" if gate.passed else "[red]failed[/]", Text(gate.reason)
+            )
+        console.print(gates)
+    verdict = "[green]Accepted[/]" if outcome.accepted else "[red]Refused[/]"
+    why = "" if outcome.gates else ": the recipe has no gates"
+    console.print(f"{verdict}{why}. Report: ", end="")
+    print(outcome.report)
+
+
+def _cells(row: Row) -> tuple[str, str, str, str]:
+    def figure(value: float | None) -> str:
+        if value is None:
+            return ""
+        if row.unit == "bytes":
+            return _bytes(value)
+        if row.unit == "ms":
+            return f"{value:.3g} ms"
+        return _count(value) if isinstance(value, int) else f"{value:.4f}"
+
+    return row.quantity, figure(row.dense), figure(row.pruned), _change(row)
+
+
+def _change(row: Row) -> str:
+    if row.change is None:
+        return ""
+    if row.unit == "x":
+        interval = f" ({row.low:.2f} to {row.high:.2f})" if row.low is not None else ""
+        return f"{row.change:.2f}x{interval}"
+    if row.low is not None and row.high is not None:
+        return f"{row.change:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
+    return f"{-row.change:+.1%}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def _print_inspection(found: Inspection) -> None:
+    console = _console()
+    console.print(
+        f"{found.name}: {found.model}, {found.cost.params:,} parameters, {found.cost.macs:,} MACs per example",
+        highlight=False,
+    )
+    groups = Table("group", "kind", "units", "blocks", "tensors", box=SIMPLE_HEAD, title="Prunable")
+    for group in found.groups:
+        tensors = ", ".join(group.tensors[:4]) + (
+            f" and {len(group.tensors) - 4} more" if group.tensors[4:] else ""
+        )
+        blocks = str(group.blocks) if group.blocks > 1 else ""
+        groups.add_row(Text(group.name), group.granularity.value, str(group.size), blocks, Text(tensors))
+    console.print(groups)
+    frozen = Table("axis", "size", "operator", "why", "where", box=SIMPLE_HEAD, title="Frozen")
+    for item in found.frozen:
+        frozen.add_row(
+            Text(item.name), str(item.size), Text(item.operator), Text(item.reason), Text(item.source)
+        )
+    console.print(frozen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Keeping the exporter quiet without losing what it said."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx")
+"""The exporter logs below these names."""
+
+
+@contextmanager
+def overheard() -> Iterator[io.StringIO]:
+    """Collect prints, log lines and warnings of the exporter instead of showing them.
+
+    All warnings inside are the exporter's about itself, such as torch 2.13 copying a pytree class that it has
+    deprecated; what the user's ``forward`` has to say it says outside, where it runs on real tensors.
+
+    Yields:
+        What was said; the warnings are added at the end.
+    """
+    said = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, _logging_to(said):
+        warnings.simplefilter("always")
+        try:
+            with redirect_stdout(said), redirect_stderr(said):
+                yield said
+        finally:
+            said.writelines(f"{warning.category.__name__}: {warning.message}\n" for warning in caught)
+
+
+@contextmanager
+def _logging_to(said: io.StringIO) -> Iterator[None]:
+    """Handlers of torch hold the stderr of their birth, so redirecting it does not reach them."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in LOGGERS]
+    loggers = [logging.getLogger(name) for name in (*LOGGERS, *names)]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [logging.StreamHandler(said)] if logger.name in LOGGERS else []
+        logger.propagate = logger.name not in LOGGERS
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate

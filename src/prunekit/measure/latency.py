@@ -1,0 +1,293 @@
+"""How much faster one model is than another, measured in pairs so that the machine's drift cancels."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunekit.errors import MeasurementError
+from prunekit.measure.runtimes import Runner
+
+Times = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+STEADY = 0.05
+"""Above this relative median absolute deviation of the speed-ups a measurement is called noisy."""
+
+_WARMUP_SHARE = 0.2
+_CELLS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Times of one model, per call.
+
+    Attributes:
+        p50_ms: half of the calls were faster.
+        p90_ms: nine of ten calls were faster.
+        p99_ms: 99 of 100 calls were faster; the slowest call or close to it below 100 pairs.
+        mean_ms: arithmetic mean.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Dense time over pruned time; 2 = the pruned model takes half the time.
+
+    Attributes:
+        median: of the paired figures.
+        low: lower end of its bootstrap interval.
+        high: upper end of its bootstrap interval.
+        confidence: of the interval.
+        pairs: number of timed pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far measurements of the same thing lie apart: median absolute deviations over the median.
+
+    Attributes:
+        dense: of the dense model's times.
+        pruned: of the pruned model's times.
+        speedup: of the paired speed-ups; the one that matters, since what slows both cancels in it.
+        steady: ``speedup`` is at most :data:`STEADY`.
+        statement: the same as a sentence.
+    """
+
+    dense: float
+    pruned: float
+    speedup: float
+    steady: bool
+    statement: str
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyComparison:
+    """Two models, timed in pairs.
+
+    Attributes:
+        dense: times of the dense model.
+        pruned: times of the pruned model.
+        speedup: paired.
+        noise: how steady the machine was.
+        warmup: untimed calls of each model beforehand.
+        seconds: that timing took, warm-up included.
+        stopped_early: fewer pairs than asked for, because the time was up.
+        dense_ms: ``[pairs]`` float64, each call of the dense model.
+        pruned_ms: ``[pairs]`` float64, each call of the pruned model.
+        dense_first: ``[pairs]`` bool, which of the two went first.
+    """
+
+    dense: Percentiles
+    pruned: Percentiles
+    speedup: Speedup
+    noise: Noise
+    warmup: int
+    seconds: float
+    stopped_early: bool
+    dense_ms: Times
+    pruned_ms: Times
+    dense_first: npt.NDArray[np.bool_]
+
+    def summary(self) -> dict[str, Any]:
+        """All but the raw times, as plain JSON."""
+        return {
+            "dense": asdict(self.dense),
+            "pruned": asdict(self.pruned),
+            "speedup": asdict(self.speedup),
+            "noise": asdict(self.noise),
+            "warmup": self.warmup,
+            "seconds": self.seconds,
+            "stopped_early": self.stopped_early,
+        }
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The raw times as columns of a table, one row per pair."""
+        return {
+            "pair": np.arange(len(self.dense_ms)),
+            "dense_ms": self.dense_ms,
+            "pruned_ms": self.pruned_ms,
+            "dense_first": self.dense_first,
+        }
+
+
+def compare_latency(
+    dense: Runner,
+    pruned: Runner,
+    *,
+    pairs: int = 200,
+    warmup: int = 20,
+    seed: int = 0,
+    min_pairs: int = 20,
+    max_seconds: float = 120.0,
+    progress: Progress | None = None,
+) -> LatencyComparison:
+    """Time two runners in pairs, one call of each, in an order drawn anew for every pair.
+
+    Both are open at the same time and alternate, so whatever slows the machine for longer than one pair
+    slows both; the garbage collector rests meanwhile. The speed-up is the median of the paired figures
+    ``dense_ms / pruned_ms``, its interval a bootstrap over pairs.
+
+    Args:
+        dense: the parent.
+        pruned: the model it is compared with.
+        pairs: how many to time.
+        warmup: untimed calls of each beforehand; fewer (at least one) where they would take more than a
+            fifth of ``max_seconds``.
+        seed: of the orders and of the bootstrap.
+        min_pairs: timed even when the time is up.
+        max_seconds: after which no further pair is begun.
+        progress: called with (pairs done, pairs asked for) between pairs.
+
+    Raises:
+        MeasurementError: fewer than two pairs, or a call too short for the clock.
+    """
+    if min(pairs, min_pairs) < 2 or warmup < 1:
+        raise MeasurementError(
+            f"{pairs} pairs, at least {min_pairs}, after {warmup} warm-up calls were asked for",
+            expected="two pairs or more and one warm-up call or more",
+        )
+    rng = np.random.default_rng(seed)
+    order = rng.random(pairs) < 0.5
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        begin = time.perf_counter()
+        warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
+        times = _time_pairs(dense, pruned, order, min_pairs, begin + max_seconds, progress)
+        seconds = time.perf_counter() - begin
+    finally:
+        if collecting:
+            gc.enable()
+    if times.min() <= 0:
+        raise MeasurementError(
+            "A call took no time that the clock could see",
+            expected="models that take a microsecond or more",
+            remedy="Measure a larger batch",
+        )
+    dense_ms, pruned_ms = times
+    return LatencyComparison(
+        dense=percentiles(dense_ms),
+        pruned=percentiles(pruned_ms),
+        speedup=paired_speedup(dense_ms, pruned_ms, seed=seed),
+        noise=_noise(dense_ms, pruned_ms),
+        warmup=warmed,
+        seconds=round(seconds, 3),
+        stopped_early=len(dense_ms) < pairs,
+        dense_ms=dense_ms,
+        pruned_ms=pruned_ms,
+        dense_first=order[: len(dense_ms)],
+    )
+
+
+def percentiles(times_ms: Times) -> Percentiles:
+    """The usual figures of ``[n]`` times in milliseconds (linear interpolation between calls)."""
+    p50, p90, p99 = np.quantile(times_ms, [0.5, 0.9, 0.99])
+    return Percentiles(float(p50), float(p90), float(p99), float(times_ms.mean()))
+
+
+def paired_speedup(
+    dense_ms: Times,
+    pruned_ms: Times,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Speedup:
+    """Median of ``dense_ms / pruned_ms`` over pairs, with its bootstrap percentile interval.
+
+    Args:
+        dense_ms: ``[pairs]`` milliseconds, > 0.
+        pruned_ms: ``[pairs]`` milliseconds, > 0, of the same pairs.
+        confidence: in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Source: Efron, Tibshirani, 1993, An Introduction to the Bootstrap, section 13.3 (percentile interval);
+    pairs are resampled whole. Deviation: none; pairs are taken as independent, which drift that is slower
+    than a pair does not break, because it cancels within the pair.
+    """
+    paired = dense_ms / pruned_ms
+    rng = np.random.default_rng(seed)
+    medians = np.empty(resamples)
+    step = max(1, _CELLS_AT_ONCE // len(paired))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = paired[rng.integers(len(paired), size=(rows, len(paired)))]
+        medians[start : start + rows] = np.median(drawn, axis=1)
+    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Speedup(float(np.median(paired)), float(low), float(high), confidence, len(paired))
+
+
+def _warm_up(dense: Runner, pruned: Runner, calls: int, until: float) -> int:
+    for done in range(1, calls + 1):
+        dense()
+        pruned()
+        if time.perf_counter() > until:
+            return done
+    return calls
+
+
+def _time_pairs(
+    dense: Runner, pruned: Runner, order: np.ndarray, least: int, until: float, progress: Progress | None
+) -> Times:
+    """``[2, pairs done]`` milliseconds: dense, pruned."""
+    times_ns = np.empty((2, len(order)), dtype=np.int64)
+    clock, done = time.perf_counter_ns, 0
+    for pair, dense_goes_first in enumerate(order.tolist()):
+        first, second = (dense, pruned) if dense_goes_first else (pruned, dense)
+        begin = clock()
+        first()
+        middle = clock()
+        second()
+        end = clock()
+        spent = (middle - begin, end - middle)
+        times_ns[:, pair] = spent if dense_goes_first else spent[::-1]
+        done = pair + 1
+        if progress is not None:
+            progress(done, len(order))
+        if done >= least and time.perf_counter() > until:
+            break
+    return times_ns[:, :done] / 1e6
+
+
+def _noise(dense_ms: Times, pruned_ms: Times) -> Noise:
+    of_dense, of_pruned, of_pairs = map(_relative_deviation, (dense_ms, pruned_ms, dense_ms / pruned_ms))
+    steady = of_pairs <= STEADY
+    return Noise(
+        dense=of_dense,
+        pruned=of_pruned,
+        speedup=of_pairs,
+        steady=steady,
+        statement=(
+            f"Half of the pairs lie within {of_pairs:.1%} of the median speed-up; the machine was "
+            + ("steady" if steady else "noisy, so measure again when it is idle")
+        ),
+    )
+
+
+def _relative_deviation(values: Times) -> float:
+    """Median absolute deviation over the median."""
+    middle = np.median(values)
+    return float(np.median(np.abs(values - middle)) / middle)

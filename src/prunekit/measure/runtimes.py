@@ -1,0 +1,169 @@
+"""Runners: a model on a runtime, opened once and called again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from prunekit.errors import MeasurementError
+from prunekit.measure.environment import check_threads
+from prunekit.measure.session import Spinning, open_session, session_options
+
+Arrays = Mapping[str, np.ndarray]
+
+DTYPES: Mapping[str, str] = {
+    "tensor(bool)": "bool",
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+}
+"""ONNX Runtime's name of an input's type -> NumPy's."""
+
+
+class Runner(Protocol):
+    """A model that can be run once.
+
+    Law: every call does the same work on the same inputs, and has finished it when it returns.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is, for the record."""
+        ...
+
+    def __call__(self) -> None:
+        """Run the model once."""
+        ...
+
+
+class OnnxRunner:
+    """An ONNX file in an ONNX Runtime session, with the inputs it is called on.
+
+    Attributes:
+        name: the file's name.
+        path: the file.
+        options: how the session was opened, plain JSON for the record.
+        inputs: by input name; what a call runs on.
+    """
+
+    def __init__(self, path: Path, session: ort.InferenceSession, inputs: Arrays, options: dict) -> None:
+        self.name = path.name
+        self.path = path
+        self.options = options
+        self._session = session
+        self._output_names = [value.name for value in session.get_outputs()]
+        self.inputs = self._checked(inputs)
+        self.outputs()
+
+    def __call__(self) -> None:
+        """Run once; the outputs are dropped."""
+        self._session.run(None, self.inputs)
+
+    def outputs(self, inputs: Arrays | None = None) -> dict[str, np.ndarray]:
+        """Run once and keep the outputs, by name in the order of the graph.
+
+        Args:
+            inputs: other inputs than its own, such as another batch size.
+
+        Raises:
+            MeasurementError: the inputs do not fit the model, or it failed on them.
+        """
+        feed = self.inputs if inputs is None else self._checked(inputs)
+        try:
+            values = self._session.run(None, feed)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise MeasurementError(
+                f"ONNX Runtime could not run the model: {_first_line(error)}",
+                where=str(self.path),
+                remedy="Check that the inputs have the shapes that the model was exported for",
+            ) from error
+        names = self._output_names
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+    def _checked(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The inputs as contiguous arrays, once their names, types and shapes are those of the model."""
+        wanted = {value.name: value for value in self._session.get_inputs()}
+        if set(inputs) != set(wanted):
+            raise self._misfit(f"The inputs {sorted(inputs)} were given", f"the inputs {sorted(wanted)}")
+        for name, value in wanted.items():
+            array = inputs[name]
+            dtype = DTYPES.get(value.type, array.dtype.name)
+            if array.dtype.name != dtype:
+                raise self._misfit(f"Input {name!r} has the type {array.dtype.name}", dtype)
+            fits = len(array.shape) == len(value.shape) and all(
+                not isinstance(size, int) or size == given
+                for size, given in zip(value.shape, array.shape, strict=True)
+            )
+            if not fits:
+                raise self._misfit(f"Input {name!r} has the shape {list(array.shape)}", str(value.shape))
+        return {name: np.ascontiguousarray(inputs[name]) for name in wanted}
+
+    def _misfit(self, given: str, expected: str) -> MeasurementError:
+        return MeasurementError(
+            given,
+            expected=expected,
+            where=str(self.path),
+            remedy="Give the inputs that the model was exported with; only dimensions with a name may differ",
+        )
+
+
+def open_onnx(
+    path: Path | str, inputs: Arrays, *, threads: int, spinning: Spinning = "within_run"
+) -> OnnxRunner:
+    """Open an ONNX file on the CPU and run it once.
+
+    Args:
+        path: the file.
+        inputs: by input name; their shapes fit those of the model.
+        threads: intra-op threads; operators run one after another.
+        spinning: what idle worker threads do, see :data:`prunekit.measure.session.SPINNING`.
+
+    Raises:
+        MeasurementError: more threads than cores; the file is absent or damaged; the inputs do not fit.
+    """
+    path = Path(path)
+    check_threads(threads)
+    check_file(path)
+    try:
+        session = open_session(str(path), threads=threads, spinning=spinning)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise MeasurementError(
+            f"ONNX Runtime could not open the model: {_first_line(error)}",
+            expected="a complete ONNX file that this version of ONNX Runtime knows",
+            where=str(path),
+            remedy="Export it again, or with a lower opset",
+        ) from error
+    options: dict[str, Any] = session_options(threads=threads, spinning=spinning)
+    return OnnxRunner(path, session, inputs, options)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        MeasurementError: there is none.
+    """
+    if not path.is_file():
+        raise MeasurementError(
+            "There is no such file" if not path.exists() else "This is not a file",
+            expected="a model file",
+            where=str(path),
+            remedy="Export the model first, or check the path",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

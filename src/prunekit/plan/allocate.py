@@ -1,0 +1,192 @@
+"""Deciding which units go, so that the goal is reached exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Protocol
+
+import numpy as np
+
+from prunekit.errors import CalibrationError, SelectionError, ShapeError
+from prunekit.plan.goal import Goal, GoalKind
+from prunekit.plan.nesting import Nesting, find_nesting, without_lost_blocks
+from prunekit.plan.path import Limits, Path, global_path, uniform_levels, uniform_path
+from prunekit.plan.pruning_plan import SCOPES, PruningPlan
+from prunekit.plan.select import keep_mask, keep_order
+from prunekit.plan.solve import Point, solve
+from prunekit.plan.unreachable import unreachable
+from prunekit.types import BoolArray, Cost, FloatArray, Group, IntArray, KeepMask, Scores
+
+GLOBAL_MAX_SPARSITY = 0.9
+
+HOW: dict[tuple[str, str], str] = {
+    ("sparsity", "uniform"): (
+        "every group, and every block of it, loses that fraction of its units, rounded to the nearest "
+        "allowed count, an exact half kept: 0.5 of 7 units removes 3; a limit of a group comes first"
+    ),
+    ("sparsity", "global"): "that fraction of the units of all groups together goes, the lowest scores first",
+    ("macs", "uniform"): "the share taken from every group is raised, one unit of one group at a time, until "
+    "the exact figure of the whole model is the asked one",
+    ("macs", "global"): "units go in the order of their scores until the exact figure is the asked one",
+}
+"""What is done for a kind of goal and a scope; ``params`` as ``macs``.
+
+Where single units are too coarse for the tolerance, a few groups depart from the order by a few units.
+"""
+
+
+class PrunableGroups(Protocol):
+    """What planning asks of :class:`prunekit.graph.Groups`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the groups were found on."""
+        ...
+
+    def __iter__(self) -> Iterator[Group]:
+        """Iterate over the prunable groups."""
+        ...
+
+    def cost(self, keep: KeepMask | None = None) -> Cost:
+        """Cost of the whole model once only ``keep`` is left."""
+        ...
+
+
+def allocate(
+    groups: PrunableGroups,
+    scores: Scores,
+    goal: Goal,
+    *,
+    scope: Literal["uniform", "global"] = "uniform",
+    criterion: str = "",
+    min_units: int = 1,
+    max_sparsity: float | None = None,
+    round_to: int = 1,
+) -> PruningPlan:
+    """Decide which units go.
+
+    Scope ``uniform`` takes the same share of every group, ``global`` the lowest scores of all groups
+    together. Inside a group the highest scores stay, of equal scores the lower unit ids, in equal numbers per
+    block. How a goal is met is said in :data:`HOW`. Where a group lies inside another one (head dimensions
+    inside heads), limits hold as if the outer group were whole; its units take blocks along.
+
+    Args:
+        groups: the groups that may be pruned, and their exact cost.
+        scores: by group name ``[units]``, finite; higher = keep.
+        goal: what is asked, and within what tolerance.
+        scope: ``uniform`` or ``global``.
+        criterion: what made the scores; only recorded.
+        min_units: fewest units a group keeps; a group that has no more is kept whole.
+        max_sparsity: largest fraction of one group that may go, in ``[0, 1]``; None = 1, and 0.9 for
+            ``global``, where a ranking can empty a layer (Tanaka et al., 2020, arXiv:2006.05467).
+        round_to: a group that is pruned keeps a multiple of this many units.
+
+    Raises:
+        GoalError: no plan within the tolerance was found; says the best figure and what limits it.
+        SelectionError: a limit outside its range, or an unknown scope.
+        ShapeError: scores that do not fit the groups.
+        CalibrationError: a score is NaN or infinite.
+    """
+    if scope not in SCOPES:
+        raise SelectionError(f"The scope is '{scope}'", expected=f"one of {list(SCOPES)}", where="scope")
+    ordered = tuple(groups)
+    values = [_scores_of(group, scores) for group in ordered]
+    orders = [keep_order(value, group.blocks) for group, value in zip(ordered, values, strict=True)]
+    largest = max_sparsity if max_sparsity is not None else GLOBAL_MAX_SPARSITY if scope == "global" else 1.0
+    limits = Limits(min_units, largest, round_to)
+    path = (
+        uniform_path(ordered, limits) if scope == "uniform" else global_path(ordered, orders, values, limits)
+    )
+    choice = Choice(groups, path, orders, find_nesting(ordered), groups.cost())
+    levels = _levels(choice, goal, scope, limits)
+    return PruningPlan(
+        keep={name: tuple(np.flatnonzero(mask).tolist()) for name, mask in choice.masks(levels).items()},
+        sizes={group.name: group.size for group in ordered},
+        fingerprint=groups.fingerprint,
+        criterion=criterion,
+        goal=goal,
+        scope=scope,
+        before=choice.before,
+        after=choice.cost(levels),
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What there is to choose from: levels of the groups, and what they mean.
+
+    Attributes:
+        source: the groups with their exact cost.
+        path: the steps in which the groups give up units.
+        orders: for each group :func:`prunekit.plan.select.keep_order`.
+        nesting: which groups lie inside which.
+        before: the cost of the whole model.
+    """
+
+    source: PrunableGroups
+    path: Path
+    orders: list[IntArray]
+    nesting: Nesting
+    before: Cost
+
+    def masks(self, levels: IntArray) -> dict[str, BoolArray]:
+        """Masks of the groups that lose units, by themselves or with the group around them."""
+        kept = self.path.kept_per_block(levels)
+        masks = {
+            group.name: keep_mask(order, count)
+            for group, order, count in zip(self.path.groups, self.orders, kept, strict=True)
+            if count < group.units_per_block
+        }
+        return without_lost_blocks(masks, {group.name: group for group in self.path.groups}, self.nesting)
+
+    def cost(self, levels: IntArray) -> Cost:
+        """Exact cost of the model at these levels."""
+        masks = self.masks(levels)
+        return self.source.cost(masks) if masks else self.before
+
+    def figure(self, kind: GoalKind, levels: IntArray) -> int:
+        """What a goal of this kind counts, at these levels."""
+        if kind == "sparsity":
+            masks = self.masks(levels)
+            return sum(
+                int(masks[group.name].sum()) if group.name in masks else group.size
+                for group in self.path.groups
+            )
+        cost = self.cost(levels)
+        return cost.macs if kind == "macs" else cost.params
+
+
+def _levels(choice: Choice, goal: Goal, scope: str, limits: Limits) -> IntArray:
+    """How far each group goes, or an error that says why nothing fits."""
+    path = choice.path
+    nothing = path.levels(0)
+    if goal.removes_nothing:
+        return nothing
+    before = choice.figure(goal.kind, nothing)
+    uniform_sparsity = goal.remove if goal.kind == "sparsity" and scope == "uniform" else None
+    too_much = uniform_sparsity is not None and uniform_sparsity > limits.max_sparsity
+    if not path.groups or too_much:
+        least = Point(path.last_levels, choice.figure(goal.kind, path.last_levels))
+        raise unreachable(goal, path, limits, least, before)
+    if uniform_sparsity is not None:
+        return np.array([uniform_levels(counts, uniform_sparsity) for counts in path.counts], dtype=np.int64)
+    point = solve(path, partial(choice.figure, goal.kind), goal, goal.asked(before))
+    if not goal.is_reached(point.left, goal.asked(before)):
+        raise unreachable(goal, path, limits, point, before)
+    return point.levels
+
+
+def _scores_of(group: Group, scores: Mapping[str, FloatArray]) -> FloatArray:
+    values = scores.get(group.name)
+    if values is None or values.shape != (group.size,):
+        raise ShapeError(
+            "The group has no scores" if values is None else f"The scores have the shape {values.shape}",
+            expected=f"scores of the shape ({group.size},)",
+            where=f"group '{group.name}'",
+            remedy="Score the same groups that are planned over",
+        )
+    if not np.isfinite(values).all():
+        raise CalibrationError("A score is NaN or infinite", where=f"group '{group.name}'")
+    return values

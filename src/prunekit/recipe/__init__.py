@@ -1,0 +1,6 @@
+"""The recipe: what a run is told, as frozen, checked settings."""
+
+from prunekit.recipe.load import load_recipe as load_recipe
+from prunekit.recipe.sections import Recipe as Recipe
+
+__all__ = ["Recipe", "load_recipe"]

@@ -1,0 +1,381 @@
+"""The sections of a recipe as frozen, checked settings.
+
+The description of a field says what is expected of it, in the documentation and in the error alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    model_validator,
+)
+
+from prunekit.errors import UsageError
+from prunekit.evaluate import GATES, Gate, make_gate
+from prunekit.importance import CRITERIA, NORMALIZATIONS, REDUCTIONS
+from prunekit.types import WIDTHS, Granularity
+
+
+class MistakeError(ValueError):
+    """Settings that contradict each other; ``key`` is the place, relative to their section."""
+
+    def __init__(self, key: str, given: str, expected: str) -> None:
+        super().__init__(given)
+        self.key, self.given, self.expected = key, given, expected
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean '...'?)", or "" where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as the user may recognise it, 80 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_of(table: Mapping[str, object]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in table:
+            raise MistakeError(
+                "", f"There is no {name!r}{nearest(name, table)}", f"one of {', '.join(table)}"
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Criterion = Annotated[str, _one_of(CRITERIA)]
+Reduction = Annotated[str, _one_of(REDUCTIONS)]
+Normalization = Annotated[str, _one_of(NORMALIZATIONS)]
+Kind = Annotated[str, _one_of({kind.value: kind for kind in Granularity})]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe: nothing unknown, nothing converted in silence, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Training(Section):
+    """What training the parent and recovering the pruned model have in common."""
+
+    batch_size: Count = Field(default=64, description="examples per step, a whole number of 1 or more")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
+    )
+    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
+    momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
+    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine",
+        description="how the learning rate goes on after warm-up: `cosine` (to 0) or `constant`",
+    )
+    warmup: Share = Field(
+        default=0.05,
+        description="the share of all steps in which the learning rate rises, from 0 to below 1",
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="the largest norm of all gradients together, above 0; without it no limit"
+    )
+    patience: Count | None = Field(
+        default=None,
+        description="epochs without a better validation figure before training stops, 1 or more; without "
+        "it never",
+    )
+    select: Literal["metric", "loss"] = Field(
+        default="metric", description="what is better on validation: a higher `metric` or a lower `loss`"
+    )
+
+
+class Parent(_Training):
+    """How the dense model comes to be: trained on the spot, or loaded."""
+
+    checkpoint: str | None = Field(
+        default=None,
+        description="a .safetensors file with the weights, relative to the recipe; nothing is trained",
+    )
+    epochs: Positive = Field(default=10, description="passes over the training data, above 0")
+
+    @model_validator(mode="after")
+    def _is_trained_or_loaded(self) -> Parent:
+        settings = sorted(self.model_fields_set - {"checkpoint"})
+        if self.checkpoint is not None and settings:
+            given = f"It is given together with parent.checkpoint {self.checkpoint!r}"
+            raise MistakeError(
+                settings[0], given, "either a checkpoint or settings to train with; remove one of them"
+            )
+        if self.checkpoint is not None and not self.checkpoint.endswith(".safetensors"):
+            raise MistakeError("checkpoint", f"It is {self.checkpoint!r}", "a file that ends in .safetensors")
+        return self
+
+
+class GoalSection(Section):
+    """How much is to go."""
+
+    kind: Literal["sparsity", "macs", "params"] = Field(
+        default="sparsity",
+        description="what is counted: `sparsity` (of the prunable units), `macs` or `params`",
+    )
+    remove: Share | None = Field(
+        default=None, description="the fraction to remove, from 0 to below 1 (0.5 = half of it goes)"
+    )
+    reach: Count | None = Field(
+        default=None,
+        description="the figure to be left, a whole number of 1 or more, for `macs` and `params`",
+    )
+    tolerance: Share = Field(
+        default=0.02,
+        description="how far the figure may lie from the asked one, relative to it, from 0 to below 1",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> GoalSection:
+        if (self.remove is None) == (self.reach is None):
+            both = "Both remove and reach are given" if self.remove is not None else "Nothing is asked for"
+            raise MistakeError(
+                "", both, "exactly one of `remove` (a fraction) and `reach` (an absolute figure)"
+            )
+        if self.kind == "sparsity" and self.reach is not None:
+            raise MistakeError(
+                "reach",
+                f"It is {self.reach} and the kind is sparsity",
+                "`remove` for sparsity, or the kind macs or params",
+            )
+        return self
+
+
+class Schedule(Section):
+    """In how many cycles of score, plan, prune and recover the goal is reached."""
+
+    cycles: Annotated[int, Field(ge=1, le=99)] = Field(default=1, description="a whole number from 1 to 99")
+    curve: Literal["oneshot", "linear", "cubic"] = Field(
+        default="cubic",
+        description="how much is gone after each cycle: `oneshot` (one cycle), `linear` or `cubic`",
+    )
+
+    @model_validator(mode="after")
+    def _one_shot_is_one_cycle(self) -> Schedule:
+        if self.curve == "oneshot" and self.cycles != 1:
+            raise MistakeError(
+                "curve",
+                f"It is oneshot with {self.cycles} cycles",
+                "cycles of 1, or the curve linear or cubic",
+            )
+        return self
+
+
+class Importance(Section):
+    """What makes a unit worth keeping."""
+
+    criterion: Criterion = Field(default="l2", description=f"one of {', '.join(CRITERIA)}")
+    scope: Literal["uniform", "global"] = Field(
+        default="uniform",
+        description="`uniform` (the same share of every group) or `global` (one ranking of all)",
+    )
+    reduction: Reduction = Field(
+        default="mean", description=f"how the slices of a unit become one score: {', '.join(REDUCTIONS)}"
+    )
+    normalization: Normalization = Field(
+        default="mean", description=f"what the scores of a group are divided by: {', '.join(NORMALIZATIONS)}"
+    )
+    batch_size: Count = Field(
+        default=64, description="calibration examples per batch, a whole number of 1 or more"
+    )
+    examples: Count | None = Field(
+        default=None, description="how many calibration examples are used, 1 or more; without it all"
+    )
+
+
+class GroupsSection(Section):
+    """Which groups may lose units, and how many."""
+
+    granularity: Annotated[tuple[Kind, ...], BeforeValidator(_as_tuple)] | None = Field(
+        default=None,
+        min_length=1,
+        description="a list of kinds of unit, such as [channel]; without it every width",
+    )
+    only: Patterns = Field(
+        default=(), description="a list of patterns such as [layer1.*]; without it every group may be pruned"
+    )
+    ignore: Patterns = Field(default=(), description="a list of patterns of groups that are kept whole")
+    min_units: Count = Field(
+        default=1, description="the fewest units a group keeps, a whole number of 1 or more"
+    )
+    max_sparsity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="the largest fraction a group loses, above 0 and at most 1; without it 1, for scope "
+        "global 0.9",
+    )
+    round_to: Count = Field(
+        default=1, description="a pruned group keeps a multiple of this, a whole number of 1 or more"
+    )
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of unit that may go."""
+        return frozenset(WIDTHS if self.granularity is None else self.granularity)
+
+
+class Recover(_Training):
+    """How quality is won back after each cycle; the budget is for all cycles together."""
+
+    learning_rate: Positive = Field(default=0.01, description="the highest learning rate, above 0")
+    epochs: NotNegative | None = Field(
+        default=None,
+        description="passes over the training data in all cycles together, 0 or more; 5 if nothing is given",
+    )
+    share_of_original: NotNegative | None = Field(
+        default=None, description="the same budget as a share of what training the parent took, 0 or more"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> Recover:
+        if self.epochs is not None and self.share_of_original is not None:
+            raise MistakeError(
+                "share_of_original",
+                "It is given together with recover.epochs",
+                "one of them; both are the budget",
+            )
+        return self
+
+    @property
+    def budget_epochs(self) -> float | None:
+        """The budget in epochs; None where it is given as a share."""
+        if self.share_of_original is not None:
+            return None
+        return 5.0 if self.epochs is None else self.epochs
+
+
+class Export(Section):
+    """How the models leave PyTorch."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(
+        default=20, description="the ONNX operator set, a whole number from 18 to 23"
+    )
+
+
+class Validate(Section):
+    """Where and how latency is measured."""
+
+    runtime: Literal["onnxruntime"] = Field(default="onnxruntime", description="`onnxruntime`")
+    batch: Count = Field(default=1, description="examples per timed call, a whole number of 1 or more")
+    threads: Count = Field(default=1, description="threads of the runtime, a whole number of 1 or more")
+    pairs: Annotated[int, Field(ge=10)] = Field(
+        default=200, description="timed pairs of dense and pruned calls, a whole number of 10 or more"
+    )
+    warmup: Count = Field(
+        default=20, description="calls of each model before timing, a whole number of 1 or more"
+    )
+
+
+class Evaluate(Section):
+    """How quality is compared."""
+
+    batch_size: Count = Field(default=256, description="test examples per batch, a whole number of 1 or more")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        default=0.95, description="of the intervals, above 0.5 and below 1"
+    )
+    resamples: Annotated[int, Field(ge=1000)] = Field(
+        default=10_000, description="of the bootstrap, a whole number of 1000 or more"
+    )
+
+
+def _gates(entries: object) -> tuple[Gate, ...]:
+    if not isinstance(entries, list | tuple):
+        raise MistakeError(
+            "", f"It is {shown(entries)}", "a list of gates, such as `- max_quality_drop: 0.01`"
+        )
+    return tuple(_gate(entry, number) for number, entry in enumerate(entries))
+
+
+def _gate(entry: object, number: int) -> Gate:
+    """Make a gate from ``{kind: limit}`` or ``{kind: {setting: value}}``."""
+    if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
+        raise MistakeError(
+            str(number), f"It is {shown(entry)}", "one gate and its limit, such as `max_quality_drop: 0.01`"
+        )
+    [(kind, settings)] = entry.items()
+    if kind not in GATES:
+        raise MistakeError(
+            str(number), f"There is no gate {kind!r}{nearest(kind, GATES)}", f"one of {', '.join(GATES)}"
+        )
+    settings = settings if isinstance(settings, dict) else {"limit": settings}
+    known = [field.name for field in fields(GATES[kind].make)]
+    for key in settings:
+        if key not in known:
+            raise MistakeError(
+                f"{number}.{kind}.{key}",
+                f"The key is unknown{nearest(str(key), known)}",
+                f"one of {', '.join(known)}",
+            )
+    if "limit" not in settings:
+        raise MistakeError(f"{number}.{kind}.limit", "It is missing", "the limit of the gate")
+    try:
+        return make_gate(kind, **settings)
+    except UsageError as error:
+        raise MistakeError(f"{number}.{kind}", error.given, error.expected) from error
+
+
+class Recipe(Section):
+    """Everything a run is told."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="a name of letters, digits, '.', '_' and '-'; the run directory is called so"
+    )
+    workload: Annotated[str, Field(min_length=1)] = Field(
+        description="the Python file with the function `workload()`, relative to the recipe"
+    )
+    goal: GoalSection = Field(description="a section such as `goal: {remove: 0.5}`")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="a whole number from 0 to 4294967295; everything random follows from it"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="CPU threads that PyTorch computes with, a whole number from 1 to 1024"
+    )
+    parent: Parent = Field(default=Parent(), description="a section: a checkpoint, or settings to train with")
+    schedule: Schedule = Field(default=Schedule(), description="a section with cycles and curve")
+    importance: Importance = Field(default=Importance(), description="a section with a criterion")
+    groups: GroupsSection = Field(default=GroupsSection(), description="a section with patterns and limits")
+    recover: Recover = Field(
+        default=Recover(), description="a section with a budget and settings to train with"
+    )
+    export: Export = Field(default=Export(), description="a section with the opset")
+    validate_: Validate = Field(
+        default=Validate(), alias="validate", description="a section with runtime, batch, threads and pairs"
+    )
+    evaluate: Evaluate = Field(default=Evaluate(), description="a section with confidence and resamples")
+    gates: Annotated[SkipValidation[tuple[Gate, ...]], BeforeValidator(_gates)] = Field(
+        default=(), description="a list such as [max_quality_drop: 0.01, min_speedup: {limit: 2, by: point}]"
+    )
+
+    @model_validator(mode="after")
+    def _knows_the_original_budget(self) -> Recipe:
+        if self.recover.share_of_original is not None and self.parent.checkpoint is not None:
+            raise MistakeError(
+                "recover.share_of_original",
+                "The parent is a checkpoint, whose training budget is not known",
+                "recover.epochs",
+            )
+        return self

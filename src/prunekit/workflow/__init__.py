@@ -1,0 +1,19 @@
+"""The stages in order, resumable: the only place that knows the order."""
+
+from prunekit.workflow.inspect import Inspection, inspect_workload
+from prunekit.workflow.job import Silent, Watcher
+from prunekit.workflow.models import describe
+from prunekit.workflow.outcome import Outcome, Row
+from prunekit.workflow.run import make_report, run_recipe
+
+__all__ = [
+    "Inspection",
+    "Outcome",
+    "Row",
+    "Silent",
+    "Watcher",
+    "describe",
+    "inspect_workload",
+    "make_report",
+    "run_recipe",
+]

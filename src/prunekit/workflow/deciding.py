@@ -1,0 +1,264 @@
+"""The stages that decide and train: baseline, score, plan, prune, recover. None of them can see test data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from prunekit.errors import ProofError, RecipeError
+from prunekit.importance import CRITERIA, Statistics, collect, score
+from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.recover import TrainingRecord, TrainingSettings, budget_in_epochs, shares, train
+from prunekit.surgery import remove, sound, verify
+from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
+from prunekit.workflow.job import Job, Result
+from prunekit.workflow.models import (
+    UNSOUND,
+    build,
+    describe,
+    groups_of,
+    prunable_groups,
+    pruned_model,
+    quality,
+    read_plan,
+    save_weights,
+)
+from prunekit.workload import Batch, Split, build_parent, load_weights
+
+SPENT = "spent.json"
+"""What training the parent took, without timings, so that a share of it can be budgeted."""
+
+
+def run_baseline(job: Job) -> Result:
+    """Make the dense parent, judge it on validation data, and find what can be pruned."""
+    loaded = _loaded_parent(job)
+    model = loaded or build(job)
+    training: TrainingRecord | None = None
+    if loaded is None:
+        training = train(model, job.workload, _parent_settings(job), progress=job.progress)
+    model.eval()
+    found = groups_of(model, job.workload)
+    groups = sound(model, found, seed=job.seed)
+    unsound = {item.name: item.reason for item in groups.frozen if item.name in found}
+    save_weights(model, job.out / "weights.safetensors")
+    (job.out / UNSOUND).write_text(json.dumps(unsound, sort_keys=True))
+    (job.out / SPENT).write_text(json.dumps({"examples_seen": training.examples_seen if training else None}))
+    return {
+        "quality": quality(model, job),
+        "cost": asdict(groups.cost()),
+        "training": asdict(training) if training else None,
+        **describe(groups, groups.frozen),
+    }
+
+
+def run_score(cycle: int) -> Callable[[Job], Result]:
+    """Score the units of the model that the cycle before left."""
+
+    def run(job: Job) -> Result:
+        settings = job.recipe.importance
+        before = plan_before(job, cycle)
+        model = pruned_model(job, before, job.files[weights_before(cycle)])
+        chosen = {group.name for group in prunable_groups(job)}
+        groups = [group for group in groups_of(model, job.workload) if group.name in chosen]
+        stats: Statistics | None = None
+        needs = CRITERIA[settings.criterion].needs
+        if needs:
+            batches = _calibration_batches(job, job.workload.splits.calibration)
+            stats = collect(model, batches, groups=groups, needs=needs, loss=job.workload.loss)
+        scores = score(
+            model,
+            groups,
+            settings.criterion,
+            stats=stats,
+            reduction=settings.reduction,
+            normalization=settings.normalization,
+            seed=job.seed,
+        )
+        (job.out / "scores.safetensors").write_bytes(save(dict(scores)))
+        return {
+            "criterion": settings.criterion,
+            "reduction": settings.reduction,
+            "normalization": settings.normalization,
+            "groups": {
+                name: dict(
+                    zip(("min", "median", "max"), np.quantile(values, [0, 0.5, 1]).tolist(), strict=True)
+                )
+                for name, values in scores.items()
+            },
+        }
+
+    return run
+
+
+def run_plan(cycle: int) -> Callable[[Job], Result]:
+    """Decide which units of the parent are gone after this cycle."""
+
+    def run(job: Job) -> Result:
+        recipe = job.recipe
+        before = plan_before(job, cycle)
+        groups = prunable_groups(job)
+        asked = Goal(**recipe.goal.model_dump())
+        dense = groups.cost()
+        share = shares(recipe.schedule.curve, recipe.schedule.cycles)[cycle - 1]
+        goal = goal_of_cycle(asked, share, dense)
+        continued = Continued(groups, before)
+        scores = continued_scores(
+            groups, load_file(job.files[f"{name_of(cycle)}/score/scores.safetensors"]), before
+        )
+        plan = joined(
+            allocate(
+                continued,
+                scores,
+                goal,
+                scope=recipe.importance.scope,
+                criterion=recipe.importance.criterion,
+                min_units=recipe.groups.min_units,
+                max_sparsity=recipe.groups.max_sparsity,
+                round_to=recipe.groups.round_to,
+            ),
+            continued,
+        )
+        (job.out / "plan.json").write_text(plan.to_json())
+        return {
+            "goal": asdict(asked),
+            "scope": plan.scope,
+            "target_remove": _removed_by(goal, plan),
+            "before": asdict(plan.before),
+            "after": asdict(plan.after),
+            "widths": plan.widths,
+            "digest": plan.digest,
+        }
+
+    return run
+
+
+def run_prune(cycle: int) -> Callable[[Job], Result]:
+    """Remove the units, and prove that the smaller model is the one the plan describes."""
+
+    def run(job: Job) -> Result:
+        before = plan_before(job, cycle)
+        after = read_plan(job.files[f"{name_of(cycle)}/plan/plan.json"])
+        model = pruned_model(job, before, job.files[weights_before(cycle)])
+        groups = groups_of(model, job.workload)
+        plan = step(before, after, groups)
+        removal = remove(model, plan, groups)
+        proof = verify(model, removal.model, plan, groups, seed=job.seed)
+        if not proof.passed:
+            raise ProofError(
+                f"The pruned model breaks a law: {' '.join(str(proof).split())}",
+                remedy="Leave the groups named here out with groups.ignore, and please report it",
+            )
+        save_weights(removal.model, job.out / "weights.safetensors")
+        return {
+            "form": removal.form,
+            "form_reason": removal.reason,
+            "form_error": removal.form_error,
+            "proof": {"passed": proof.passed, **asdict(proof)},
+            "quality": quality(removal.model, job),
+        }
+
+    return run
+
+
+def run_recover(cycle: int) -> Callable[[Job], Result]:
+    """Win quality back by training within the budget of this cycle."""
+
+    def run(job: Job) -> Result:
+        plan = read_plan(job.files[f"{name_of(cycle)}/plan/plan.json"])
+        model = pruned_model(job, plan, job.files[f"{name_of(cycle)}/prune/weights.safetensors"])
+        epochs = _recovery_epochs(job)
+        settings = job.recipe.recover.model_dump(exclude={"epochs", "share_of_original"})
+        training: TrainingRecord | None = None
+        if epochs > 0:
+            training = train(
+                model,
+                job.workload,
+                TrainingSettings(**settings, epochs=epochs, seed=job.seed),
+                progress=job.progress,
+            )
+        save_weights(model.eval(), job.out / "weights.safetensors")
+        spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
+        seen = epochs * len(job.workload.splits.train)
+        return {
+            "training": asdict(training) if training else None,
+            "budget": {"epochs": epochs, "share_of_original": seen / spent if spent else None},
+            "quality": quality(model, job),
+        }
+
+    return run
+
+
+def name_of(cycle: int) -> str:
+    """The directory of a cycle, counted from 1."""
+    return f"cycle-{cycle:02}"
+
+
+def weights_before(cycle: int) -> str:
+    """The file with the weights that a cycle starts from."""
+    return (
+        f"{name_of(cycle - 1)}/recover/weights.safetensors" if cycle > 1 else "baseline/weights.safetensors"
+    )
+
+
+def plan_before(job: Job, cycle: int) -> PruningPlan | None:
+    """What is gone when a cycle starts."""
+    return read_plan(job.files[f"{name_of(cycle - 1)}/plan/plan.json"]) if cycle > 1 else None
+
+
+def _loaded_parent(job: Job):
+    """The parent with its weights, if the recipe or the workload names a checkpoint."""
+    if job.checkpoint is not None:
+        model = build(job)
+        load_weights(model, job.checkpoint)
+        return model
+    if getattr(job.workload, "checkpoint", None) is not None and not job.recipe.parent.model_fields_set:
+        return build_parent(job.workload, seed=job.recipe.seed)
+    return None
+
+
+def _parent_settings(job: Job) -> TrainingSettings:
+    """The workload's training settings, those of the recipe before them."""
+    own = dict(getattr(job.workload, "train_settings", None) or {})
+    given = job.recipe.parent.model_dump(exclude={"checkpoint"}, exclude_unset=bool(own))
+    return TrainingSettings(**{**own, **given, "seed": job.seed})
+
+
+def _calibration_batches(job: Job, split: Split) -> Iterator[Batch]:
+    size = job.recipe.importance.batch_size
+    order = split.order()[: job.recipe.importance.examples]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    for done, indices in enumerate(batches, start=1):
+        yield split.batch(indices)
+        job.progress(done, len(batches))
+
+
+def _removed_by(goal: Goal, plan: PruningPlan) -> float:
+    """The fraction a goal asks to remove of the parent."""
+    if goal.remove is not None:
+        return goal.remove
+    assert goal.reach is not None
+    figure = plan.before.macs if goal.kind == "macs" else plan.before.params
+    return 1 - goal.reach / figure
+
+
+def _recovery_epochs(job: Job) -> float:
+    """The budget of one cycle: an equal part of the budget of all."""
+    recover = job.recipe.recover
+    spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
+    if recover.share_of_original is not None and spent is None:
+        raise RecipeError(
+            "The parent was loaded from a checkpoint, so its training budget is not known",
+            expected="recover.epochs",
+            where="recover.share_of_original",
+        )
+    whole = budget_in_epochs(
+        train_examples=len(job.workload.splits.train),
+        epochs=recover.budget_epochs,
+        share_of_original=recover.share_of_original,
+        original_examples_seen=spent,
+    )
+    return whole / job.recipe.schedule.cycles

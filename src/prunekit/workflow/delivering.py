@@ -1,0 +1,164 @@
+"""The stages that measure and judge: export, validate, evaluate, gate. Only evaluate opens the test split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+from prunekit.deploy import Exported, OnnxExport, check_parity, export_onnx, feed
+from prunekit.errors import ExportError
+from prunekit.evaluate import compare, facts_from_results, judge, write_evidence
+from prunekit.measure import compare_latency, environment, file_size, open_onnx, peak_memory
+from prunekit.workflow.deciding import name_of, weights_before
+from prunekit.workflow.job import Job, Result
+from prunekit.workflow.models import dense_model, pruned_model, read_plan
+from prunekit.workflow.rundir import write_json
+from prunekit.workload import predict
+
+EXPORTS = "exports.json"
+"""How the exported files are called and fed, without timings, so that an export made again is the same."""
+
+
+PARITY_BATCHES = (1, 8)
+
+
+def run_export(job: Job) -> Result:
+    """Export the dense parent and the pruned model."""
+    example = job.workload.example_inputs()
+    exports: dict[str, OnnxExport] = {}
+    for done, (name, model) in enumerate(_both_models(job).items(), start=1):
+        exports[name] = export_onnx(
+            model,
+            example.args,
+            dict(example.kwargs),
+            job.out / f"{name}.onnx",
+            opset=job.recipe.export.opset,
+        )
+        job.progress(done, 2)
+    content = {name: asdict(_relative(export)) for name, export in exports.items()}
+    write_json(job.out / EXPORTS, {name: {**fields, "seconds": 0.0} for name, fields in content.items()})
+    return content
+
+
+def run_validate(job: Job) -> Result:
+    """Compare the exported models with PyTorch's, and measure latency, memory and size.
+
+    Raises:
+        ExportError: an exported model does not say what its PyTorch model says.
+    """
+    settings = job.recipe.validate_
+    exports = _read_exports(job)
+    parity = _check_parity(job, exports)
+    example = job.workload.example_inputs(settings.batch)
+    inputs = {name: feed(export, example.args, example.kwargs) for name, export in exports.items()}
+    files = {name: Path(export.path) for name, export in exports.items()}
+    runners = {name: open_onnx(files[name], inputs[name], threads=settings.threads) for name in exports}
+    latency = compare_latency(
+        runners["dense"],
+        runners["pruned"],
+        pairs=settings.pairs,
+        warmup=settings.warmup,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    pd.DataFrame(latency.columns()).to_parquet(job.out / "latency.parquet", index=False)
+    memory = {name: peak_memory(files[name], inputs[name], threads=settings.threads) for name in exports}
+    return {
+        "parity": parity,
+        "latency": {
+            "runtime": settings.runtime,
+            "batch": settings.batch,
+            "threads": settings.threads,
+            "options": runners["pruned"].options,
+            **latency.summary(),
+        },
+        "memory": {
+            **{f"{name}_bytes": use.peak_bytes for name, use in memory.items()},
+            **{name: asdict(use) for name, use in memory.items()},
+        },
+        "size": {f"{name}_bytes": file_size(file) for name, file in files.items()},
+        "environment": environment(settings.threads),
+    }
+
+
+def _check_parity(job: Job, exports: dict[str, OnnxExport]) -> Result:
+    """The parity chain over a few calibration batches, each step as one flat row."""
+    exported = {name: Exported(model, exports[name]) for name, model in _both_models(job).items()}
+    batches = [job.workload.example_inputs(size) for size in PARITY_BATCHES]
+    parity = check_parity(
+        exported["dense"], exported["pruned"], batches, threads=job.recipe.validate_.threads
+    )
+    failed = [f"{step.name}: {step.reason}" for step in parity.steps if not step.passed]
+    if failed:
+        raise ExportError(
+            f"An exported model does not say what its PyTorch model says: {' '.join(failed)}",
+            remedy="Look for operators that the exporter renders differently, or try another export.opset",
+        )
+    steps = []
+    for step in parity.steps:
+        row = asdict(step)
+        steps.append({**row, **(row.pop("difference") or {})})
+    return {**asdict(parity), "steps": steps}
+
+
+def run_evaluate(job: Job) -> Result:
+    """Predict the test examples with both models, and compare."""
+    assert job.open_test is not None
+    test, settings = job.open_test(), job.recipe.evaluate
+    tables: dict[str, pd.DataFrame] = {}
+    for name, model in _both_models(job).items():
+        before = len(tables) * len(test)
+        tables[name] = predict(
+            model,
+            test,
+            job.workload,
+            batch_size=settings.batch_size,
+            progress=lambda done, total, before=before: job.progress(before + done, 2 * total),
+        )
+        write_evidence(tables[name], job.out / f"{name}.parquet", metric=job.workload.metric)
+    comparison = compare(
+        tables["dense"],
+        tables["pruned"],
+        metric=job.workload.metric,
+        seed=job.seed,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+    )
+    return asdict(comparison)
+
+
+def run_gate(job: Job) -> Result:
+    """Judge the gates of the recipe over what was evaluated and measured."""
+    evaluation, validation = (
+        json.loads(job.files[f"{stage}/result.json"].read_text()) for stage in ("evaluate", "validate")
+    )
+    results = judge(job.recipe.gates, facts_from_results(evaluation, validation))
+    return {
+        "accepted": all(result.passed for result in results),
+        "gates": [asdict(result) for result in results],
+    }
+
+
+def _both_models(job: Job):
+    """The dense parent and the pruned model after the last cycle."""
+    last = job.recipe.schedule.cycles
+    plan = read_plan(job.files[f"{name_of(last)}/plan/plan.json"])
+    return {"dense": dense_model(job), "pruned": pruned_model(job, plan, job.files[weights_before(last + 1)])}
+
+
+def _relative(export: OnnxExport) -> OnnxExport:
+    """The same with file names in place of paths: the stage's directory gets its name later."""
+    weights = export.weights_path
+    return replace(export, path=Path(export.path).name, weights_path=Path(weights).name if weights else None)
+
+
+def _read_exports(job: Job) -> dict[str, OnnxExport]:
+    file = job.files[f"export/{EXPORTS}"]
+    content = json.loads(file.read_text())
+    return {
+        name: replace(OnnxExport(**fields), path=str(file.parent / fields["path"]))
+        for name, fields in content.items()
+    }

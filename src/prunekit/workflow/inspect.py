@@ -1,0 +1,73 @@
+"""What can be pruned in a workload's model, and what cannot and why, without training or pruning anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunekit.recipe import load_recipe
+from prunekit.surgery import sound
+from prunekit.types import WIDTHS, Cost, Frozen, Group
+from prunekit.workflow.determinism import deterministic
+from prunekit.workflow.models import groups_of
+from prunekit.workflow.run import existing
+from prunekit.workload import deciding, load_workload
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What there is to prune.
+
+    Attributes:
+        name: of the workload.
+        model: the class of its model.
+        cost: of the dense model.
+        groups: what can be pruned.
+        frozen: what cannot, with the operator and the line that froze it.
+    """
+
+    name: str
+    model: str
+    cost: Cost
+    groups: Sequence[Group]
+    frozen: Sequence[Frozen]
+
+
+def inspect_workload(path: Path) -> Inspection:
+    """Look into the model of a recipe, with its choice of groups, or of a workload file.
+
+    The model is built and not trained.
+
+    Args:
+        path: a recipe (``.yaml``) or a Python file with the function ``workload()``.
+
+    Raises:
+        RecipeError: the recipe cannot be used.
+        WorkloadError: the workload cannot be used.
+        SelectionError: a pattern of the recipe matches nothing.
+        TraceError: the model cannot be traced.
+    """
+    recipe = load_recipe(path) if path.suffix in RECIPE_SUFFIXES else None
+    workload = deciding(load_workload(existing(path, recipe.workload, "workload") if recipe else path))
+    with deterministic(recipe.threads if recipe else 1), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed if recipe else 0)
+        model = workload.build().eval()
+        found = groups_of(model, workload)
+        if recipe is None:
+            chosen = found.select(granularity=WIDTHS)
+        else:
+            limits = recipe.groups
+            chosen = found.select(granularity=limits.kinds, only=limits.only, ignore=limits.ignore)
+        groups = sound(model, chosen)
+    return Inspection(
+        name=workload.name,
+        model=type(model).__name__,
+        cost=groups.cost(),
+        groups=tuple(groups),
+        frozen=groups.frozen,
+    )

@@ -1,0 +1,114 @@
+"""The dense and the pruned model from what earlier stages left in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from prunekit.graph import Groups, find_groups, trace
+from prunekit.plan import PruningPlan
+from prunekit.surgery import remove
+from prunekit.types import Frozen, Group
+from prunekit.workflow.job import Job, Result
+from prunekit.workload import DecidingWorkload, load_weights, predict
+
+BATCH_SIZE = 256
+"""Validation examples per call; without influence on the result."""
+
+UNSOUND = "unsound.json"
+"""Groups that broke the permutation law on the parent, with the reason; they count as frozen."""
+
+
+def build(job: Job) -> nn.Module:
+    """The dense architecture under the recipe's seed, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.recipe.seed)
+        return job.workload.build().eval()
+
+
+def dense_model(job: Job) -> nn.Module:
+    """The dense parent with the weights that the baseline stage left."""
+    model = build(job)
+    load_weights(model, job.files["baseline/weights.safetensors"])
+    return model
+
+
+def pruned_model(job: Job, plan: PruningPlan | None, weights: Path) -> nn.Module:
+    """The model that a plan for the parent gives, with its own weights; no plan gives the parent."""
+    model = build(job)
+    if plan is not None:
+        model = remove(model, plan, groups_of(model, job.workload)).model.eval()
+    load_weights(model, weights)
+    return model
+
+
+def groups_of(model: nn.Module, workload: DecidingWorkload) -> Groups:
+    """Every group of a model, found with calibration examples."""
+    example = workload.example_inputs()
+    return find_groups(trace(model, example.args, dict(example.kwargs)))
+
+
+def prunable_groups(job: Job) -> Groups:
+    """The groups of the parent that may be pruned: sound, and chosen by the recipe."""
+    found = groups_of(build(job), job.workload)
+    unsound = json.loads(job.files[f"baseline/{UNSOUND}"].read_text())
+    chosen = job.recipe.groups
+    return found.freeze(unsound, operator="permutation law").select(
+        granularity=chosen.kinds, only=chosen.only, ignore=chosen.ignore
+    )
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """A plan as a plan stage wrote it."""
+    return PruningPlan.from_json(path.read_text())
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state of a model; tied tensors are written under each of their names."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    path.write_bytes(save(state))
+
+
+def quality(model: nn.Module, job: Job) -> Result:
+    """The quality on validation data, as ``{split, metric, n, value}``."""
+    split = job.workload.splits.validation
+    table = predict(model, split, job.workload, batch_size=BATCH_SIZE)
+    metric = job.workload.metric
+    return {
+        "split": "validation",
+        "metric": metric,
+        "n": len(table),
+        "value": float(table[metric].astype("float64").mean()),
+    }
+
+
+def describe(groups: Iterable[Group], frozen: Iterable[Frozen]) -> Result:
+    """What can be pruned, and what cannot and why."""
+    return {
+        "groups": [
+            {
+                "name": group.name,
+                "granularity": group.granularity.value,
+                "size": group.size,
+                "blocks": group.blocks,
+                "tensors": list(group.tensors),
+                "mask_equivalent": group.mask_equivalent,
+            }
+            for group in groups
+        ],
+        "frozen": [
+            {
+                "name": item.name,
+                "size": item.size,
+                "operator": item.operator,
+                "reason": item.reason,
+                "source": item.source,
+            }
+            for item in frozen
+        ],
+    }

@@ -1,0 +1,211 @@
+"""The laws of removal, over every toy net, several sparsities and random choices of units.
+
+The oracles are those of ``tests.zoo.oracles``, which know nothing of surgery: units are zeroed, permuted and
+cut out with NumPy, from the slices that the groups state.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.surgery import Removal, remove
+from prunekit.types import WIDTHS
+from tests.zoo import oracles
+from tests.zoo.case import Case
+from tests.zoo.toys import CASES, groups_of
+
+TOLERANCE = 1e-6
+LEVELS = ((0.25, 0), (0.5, 1), (0.5, 2), (0.9, 3))
+"""Sparsity, and the seed of the scores."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:dropout2d")
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request) -> Case:
+    return request.param
+
+
+@cache
+def make_plan(name: str, sparsity: float, seed: int) -> PruningPlan:
+    """Random units of every group."""
+    groups = groups_of(name)
+    draw = np.random.default_rng(seed)
+    scores = {group.name: draw.random(group.size).astype(np.float32) for group in groups}
+    goal = Goal("sparsity", remove=sparsity if len(groups) else 0.0)
+    return allocate(groups, scores, goal, criterion="random")
+
+
+@cache
+def make_removal(case: Case, sparsity: float, seed: int) -> Removal:
+    return remove(case.model(), make_plan(case.name, sparsity, seed), groups_of(case.name))
+
+
+def restricted(plan: PruningPlan, names: set[str]) -> PruningPlan:
+    return dataclasses.replace(
+        plan, keep={name: units for name, units in plan.keep.items() if name in names}
+    )
+
+
+def test_removed_equals_masked(case):
+    groups = groups_of(case.name)
+    equivalent = {group.name for group in groups if group.mask_equivalent}
+    model = case.model()
+    for sparsity, seed in LEVELS:
+        plan = restricted(make_plan(case.name, sparsity, seed), equivalent)
+        removed = remove(model, plan, groups).model.double()
+        masked = oracles.zeroed(model, groups, plan.keep_mask()).double()
+        for inputs in (case.inputs(), oracles.more(case.inputs())):
+            inputs = oracles.in_double(inputs)
+            assert oracles.error(oracles.run(masked, inputs), oracles.run(removed, inputs)) < TOLERANCE
+
+
+def test_units_may_change_places(case):
+    groups = groups_of(case.name)
+    model = case.model().double()
+    for inputs in (case.inputs(), oracles.more(case.inputs())):
+        inputs = oracles.in_double(inputs)
+        expected = oracles.run(model, inputs)
+        for seed, group in enumerate(groups):
+            found = oracles.run(oracles.permuted(model, [group], seed), inputs)
+            assert oracles.error(expected, found) < TOLERANCE, group.name
+        found = oracles.run(oracles.permuted(model, groups, 99), inputs)
+        assert oracles.error(expected, found) < TOLERANCE
+
+
+def test_what_is_left_is_what_was_there(case):
+    groups = groups_of(case.name)
+    before = oracles.tensors_of(case.model())
+    for level in LEVELS:
+        keep = make_plan(case.name, *level).keep_mask()
+        after = oracles.tensors_of(make_removal(case, *level).model)
+        read = set(groups.graph.tensors.values()) & set(before)
+        assert read <= set(after)
+        for name in read:
+            canonical = groups.graph.tied.get(name, name)
+            expected = oracles.cut_out(groups, keep, canonical, before[name])
+            assert torch.equal(after[name], expected), name
+
+
+def test_exactly_the_planned_number_of_units_goes(case):
+    groups = groups_of(case.name)
+    for sparsity, seed in LEVELS:
+        widths = make_plan(case.name, sparsity, seed).widths
+        for group in groups:
+            wish = group.units_per_block * (1 - sparsity)
+            nearest = max(1, int(np.ceil(wish - 0.5)))  # of two equally near, the larger
+            allowed = {blocks * max(nearest, int(wish + 0.5)) for blocks in range(1, group.blocks + 1)}
+            assert widths[group.name][1] in allowed, group.name
+
+
+def test_own_class_is_kept_where_it_can_be(case):
+    groups = groups_of(case.name).select(granularity=WIDTHS)
+    scores = {group.name: np.arange(group.size, dtype=np.float32) % 7 for group in groups}
+    model = case.model()
+    plan = allocate(groups, scores, Goal("sparsity", remove=0.5 if len(groups) else 0.0))
+    removal = remove(model, plan, groups)
+    assert (removal.form == "own class") == case.own_class, removal.reason
+    assert (type(removal.model) is type(model)) == case.own_class
+    assert removal.form in ("own class", "graph module")
+
+
+def test_removed_model_trains_one_step(case):
+    original = {name: value.requires_grad for name, value in case.model().named_parameters()}
+    for level in LEVELS:
+        model = copy.deepcopy(make_removal(case, *level).model).train()
+        assert all(module.training for module in model.modules())
+        args, kwargs = oracles.more(case.inputs(), count=4)
+        leaves = pytree.tree_leaves(model(*args, **kwargs))
+        loss = sum(
+            leaf.square().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        )
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == original[name], name
+            assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), name
+        reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert reached == _reached_in_original(case)
+
+
+@cache
+def _reached_in_original(case: Case) -> set[str]:
+    model = case.model().train()
+    args, kwargs = oracles.more(case.inputs(), count=4)
+    leaves = pytree.tree_leaves(model(*args, **kwargs))
+    sum(leaf.sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()).backward()  # pyright: ignore
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_state_dict_round_trip(case):
+    inputs = case.inputs()
+    for level in LEVELS:
+        model = make_removal(case, *level).model
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for tensor in twin.state_dict().values():
+                tensor.zero_()
+        twin.load_state_dict(model.state_dict(), strict=True)
+        assert oracles.error(oracles.run(model, inputs), oracles.run(twin, inputs)) == 0
+        assert set(model.state_dict()) >= set(dict(model.named_parameters()))
+
+
+def test_outputs_look_as_before(case):
+    model = case.model().eval()
+    for level in LEVELS:
+        removed = make_removal(case, *level).model.eval()
+        for args, kwargs in (case.inputs(), oracles.more(case.inputs(), 5)):
+            with torch.no_grad():
+                before, structure = pytree.tree_flatten(model(*args, **kwargs))
+                after, found = pytree.tree_flatten(removed(*args, **kwargs))
+            assert found == structure
+            assert [_look(leaf) for leaf in after] == [_look(leaf) for leaf in before]
+
+
+def _look(leaf: object) -> object:
+    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def test_removing_nothing_changes_nothing(case):
+    model = case.model()
+    removal = remove(model, make_plan(case.name, 0.0, 0), groups_of(case.name))
+    inputs = case.inputs()
+    assert removal.form == "own class"
+    assert oracles.error(oracles.run(model, inputs), oracles.run(removal.model, inputs)) == 0
+    before, after = model.state_dict(), removal.model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_original_is_left_alone(case):
+    plan, groups = make_plan(case.name, 0.5, 1), groups_of(case.name)
+    model = case.model()
+    before = copy.deepcopy(oracles.tensors_of(model))
+    modes = [module.training for module in model.modules()]
+    attributes = {path: set(vars(module)) for path, module in model.named_modules()}
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    removed = remove(model, plan, groups).model
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert [module.training for module in model.modules()] == modes
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == attributes
+    after = oracles.tensors_of(model)
+    assert list(after) == list(before)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]), name
+        assert tensor.requires_grad == before[name].requires_grad
+        assert getattr(tensor, "grad", None) is None
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in after.values()}
+    ours = {tensor.untyped_storage().data_ptr() for tensor in oracles.tensors_of(removed).values()}
+    assert theirs.isdisjoint(ours)

@@ -1,0 +1,42 @@
+import doctest
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from prunekit.recover import LEARNING_RATES, learning_rate
+
+
+def rates(steps, **settings):
+    return [learning_rate(step, steps=steps, **settings) for step in range(steps)]
+
+
+def test_the_examples_in_the_docstrings_hold():
+    failed, tried = doctest.testmod(importlib.import_module("prunekit.recover.learning_rate"))
+    assert (failed, tried) == (0, 2)
+
+
+def test_the_cosine_is_that_of_torch():
+    # Oracle: torch.optim.lr_scheduler.CosineAnnealingLR.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    expected = []
+    for _ in range(20):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(rates(20, peak=0.3, schedule="cosine", warmup=0.0), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", LEARNING_RATES)
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_it_rises_to_the_peak_once_and_never_after(schedule, warmup, steps):
+    made = np.array(rates(steps, peak=0.4, schedule=schedule, warmup=warmup))
+    top = int(made.argmax())
+    assert made.max() == pytest.approx(0.4)
+    assert top == int(warmup * steps)
+    assert (np.diff(made[: top + 1]) > 0).all()
+    assert (np.diff(made[top:]) <= 0).all()
+    assert (made > 0).all()

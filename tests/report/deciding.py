@@ -1,0 +1,170 @@
+"""Made-up results of the stages that decide and train: baseline and the cycles."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.report.sample import Sample, write_stage
+
+
+def write_baseline(root: Path, sample: Sample, widths: dict[str, int], cost: dict[str, int]) -> None:
+    rng = np.random.default_rng(sample.seed + 1)
+    frozen = [
+        {
+            "name": "fc.weight:0",
+            "size": len(sample.classes),
+            "operator": "output",
+            "reason": "it is an output of the model",
+            "source": "",
+        },
+        {
+            "name": "stem.weight:1",
+            "size": 1,
+            "operator": "input",
+            "reason": "it is an input of the model",
+            "source": "",
+        },
+    ]
+    frozen += [
+        {
+            "name": f"{sample.layer_names()[i % sample.layers]}#{i}",
+            "size": 64,
+            "operator": "aten.sort.default",
+            "reason": "no rule says how units travel through this operator",
+            "source": f"model.py:{41 + i % 2}: values, _ = torch.sort(x, dim=1)",
+        }
+        for i in range(sample.extra_frozen)
+    ]
+    write_stage(
+        root,
+        "baseline",
+        {
+            "quality": {"split": "validation", "metric": "correct", "n": 360, "value": 355 / 360},
+            "cost": cost,
+            "training": training(rng, epochs=12, start=0.1, end=0.986),
+            "groups": [
+                {"name": name, "granularity": "channel", "size": size, "blocks": 1, "tensors": [name]}
+                for name, size in widths.items()
+            ],
+            "frozen": frozen,
+        },
+    )
+
+
+def write_cycle(
+    root: Path,
+    sample: Sample,
+    number: int,
+    widths: dict[str, int],
+    cost: dict[str, int],
+    rng: np.random.Generator,
+) -> None:
+    done = 1 - (1 - number / sample.cycles) ** 3
+    target, cycle = 0.5 * done, f"cycle-{number:02d}"
+    shares = np.random.default_rng(7).uniform(0.1, 0.55, len(widths))
+    after = {
+        name: [size, max(1, round(size * (1 - share * done)))]
+        for (name, size), share in zip(widths.items(), shares, strict=True)
+    }
+    write_stage(
+        root,
+        f"{cycle}/score",
+        {
+            "criterion": "taylor",
+            "reduction": "mean",
+            "normalization": "mean",
+            "groups": {name: {"min": 0.01, "median": 0.93, "max": 4.1} for name in widths},
+        },
+    )
+    left = {key: round(value * (1 - target * 0.997)) for key, value in cost.items()}
+    goal = {"kind": "macs", "remove": 0.5, "reach": None, "tolerance": 0.02}
+    write_stage(
+        root,
+        f"{cycle}/plan",
+        {
+            "goal": goal,
+            "scope": "global",
+            "target_remove": target,
+            "before": cost,
+            "after": left,
+            "widths": after,
+            "digest": hashlib.sha256(cycle.encode()).hexdigest(),
+        },
+    )
+    names = list(widths)
+    laws = [
+        {
+            "law": law,
+            "groups": names,
+            "max_relative_error": error,
+            "tolerance": 1e-6,
+            "batch_sizes": [2, 3],
+            "passed": True,
+            "note": "",
+        }
+        for law, error in (("permutation", 3.1e-15), ("mask", 0.0), ("form", 2.2e-16))
+    ]
+    hurt = [0.94, 0.86, 0.71][min(number, 3) - 1]
+    prune = {
+        "form": "own class",
+        "form_reason": "it computes what the pruned graph computes",
+        "form_error": 2.2e-16,
+        "proof": {"passed": True, "laws": laws},
+        "quality": {
+            "split": "validation",
+            "metric": "correct",
+            "n": 360,
+            "value": round(hurt * 360) / 360,
+        },
+    }
+    write_stage(root, f"{cycle}/prune", prune)
+    log = training(rng, epochs=4, start=hurt, end=0.986 - 0.004 * number)
+    recover = {
+        "training": log,
+        "budget": {"epochs": 4.0, "share_of_original": 4 / 12},
+        "quality": {
+            "split": "validation",
+            "metric": "correct",
+            "n": 360,
+            "value": log["epochs"][log["best"]]["validation_metric"],
+        },
+    }
+    write_stage(root, f"{cycle}/recover", recover)
+
+
+def training(
+    rng: np.random.Generator, *, epochs: int, start: float, end: float, examples: int = 1077
+) -> dict[str, Any]:
+    """A training log: line 0 is the model as it came."""
+    log: list[dict[str, Any]] = []
+    for epoch in range(epochs + 1):
+        progress = 1 - math.exp(-2.2 * epoch / max(1, epochs))
+        accuracy = start + (end - start) * progress / (1 - math.exp(-2.2))
+        accuracy = round((accuracy + float(rng.normal(0, 0.002))) * 360) / 360
+        loss = 3.2 * (1 - accuracy) + 0.02
+        log.append(
+            {
+                "epoch": float(epoch),
+                "step": epoch * 17,
+                "train_loss": None if epoch == 0 else 0.7 * loss + float(rng.normal(0, 0.004)),
+                "validation_loss": loss + float(rng.normal(0, 0.004)),
+                "validation_metric": min(1.0, accuracy),
+                "learning_rate": None if epoch == 0 else 1e-3 * (1 - epoch / (epochs + 1)),
+                "seconds": 1.24,
+            }
+        )
+    best = max(range(len(log)), key=lambda i: (log[i]["validation_metric"], -i))
+    return {
+        "metric": "correct",
+        "epochs": log,
+        "best": best,
+        "stopped_early": False,
+        "steps": epochs * 17,
+        "steps_planned": epochs * 17,
+        "examples_seen": epochs * examples,
+        "seconds": epochs * 1.24,
+    }

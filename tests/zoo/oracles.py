@@ -1,0 +1,162 @@
+"""What removal should give, computed from the groups' slices with nothing but NumPy and plain indexing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunekit.graph import Groups
+from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by every name they have."""
+    found = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found[f"{path}.{name}" if path else name] = value
+    return found
+
+
+def gone(part: Slice, group: Group, keep: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+    """``shape`` bool: which elements of the slice's tensor go."""
+    along = [1] * len(shape)
+    along[part.dim] = shape[part.dim]
+    if part.block_dim is None:
+        lost = np.where(part.units >= 0, ~keep[part.units], False).reshape(along)
+    else:
+        assert part.block_of is not None
+        by_block = keep.reshape(group.blocks, -1)
+        along[part.block_dim] = shape[part.block_dim]
+        lost = np.zeros(along, dtype=np.bool_)
+        for row, block in enumerate(part.block_of.tolist()):
+            for index, unit in enumerate(part.units.tolist()):
+                place = [0] * len(shape)
+                place[part.block_dim], place[part.dim] = row, index
+                lost[tuple(place)] = unit >= 0 and not by_block[block, unit]
+    return np.broadcast_to(lost, shape)
+
+
+def lost_elements(groups: Groups, keep: KeepMask) -> dict[str, BoolArray]:
+    """For every tensor that loses something, which of its elements go."""
+    lost: dict[str, BoolArray] = {}
+    for name, mask in keep.items():
+        for part in groups[name].slices:
+            shape = groups.tensor_shape(part.tensor)
+            before = lost.get(part.tensor, np.zeros(shape, dtype=np.bool_))
+            lost[part.tensor] = before | gone(part, groups[name], mask, shape)
+    return lost
+
+
+def zeroed(model: nn.Module, groups: Groups, keep: KeepMask) -> nn.Module:
+    """A copy in which everything that belongs to a removed unit is zero."""
+    twin = copy.deepcopy(model)
+    tensors = tensors_of(twin)
+    with torch.no_grad():
+        for name, lost in lost_elements(groups, keep).items():
+            tensors[name].masked_fill_(torch.from_numpy(np.ascontiguousarray(lost)), 0.0)
+    return twin
+
+
+def cut_out(groups: Groups, keep: KeepMask, name: str, tensor: Tensor) -> Tensor:
+    """What is left of one tensor: its elements that do not go, in their order, as an array again."""
+    lost = lost_elements(groups, keep).get(name)
+    if lost is None:
+        return tensor
+    parts = [part for group in map(groups.__getitem__, keep) for part in group.slices if part.tensor == name]
+    by_block = {part.dim: part.block_dim for part in parts if part.block_dim is not None}
+    order = sorted(range(tensor.ndim), key=lambda axis: axis not in by_block.values())
+    left = torch.from_numpy(~lost).permute(order)
+    sizes = []
+    for axis, before in enumerate(order):
+        lines = left.movedim(axis, 0).reshape(left.shape[axis], -1)
+        counts = set(lines.sum(0).tolist()) - {0} if before in by_block else {int(lines.any(1).sum())}
+        assert len(counts) == 1, f"{name} is not cut to a box along {before}: {counts}"
+        sizes.append(counts.pop())
+    return tensor.permute(order)[left].reshape(sizes).permute(np.argsort(order).tolist())
+
+
+def permuted(model: nn.Module, groups: Iterable[Group], seed: int) -> nn.Module:
+    """A copy in which the units of every group change places, inside their blocks, in every slice."""
+    twin = copy.deepcopy(model)
+    draw = np.random.default_rng(seed)
+    tensors = tensors_of(twin)
+    with torch.no_grad():
+        for group in groups:
+            orders = [draw.permutation(group.units_per_block) for _ in range(group.blocks)]
+            for part in group.slices:
+                tensors[part.tensor].copy_(_moved(tensors[part.tensor], part, orders))
+    return twin
+
+
+def _moved(tensor: Tensor, part: Slice, orders: list[IntArray]) -> Tensor:
+    size = len(orders[0])
+    if part.block_dim is None:
+        order = np.concatenate([block * size + order for block, order in enumerate(orders)])
+        return tensor.index_select(part.dim, _source(part.units, order))
+    assert part.block_of is not None
+    rows = [
+        row.index_select(part.dim - (part.block_dim < part.dim), _source(part.units, orders[block]))
+        for row, block in zip(tensor.unbind(part.block_dim), part.block_of.tolist(), strict=True)
+    ]
+    return torch.stack(rows, part.block_dim)
+
+
+def _source(units: IntArray, order: IntArray) -> Tensor:
+    """For each index the one that comes to its place: the same occurrence of unit ``order[unit]``."""
+    source = np.arange(len(units))
+    for unit in np.unique(units[units >= 0]):
+        source[units == unit] = np.flatnonzero(units == order[unit])
+    return torch.from_numpy(source)
+
+
+def run(model: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> list[Tensor]:
+    """The floating-point outputs, in evaluation mode; the inputs are not written to."""
+    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model.eval()(*args, **kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def error(reference: list[Tensor], other: list[Tensor]) -> float:
+    """Largest difference over the largest magnitude of the reference, over all outputs."""
+    assert [tensor.shape for tensor in reference] == [tensor.shape for tensor in other]
+    pairs = zip(reference, other, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in pairs)
+
+
+def in_double(inputs: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
+    """Floating-point inputs in float64."""
+    return pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
+    )
+
+
+def more(inputs: tuple[tuple, dict[str, Any]], count: int = 3) -> tuple[tuple, dict[str, Any]]:
+    """The inputs with another batch size, every example another one."""
+
+    def grown(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        rows = torch.cat([leaf] * count)[:count]
+        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(7))
+        return rows + noise if leaf.is_floating_point() else rows.flip(-1)
+
+    return pytree.tree_map(grown, inputs)
+
+
+def counted_cost(model: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> tuple[int, int]:
+    """Parameters as they are, and half the operations that torch's own counter sees, for one example."""
+    batch = next(leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    with FlopCounterMode(display=False) as counter:
+        run(model, inputs)
+    return sum(tensor.numel() for tensor in model.parameters()), counter.get_total_flops() // 2 // batch

@@ -1,0 +1,134 @@
+"""Nets of which a part has to be frozen, with the operator that says so."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tests.zoo.case import Case, Place, at, group, into, out, rows
+
+
+class Between(nn.Module):
+    """An operation between two hidden layers: the first one's neurons meet it, the second one's do not."""
+
+    def __init__(self, operation) -> None:
+        super().__init__()
+        self.operation = operation
+        self.first = nn.Linear(6, 8)
+        self.middle = nn.Linear(8, 10)
+        self.last = nn.Linear(10, 4)
+
+    def forward(self, x):
+        x = self.operation(torch.relu(self.first(x)))
+        return self.last(torch.relu(self.middle(x)))
+
+
+class Picking(nn.Module):
+    """Reads single neurons by their number."""
+
+    def __init__(self, pick) -> None:
+        super().__init__()
+        self.pick = pick
+        self.first = nn.Linear(6, 8)
+        self.middle = nn.Linear(8, 10)
+        self.last = nn.Linear(10, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.middle(x))) * self.pick(x)
+
+
+class OneBranch(nn.Module):
+    """Sorts one of two branches, so the other one can still be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(6, 8)
+        self.right = nn.Linear(6, 8)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.left(x).sort(-1).values, torch.relu(self.right(x))], -1))
+
+
+class Routed(nn.Module):
+    """Rows of a table are looked up where the data says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.table = nn.Parameter(torch.randn(9, 7))
+        self.last = nn.Linear(7, 4)
+
+    def forward(self, x):
+        rows = torch.relu(self.first(x)).argmax(-1)
+        return self.last(torch.relu(self.table[rows]))
+
+
+HIDDEN: set[Place] = out("first") | into("middle")
+SURVIVOR = (group("neuron", 10, out("middle"), into("last")),)
+
+
+def between(name: str, operation, operator: str, frozen: set[Place] = HIDDEN) -> Case:
+    return Case(
+        name,
+        lambda: Between(operation),
+        rows(6),
+        SURVIVOR,
+        {"input": into("first"), operator: frozen, "output": out("last")},
+    )
+
+
+def picking(name: str, pick, operator: str) -> Case:
+    return Case(
+        name,
+        lambda: Picking(pick),
+        rows(6),
+        SURVIVOR,
+        {"input": into("first"), operator: HIDDEN, "output": out("last")},
+    )
+
+
+CASES = (
+    between("sort", lambda x: x.sort(-1).values, "aten.sort.default"),
+    between("cumulative sum", lambda x: x.cumsum(-1), "aten.cumsum.default"),
+    between("roll by one", lambda x: x.roll(1, -1), "aten.roll.default"),
+    Case(
+        "gather where the data says",
+        lambda: Between(lambda x: x.gather(-1, x.argsort(-1))),
+        rows(6),
+        SURVIVOR,
+        {
+            "input": into("first"),
+            "aten.argsort.default": out("first"),
+            "aten.gather.default": into("middle"),
+            "output": out("last"),
+        },
+    ),
+    between("top values", lambda x: x.topk(8, -1).values, "aten.topk.default"),
+    picking("select one", lambda x: x[:, 3, None], "aten.select.int"),
+    picking("select some", lambda x: x[:, [0, 2, 5]].sum(-1, keepdim=True), "aten.index.Tensor"),
+    Case(
+        "one branch sorted",
+        OneBranch,
+        rows(6),
+        (group("neuron", 8, out("right"), into("last")),),
+        {
+            "input": into("left", "right"),
+            "aten.sort.default": out("left") | into("last"),
+            "output": out("last"),
+        },
+    ),
+    Case(
+        "rows routed by data",
+        Routed,
+        rows(6),
+        (group("neuron", 7, at("table", 1), into("last")),),
+        {
+            "input": into("first"),
+            "aten.argmax.default": out("first"),
+            "aten.index.Tensor": at("table", 0),
+            "output": out("last"),
+        },
+    ),
+)

@@ -1,0 +1,28 @@
+"""The table of all toy nets, and what the engine finds in them (each traced once)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from prunekit.graph import Groups, find_groups, trace
+from tests.zoo import attention, convolutional, interfaces, joins, norms, parameters, refused, residual
+from tests.zoo.case import Case
+
+CASES: tuple[Case, ...] = (
+    *residual.CASES,
+    *convolutional.CASES,
+    *joins.CASES,
+    *norms.CASES,
+    *parameters.CASES,
+    *attention.CASES,
+    *interfaces.CASES,
+    *refused.CASES,
+)
+BY_NAME = {case.name: case for case in CASES}
+
+
+@cache
+def groups_of(name: str) -> Groups:
+    """What is found in the toy of that name."""
+    case = BY_NAME[name]
+    return find_groups(trace(case.model(), *case.inputs()))
