@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -71,12 +70,12 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run that was begun.
 
-    Exit code 0: accepted; 1: refused by a gate; 2: the recipe or the command cannot be used; 3: the run failed.
+    Exit codes: 0 accepted, 1 refused by a gate, 2 the recipe cannot be used, 3 the run failed.
     """
     with _errors(as_json, debug):
-        from prunekit.workflow import run_recipe
-
         with _printing_elsewhere(as_json), _watching(as_json) as watcher:
+            from prunekit.workflow import run_recipe  # takes seconds, so the first line is there before
+
             outcome = run_recipe(recipe, run_dir=run_dir, watcher=watcher)
         if as_json:
             _print_json(_outcome_values(outcome))
@@ -127,7 +126,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _errors(as_json: bool, debug: bool) -> Iterator[None]:
-    """One paragraph on stderr for everything that goes wrong, and the exit code that belongs to it."""
+    """One paragraph on stderr for whatever goes wrong, and the exit code that belongs to it."""
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
@@ -164,8 +163,8 @@ def _unexpected(error: Exception) -> str:
     where = f" at {last.filename}:{last.lineno}" if last else ""
     notes = " ".join(getattr(error, "__notes__", []))
     return (
-        f"Error: unexpected {type(error).__name__}: {error}{where}. {notes} If that is not a line of your own "
-        "code, it is a bug in prunekit; run the command again with --debug for the traceback."
+        f"Error: unexpected {type(error).__name__}: {error}{where}. {notes} If that is not a line of "
+        "your own code, it is a bug in prunekit; run the command again with --debug for the traceback."
     )
 
 
@@ -237,9 +236,9 @@ class Bars:
             transient=True,
         )
         self._task: Any = None
-        self._began = 0.0
 
     def __enter__(self) -> Bars:
+        self._open("preparing")
         self._progress.start()
         return self
 
@@ -248,20 +247,17 @@ class Bars:
 
     def begins(self, stage: str, why: str) -> None:
         """Open the stage's line; say why it runs if it had run before."""
-        self._began = time.monotonic()
         if why != "it has not run yet":
             self._say(f"[yellow]again[/]  {stage}", f"[dim]{why}[/]")
-        self._task = self._progress.add_task(stage.ljust(18), total=None)
+        self._open(stage)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, completed=done, total=total)
 
     def ends(self, stage: str, seconds: float) -> None:
         """Turn the bar into a line with the time."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
+        self._open("")
         self._say(f"[green]done[/]   {stage.ljust(18)}", f"[dim]{_seconds(seconds)}[/]")
 
     def kept(self, stage: str) -> None:
@@ -271,6 +267,12 @@ class Bars:
     def removed(self, stage: str) -> None:
         """Say that the stage was dropped."""
         self._say(f"[yellow]gone[/]   {stage}", "[dim]no longer part of the run[/]")
+
+    def _open(self, stage: str) -> None:
+        """Put the one live line to ``stage``."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(stage.ljust(18), total=None, visible=bool(stage))
 
     def _say(self, what: str, aside: str) -> None:
         self._console.print(f"{what}  {aside}".rstrip(), highlight=False)
@@ -371,23 +373,26 @@ def _seconds(value: float) -> str:
 def _print_inspection(found: Inspection) -> None:
     console = _console()
     console.print(
-        f"{found.name}: {found.model}, {found.cost.params:,} parameters, {found.cost.macs:,} MACs per example",
+        f"{found.name}: {found.model}, {found.cost.params:,} parameters, "
+        f"{found.cost.macs:,} MACs per example",
         highlight=False,
     )
     groups = Table("group", "kind", "units", "blocks", "tensors", box=SIMPLE_HEAD, title="Prunable")
     for group in found.groups:
-        tensors = ", ".join(group.tensors[:4]) + (
-            f" and {len(group.tensors) - 4} more" if group.tensors[4:] else ""
-        )
+        more = f" and {len(group.tensors) - 4} more" if group.tensors[4:] else ""
+        tensors = ", ".join(group.tensors[:4]) + more
         blocks = str(group.blocks) if group.blocks > 1 else ""
         groups.add_row(Text(group.name), group.granularity.value, str(group.size), blocks, Text(tensors))
     console.print(groups)
-    frozen = Table("axis", "size", "operator", "why", "where", box=SIMPLE_HEAD, title="Frozen")
+    because: dict[tuple[str, str, str], list[str]] = {}
     for item in found.frozen:
-        frozen.add_row(
-            Text(item.name), str(item.size), Text(item.operator), Text(item.reason), Text(item.source)
-        )
-    console.print(frozen)
+        because.setdefault((item.reason, item.operator, item.source), []).append(f"{item.name} ({item.size})")
+    console.print(Text("Frozen", style="italic"))
+    for (reason, operator, source), axes in because.items():
+        console.print(Text(f"\n  {', '.join(axes)}", style="bold"))
+        console.print(Text(f"  {reason} [{operator}]"))
+        if source:
+            console.print(Text(f"  {source}", style="dim"), soft_wrap=True)
 
 
 if __name__ == "__main__":

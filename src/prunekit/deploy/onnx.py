@@ -97,7 +97,7 @@ def export_onnx(
 
     Raises:
         ExportError: the model does not run on the inputs, the exporter refused it, or the batch size
-            could not be left open; what the exporter said is in the text.
+            could not be left open; what the exporter said goes along as a note.
         StorageError: the file could not be written.
     """
     begin = time.perf_counter()

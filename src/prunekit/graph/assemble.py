@@ -113,7 +113,7 @@ class _Describer:
         for members, kind in self._kinds:
             if np.isin(axis.roots, members).all():
                 return kind
-        if slices and not axis.blocks and all(self._is_outer(axis, part) for part in slices):
+        if self.structure.is_outer(axis) and all(self._holds_others(axis, part) for part in slices):
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
         ranks = {len(self.graph.tensor(part.tensor).shape) for part in producers}
@@ -121,7 +121,7 @@ class _Describer:
             return Granularity.HIDDEN
         return Granularity.NEURON if ranks == {2} else Granularity.CHANNEL
 
-    def _is_outer(self, axis: Axis, part: Slice) -> bool:
+    def _holds_others(self, axis: Axis, part: Slice) -> bool:
         """Every unit covers several indices, because another axis lies inside it."""
         dim = _labelled(self.structure.labels.tensors[part.tensor][part.dim])
         members = self.structure.members(dim)

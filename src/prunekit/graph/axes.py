@@ -7,11 +7,11 @@ the same roles: they can be exchanged for each other, so they are the units of o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunekit.graph.atoms import Fixed, Product, Reason
+from prunekit.graph.atoms import Fixed, Reason
 from prunekit.graph.label import Dims, Labels, flat_dims
 from prunekit.graph.solve import Solution
 from prunekit.types import IntArray
@@ -70,7 +70,7 @@ class Structure:
             for number, axis in enumerate(plain)
         ]
         self._tensors = self._axes_by_tensor(len(plain))
-        self.axes = [self._with_blocks(number, axis, plain) for number, axis in enumerate(plain)]
+        self.axes = self._with_blocks(plain)
 
     def members(self, dim: IntArray) -> IntArray:
         """``[n, k]`` basic classes of every index of a dimension (see ``Solution.members``)."""
@@ -132,19 +132,29 @@ class Structure:
         return unique[np.argsort(first, kind="stable")]
 
     def _signatures(self) -> IntArray:
-        """A hash per root of everywhere it occurs, in which role, and of what froze it."""
+        """A hash per root of everywhere it occurs, of what it meets there, and of what froze it.
+
+        In an index that consists of several classes, each one's share depends on the others: units are
+        exchangeable only where they meet the same classes equally often.
+        """
         rng = np.random.default_rng(20260)
-        draw = lambda: rng.integers(-(2**62), 2**62)  # noqa: E731
-        signature = np.zeros(len(self.solution.root), dtype=np.int64)
-        for dim in self._dimensions():
+        count = len(self.solution.root)
+        own = rng.integers(-(2**62), 2**62, size=count + 1)
+        own[-1] = 0
+        signature = np.zeros(count, dtype=np.int64)
+        factors = [factor for product in self.solution.products for factor in product.factors]
+        for dim in (*self._dimensions(), *factors):
             members = self.members(dim)
-            np.add.at(signature, members[members >= 0], draw())
-        for product in self.solution.products:
-            for factor in product.factors:
-                members = self.members(factor)
-                np.add.at(signature, members[members >= 0], draw())
-        salt = rng.integers(-(2**62), 2**62, size=len(self.solution.reasons) + 1)
-        return signature + salt[self.solution.reason]
+            salt, one = rng.integers(-(2**62), 2**62, size=2)
+            with np.errstate(over="ignore"):
+                met = own[members].sum(axis=1, keepdims=True) - own[members]
+                share = salt * (one + met)
+            present = members >= 0
+            np.add.at(signature, members[present], share[present])
+        return (
+            signature
+            + rng.integers(-(2**62), 2**62, size=len(self.solution.reasons) + 1)[self.solution.reason]
+        )
 
     def _reason(self, roots: IntArray) -> Reason | None:
         number = int(self.solution.reason[roots[0]])
@@ -181,20 +191,45 @@ class Structure:
                 carrying[axis].append(dims)
         return carrying
 
-    def _with_blocks(self, number: int, axis: Axis, axes: list[Axis]) -> Axis:
-        """The axis with the outer factors across which its units may be chosen separately."""
-        if axis.reason is not None:
-            return axis
+    def _with_blocks(self, axes: list[Axis]) -> list[Axis]:
+        """The axes with the outer factors across which their units may be chosen separately.
+
+        Of two factors of a product only the inner one gets blocks, in the order of the first product that
+        has both.
+        """
+        found = list(axes)
+        holds: set[tuple[int, int]] = set()
         for product in self.solution.products:
-            position = _position(product, axis.roots)
-            if not position:
-                continue
-            outer = [factor for factor in product.factors[:position] if self._separate(number, axis, factor)]
-            if len(outer) > 1 and not self._always_joint(number, outer):
-                outer = outer[:1]
-            if outer:
-                return Axis(axis.roots, axis.reason, tuple(outer))
-        return axis
+            inside = [self._axis_of_factor(factor, axes) for factor in product.factors]
+            for position, number in enumerate(inside):
+                if number is None or axes[number].reason is not None or found[number].blocks:
+                    continue
+                outer = [
+                    factor
+                    for factor in product.factors[:position]
+                    if not any((number, holder) in holds for holder in self.axis_of[factor].tolist())
+                    and self._separate(number, factor)
+                ]
+                if len(outer) > 1 and not self._always_joint(number, outer):
+                    outer = outer[:1]
+                found[number] = replace(axes[number], blocks=tuple(outer))
+                holds.update((holder, number) for factor in outer for holder in self.axis_of[factor].tolist())
+        return found
+
+    def _axis_of_factor(self, factor: IntArray, axes: list[Axis]) -> int | None:
+        """The axis whose units are exactly the entries of ``factor``."""
+        number = int(self.axis_of[factor[0]])
+        if number < 0 or len(factor) != len(axes[number].roots):
+            return None
+        return number if np.array_equal(np.sort(factor), np.sort(axes[number].roots)) else None
+
+    def is_outer(self, axis: Axis) -> bool:
+        """In the first product that has the axis as a factor, others lie inside it."""
+        for product in self.solution.products:
+            for position, factor in enumerate(product.factors):
+                if np.isin(axis.roots, factor).all():
+                    return position < len(product.factors) - 1
+        return False
 
     def _always_joint(self, number: int, outers: list[IntArray]) -> bool:
         """In every parameter, the axis lies in one dimension with all of ``outers``."""
@@ -206,7 +241,7 @@ class Structure:
             for outer in outers
         )
 
-    def _separate(self, number: int, axis: Axis, outer: IntArray) -> bool:
+    def _separate(self, number: int, outer: IntArray) -> bool:
         """Every tensor that carries the axis carries ``outer``, and nothing mixes across ``outer``.
 
         Where the two lie in one dimension, each of its indices has one of each; where they lie in two
@@ -247,10 +282,3 @@ def block_of(members: IntArray, outers: tuple[IntArray, ...]) -> IntArray:
         position = np.where(outer[order][place] == members, order[place], -1).max(axis=1)
         block = np.where((position < 0) | (block < 0), -1, block * len(outer) + position)
     return block
-
-
-def _position(product: Product, roots: IntArray) -> int | None:
-    for position, factor in enumerate(product.factors):
-        if len(factor) == len(roots) and np.array_equal(np.sort(factor), np.sort(roots)):
-            return position
-    return None

@@ -153,7 +153,7 @@ class Groups:
         Args:
             keep: by group name, ``[units]`` bool; absent groups are whole.
         """
-        keep = keep or {}
+        keep = self.tied(keep or {})
         params = param_bytes = 0
         for name in sorted(self._labels.tensors):
             if name in self.graph.trainable:
@@ -221,17 +221,31 @@ class Groups:
         return dim.size if isinstance(dim, Fixed) else int(self.kept(dim, keep).sum())
 
     def kept(self, dim: IntArray, keep: KeepMask) -> BoolArray:
-        """``[n]`` which indices of a labelled dimension are left (in the first kept block)."""
+        """``[n]`` which indices of a labelled dimension are left, for a ``keep`` that is :meth:`tied`."""
         left = np.ones(len(dim), dtype=np.bool_)
         for occurrence in self.occurrences(dim):
             mask = keep.get(occurrence.group)
             if mask is None:
                 continue
             if occurrence.detached:
-                per_block = mask.reshape(self._everything[occurrence.group].blocks, -1)
-                mask = per_block[np.argmax(per_block.any(axis=1))]
+                mask = mask[: self._everything[occurrence.group].units_per_block]
             left &= np.where(occurrence.units >= 0, mask[occurrence.units], True)
         return left
+
+    def tied(self, keep: KeepMask) -> dict[str, BoolArray]:
+        """``keep`` as it is once the kept units of every block have moved to the block's front.
+
+        Units of a block may be permuted freely, so choosing other units in each block is moving them first
+        and then cutting all blocks at the same place. Blocks that go altogether do so with the group that
+        holds them.
+        """
+        tied = dict(keep)
+        for name, mask in keep.items():
+            group = self._everything[name]
+            if group.blocks > 1:
+                left = int(mask.reshape(group.blocks, -1).sum(axis=1).max())
+                tied[name] = np.tile(np.arange(group.units_per_block) < left, group.blocks)
+        return tied
 
     def occurrences(self, dim: IntArray) -> list[Occurrence]:
         """The prunable groups that occur in a labelled dimension."""

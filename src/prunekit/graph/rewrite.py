@@ -52,6 +52,7 @@ def rewrite(
         A module with the original parameter names, in evaluation mode, whose ``train()`` reaches batch
         normalisation and dropout; and every changed constant.
     """
+    keep = groups.tied(keep)
     template = groups.graph.program.module(check_guards=False)
     source_by_name = {node.name: node for node in groups.graph.nodes if node.op == "call_function"}
     graph = _copy(template.graph)

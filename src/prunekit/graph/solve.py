@@ -22,9 +22,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from prunekit.graph.atoms import Atoms, Product, Reason
-from prunekit.types import BoolArray, IntArray
+from prunekit.types import IntArray
 
 INCOMPATIBLE = Reason("reshape", "the dimension is split in two ways that do not fit into each other")
+_NEVER = np.iinfo(np.int64).max
+
 WHOLE = Reason(
     "reshape", "its indices only stand or fall all together, which would remove the whole dimension"
 )
@@ -59,27 +61,23 @@ def solve(atoms: Atoms) -> Solution:
     edges = list(atoms.edges)
     products = list(atoms.products)
     frozen = list(atoms.frozen)
+    inherited: list[tuple[IntArray, IntArray]] = []
     count = atoms.count
     while True:
         root = _components(count, edges)
         products = [_canonical(product, root) for product in products]
-        is_frozen = _frozen_flags(root, products, [dim for dim, _ in frozen])
+        reason = _reasons(root, products, [dim for dim, _ in frozen], inherited)
         found = _Found(count)
-        products = _simplify(products, is_frozen, found)
-        products = _reconcile(products, found)
-        for dim, reason in found.frozen:
-            frozen.append((dim, reason))
+        kept = _reconcile(_simplify(products, reason, found), found)
+        frozen.extend(found.frozen)
+        inherited.extend(found.inherited)
         edges.extend(found.edges)
         count = found.count
         if not found.changed:
             break
-    reasons = tuple(reason for _, reason in frozen)
-    reason = np.full(len(root), -1, dtype=np.int64)
-    for number in range(len(frozen) - 1, -1, -1):
-        reason[root[frozen[number][0]]] = number
-    parts = _expand(len(root), products)
-    reason = _spread_reasons(reason, parts)
-    return Solution(root, parts, reason, reasons, tuple(products))
+        products = kept
+    parts = _expand(len(root), kept)
+    return Solution(root, parts, _spread(reason, parts), tuple(why for _, why in frozen), tuple(kept))
 
 
 class _Found:
@@ -89,6 +87,7 @@ class _Found:
         self.count = count
         self.edges: list[tuple[IntArray, IntArray]] = []
         self.frozen: list[tuple[IntArray, Reason]] = []
+        self.inherited: list[tuple[IntArray, IntArray]] = []
         self.changed = False
 
     def fresh(self, size: int) -> IntArray:
@@ -126,53 +125,75 @@ def _canonical(product: Product, root: IntArray) -> Product:
     return Product(root[product.merged], tuple(root[factor] for factor in product.factors))
 
 
-def _frozen_flags(root: IntArray, products: list[Product], frozen: list[IntArray]) -> BoolArray:
-    """``[atoms]``: the class cannot go. A frozen merged entry freezes its coordinates."""
-    flags = np.zeros(len(root), dtype=np.bool_)
-    for dim in frozen:
-        flags[root[dim]] = True
+def _reasons(
+    root: IntArray,
+    products: list[Product],
+    frozen: list[IntArray],
+    inherited: list[tuple[IntArray, IntArray]],
+) -> IntArray:
+    """``[atoms]``: the number of the first fact that freezes a class, -1 = free.
+
+    A frozen merged entry freezes its coordinates.
+    """
+    reason = np.full(len(root), _NEVER)
+    for number, dim in enumerate(frozen):
+        np.minimum.at(reason, root[dim], number)
+    for dim, numbers in inherited:
+        np.minimum.at(reason, root[dim], numbers)
     for _ in range(len(products) + 1):
-        before = int(flags.sum())
+        before = reason.copy()
         for product in products:
-            stuck = flags[product.merged]
+            stuck = reason[product.merged]
             for axis, factor in enumerate(product.factors):
                 others = tuple(other for other in range(stuck.ndim) if other != axis)
-                flags[factor[stuck.any(axis=others)]] = True
-        if int(flags.sum()) == before:
+                np.minimum.at(reason, factor, stuck.min(axis=others))
+        if np.array_equal(reason, before):
             break
-    return flags
+    return np.where(reason == _NEVER, -1, reason)
 
 
-def _simplify(products: list[Product], is_frozen: BoolArray, found: _Found) -> list[Product]:
+def _simplify(products: list[Product], reason: IntArray, found: _Found) -> list[Product]:
     """Inferences 1 to 3."""
     kept = []
     for product in products:
         _equal_entries(product, found)
         _equal_coordinates(product, found)
-        free = [axis for axis, factor in enumerate(product.factors) if not _cannot_lose(factor, is_frozen)]
+        free = [axis for axis, factor in enumerate(product.factors) if not _cannot_lose(factor, reason)]
         if len(free) == len(product.factors):
             kept.append(product)
-            continue
-        for axis, factor in enumerate(product.factors):
-            if axis not in free and not is_frozen[factor].all():
-                found.freeze(factor, WHOLE)
-        first = tuple(slice(None) if axis in free else slice(0, 1) for axis in range(product.merged.ndim))
-        core = product.merged[first]
-        found.same(np.broadcast_to(core, product.merged.shape), product.merged)
-        if len(free) == 0:
-            if not is_frozen[product.merged].all():
-                found.freeze(product.merged, WHOLE)
-        elif len(free) == 1:
-            found.same(core, product.factors[free[0]])
         else:
-            shape = tuple(product.merged.shape[axis] for axis in free)
-            kept.append(Product(core.reshape(shape), tuple(product.factors[axis] for axis in free)))
-            found.changed = True
+            kept.extend(_without_stuck_factors(product, free, reason, found))
     return kept
 
 
-def _cannot_lose(factor: IntArray, is_frozen: BoolArray) -> bool:
-    return bool(is_frozen[factor].all() or (factor == factor[0]).all())
+def _without_stuck_factors(
+    product: Product, free: list[int], reason: IntArray, found: _Found
+) -> list[Product]:
+    """What a product still says once some factors cannot lose an index; those are frozen for good."""
+    for axis, factor in enumerate(product.factors):
+        if axis in free:
+            continue
+        if (reason[factor] < 0).any():
+            found.freeze(factor, WHOLE)
+        else:
+            found.inherited.append((factor, reason[factor]))
+    if not free:
+        if (reason[product.merged] < 0).any():
+            found.freeze(product.merged, WHOLE)
+        return []
+    first = tuple(slice(None) if axis in free else slice(0, 1) for axis in range(product.merged.ndim))
+    core = product.merged[first]
+    found.same(np.broadcast_to(core, product.merged.shape), product.merged)
+    factors = tuple(product.factors[axis] for axis in free)
+    if len(free) == 1:
+        found.same(core, factors[0])
+        return []
+    found.changed = True
+    return [Product(core.reshape([len(factor) for factor in factors]), factors)]
+
+
+def _cannot_lose(factor: IntArray, reason: IntArray) -> bool:
+    return bool((reason[factor] >= 0).all() or (factor == factor[0]).all())
 
 
 def _equal_entries(product: Product, found: _Found) -> None:
@@ -309,12 +330,11 @@ def _assign(parts: IntArray, rows: IntArray, pieces: IntArray) -> IntArray:
     return out
 
 
-def _spread_reasons(reason: IntArray, parts: IntArray) -> IntArray:
+def _spread(reason: IntArray, parts: IntArray) -> IntArray:
     """A frozen class freezes the basic classes it consists of; the earliest reason is the one told."""
     rows = np.flatnonzero(reason >= 0)
     members = parts[rows]
     stated = np.broadcast_to(reason[rows][:, None], members.shape)[members >= 0]
-    never = np.iinfo(np.int64).max
-    spread = np.full(len(reason), never)
+    spread = np.full(len(reason), _NEVER)
     np.minimum.at(spread, members[members >= 0], stated)
-    return np.where(reason >= 0, reason, np.where(spread == never, -1, spread))
+    return np.where(reason >= 0, reason, np.where(spread == _NEVER, -1, spread))

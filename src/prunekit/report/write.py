@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from prunekit.errors import StorageError
 from prunekit.report.reading import read_run
@@ -53,8 +52,7 @@ def render(run_dir: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup(_template("report.css"))  # our own file
-    return templates.get_template("page.html").render(page=page(read_run(run_dir)), style=style)
+    return templates.get_template("page.html").render(page=page(read_run(run_dir)))
 
 
 def _template(name: str) -> str:

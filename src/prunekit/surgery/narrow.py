@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit.errors import ShapeError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Dim, Fixed
-from prunekit.types import BoolArray, KeepMask
+from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 
 
 def touched(groups: Groups, keep: KeepMask) -> list[str]:
@@ -29,17 +30,80 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
         tensor: of its dense shape.
         keep: by group name, ``[units]`` bool.
     """
-    dims = groups.tensor_labels(name)
-    for axis, dim in enumerate(dims):
-        kept = kept_by_block(groups, dims, axis, keep)
-        if kept is None or kept.all():
+    tied = groups.tied(keep)
+    tensor = _fronted(groups, name, tensor, keep)
+    for axis, dim in enumerate(groups.tensor_labels(name)):
+        if isinstance(dim, Fixed):
             continue
-        if len(kept) == 1:
-            index = torch.from_numpy(np.flatnonzero(kept[0])).to(tensor.device)
-            tensor = tensor.index_select(axis, index)
-        else:
-            tensor = _gather(groups, dims, axis, dim, tensor, keep, kept)
+        kept = groups.kept(dim, tied)
+        if not kept.all():
+            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
     return tensor.contiguous()
+
+
+def _fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
+    """The tensor with the kept units of each block moved to the block's front, in their order."""
+    for group in groups.prunable:
+        if group.blocks == 1 or group.name not in keep:
+            continue
+        lost = ~keep[group.name].reshape(group.blocks, -1)
+        order = np.argsort(lost, axis=1, kind="stable")
+        order = (order + np.arange(group.blocks)[:, None] * group.units_per_block).ravel()
+        for part in group.slices:
+            if part.tensor == name:
+                tensor = permute_units(tensor, part, group, order)
+    return tensor
+
+
+def permute_units(tensor: Tensor, part: Slice, group: Group, order: IntArray) -> Tensor:
+    """The tensor with the content of unit ``order[u]`` in the place of unit ``u``, along one slice.
+
+    Args:
+        tensor: the tensor that ``part`` is a slice of.
+        part: the slice.
+        group: the group it belongs to.
+        order: ``[units]``, a permutation that moves units only within their block.
+
+    Raises:
+        ShapeError: two units that change places have different numbers of indices.
+    """
+    if part.block_dim is None:
+        index = torch.from_numpy(_sources(part, order)).to(tensor.device)
+        return tensor.index_select(part.dim, index)
+    assert part.block_of is not None
+    size = group.units_per_block
+    rows = np.stack(
+        [
+            _sources(part, order[block * size : (block + 1) * size] - block * size)
+            for block in part.block_of.tolist()
+        ]
+    )
+    index = torch.from_numpy(rows if part.block_dim < part.dim else rows.T.copy()).to(tensor.device)
+    shape = [extent if axis in (part.dim, part.block_dim) else 1 for axis, extent in enumerate(tensor.shape)]
+    return torch.gather(tensor, part.dim, index.reshape(shape).expand(tensor.shape))
+
+
+def _sources(part: Slice, order: IntArray) -> IntArray:
+    """``[n]``: for each index, the one whose content comes here.
+
+    The k-th index of unit u takes the content of the k-th index of unit ``order[u]``.
+    """
+    places: dict[int, list[int]] = {}
+    for index, unit in enumerate(part.units.tolist()):
+        places.setdefault(unit, []).append(index)
+    sources = np.arange(len(part.units))
+    for unit, indices in places.items():
+        if unit < 0:
+            continue
+        origin = places.get(int(order[unit]), [])
+        if len(origin) != len(indices):
+            raise ShapeError(
+                f"units {unit} and {int(order[unit])} have {len(indices)} and {len(origin)} indices",
+                expected="units of one group that can change places",
+                where=f"{part.tensor} dimension {part.dim}",
+            )
+        sources[indices] = origin
+    return sources
 
 
 def zero(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
@@ -47,7 +111,7 @@ def zero(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
     dims = groups.tensor_labels(name)
     result = tensor.clone()
     for axis in range(len(dims)):
-        kept = kept_by_block(groups, dims, axis, keep)
+        kept = _kept_by_block(groups, dims, axis, keep)
         if kept is None or kept.all():
             continue
         mask = torch.from_numpy(kept).to(tensor.device)
@@ -64,7 +128,7 @@ def zero(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
     return result
 
 
-def kept_by_block(groups: Groups, dims: tuple[Dim, ...], axis: int, keep: KeepMask) -> BoolArray | None:
+def _kept_by_block(groups: Groups, dims: tuple[Dim, ...], axis: int, keep: KeepMask) -> BoolArray | None:
     """``[blocks, n]`` which indices stay; one row unless blocks lie along another dimension."""
     dim = dims[axis]
     if isinstance(dim, Fixed):
@@ -88,41 +152,3 @@ def _blocks(groups: Groups, dims: tuple[Dim, ...], axis: int) -> tuple[int, np.n
             assert part.block_of is not None
             return part.block_dim, part.block_of
     raise AssertionError("a detached group has its blocks in the same tensor")
-
-
-def _gather(
-    groups: Groups,
-    dims: tuple[Dim, ...],
-    axis: int,
-    dim: Dim,
-    tensor: Tensor,
-    keep: KeepMask,
-    kept: BoolArray,
-) -> Tensor:
-    """Another selection along ``axis`` for each block of another dimension, equal in number.
-
-    Blocks that lose all their units belong to indices of the other dimension that go too; which of
-    their entries is taken does not matter.
-    """
-    block_axis, block_of = _blocks(groups, dims, axis)
-    count = int(kept.sum(axis=1).max())
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :count]
-    rows = order[block_of]
-    if block_axis < axis:
-        rows = _narrow_rows(groups, dims, block_axis, keep, rows)
-    index = torch.from_numpy(np.ascontiguousarray(rows)).to(tensor.device)
-    if block_axis > axis:
-        index = index.T
-    shape = [1] * tensor.ndim
-    shape[axis], shape[block_axis] = count, rows.shape[0]
-    index = index.reshape(shape)
-    full = [count if other == axis else size for other, size in enumerate(tensor.shape)]
-    return torch.gather(tensor, axis, index.expand(full))
-
-
-def _narrow_rows(
-    groups: Groups, dims: tuple[Dim, ...], block_axis: int, keep: KeepMask, rows: np.ndarray
-) -> np.ndarray:
-    """The block dimension comes first and was narrowed already; so must its rows be."""
-    kept = kept_by_block(groups, dims, block_axis, keep)
-    return rows if kept is None else rows[kept[0]]

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from prunekit.errors import PlanError
@@ -16,7 +17,7 @@ from prunekit.surgery.compare import in_float64, input_batches, max_relative_err
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import follow_constants, follow_shapes
 from prunekit.surgery.tensors import names_of, read, replace
-from prunekit.types import KeepMask
+from prunekit.types import Group, KeepMask
 
 FORM_TOLERANCE = 1e-9
 """Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
@@ -110,6 +111,7 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
             remedy="Make a new plan with allocate(), or trace the model the plan was made for",
         )
     for group in groups.prunable:
+        _check_blocks(group, plan)
         for name in group.tensors:
             tensor = read(model, name)
             if tensor is not None and tuple(tensor.shape) != groups.tensor_shape(name):
@@ -119,6 +121,21 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
                     where=name,
                     remedy="The model was changed since it was traced: trace it again and make a new plan",
                 )
+
+
+def _check_blocks(group: Group, plan: PruningPlan) -> None:
+    """Blocks keep equally many units, apart from blocks that go altogether."""
+    mask = plan.keep_mask().get(group.name)
+    if mask is None:
+        return
+    counts = np.unique(mask.reshape(group.blocks, -1).sum(axis=1))
+    if len(counts[counts > 0]) > 1:
+        raise PlanError(
+            f"the plan keeps {counts.tolist()} units in different blocks of the group",
+            expected=f"equally many in each of its {group.blocks} blocks",
+            where=f"group {group.name!r}",
+            remedy="Make the plan with allocate()",
+        )
 
 
 def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:

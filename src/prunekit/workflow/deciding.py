@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from prunekit.errors import ProofError, RecipeError
+from prunekit.errors import GoalError, ProofError
 from prunekit.importance import CRITERIA, Statistics, collect, score
-from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.plan import Goal, PrunableGroups, PruningPlan, allocate
+from prunekit.recipe import Recipe
 from prunekit.recover import TrainingRecord, TrainingSettings, budget_in_epochs, shares, train
 from prunekit.surgery import remove, sound, verify
+from prunekit.types import Scores
 from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import (
     UNSOUND,
     build,
+    build_under,
     describe,
     groups_of,
     prunable_groups,
@@ -26,8 +29,12 @@ from prunekit.workflow.models import (
     quality,
     read_plan,
     save_weights,
+    select,
 )
-from prunekit.workload import Batch, Split, build_parent, load_weights
+from prunekit.workload import Batch, DecidingWorkload, Split, load_weights
+
+FAR = 0.2
+"""Relative tolerance with which a goal is checked before scores are known."""
 
 SPENT = "spent.json"
 """What training the parent took, without timings, so that a share of it can be budgeted."""
@@ -35,10 +42,11 @@ SPENT = "spent.json"
 
 def run_baseline(job: Job) -> Result:
     """Make the dense parent, judge it on validation data, and find what can be pruned."""
-    loaded = _loaded_parent(job)
-    model = loaded or build(job)
+    model = build(job)
     training: TrainingRecord | None = None
-    if loaded is None:
+    if job.checkpoint is not None:
+        load_weights(model, job.checkpoint)
+    else:
         training = train(model, job.workload, _parent_settings(job), progress=job.progress)
     model.eval()
     found = groups_of(model, job.workload)
@@ -109,19 +117,7 @@ def run_plan(cycle: int) -> Callable[[Job], Result]:
         scores = continued_scores(
             groups, load_file(job.files[f"{name_of(cycle)}/score/scores.safetensors"]), before
         )
-        plan = joined(
-            allocate(
-                continued,
-                scores,
-                goal,
-                scope=recipe.importance.scope,
-                criterion=recipe.importance.criterion,
-                min_units=recipe.groups.min_units,
-                max_sparsity=recipe.groups.max_sparsity,
-                round_to=recipe.groups.round_to,
-            ),
-            continued,
-        )
+        plan = joined(_allocate(recipe, continued, scores, goal), continued)
         (job.out / "plan.json").write_text(plan.to_json())
         return {
             "goal": asdict(asked),
@@ -134,6 +130,40 @@ def run_plan(cycle: int) -> Callable[[Job], Result]:
         }
 
     return run
+
+
+def check_goal(recipe: Recipe, workload: DecidingWorkload) -> None:
+    """Find out before anything is trained whether the model can be traced and the goal is within reach.
+
+    Scores are not known yet, so only a goal that is far out of reach is refused here; whether single units
+    are too coarse for the tolerance shows when it is planned.
+
+    Raises:
+        TraceError: the model cannot be traced.
+        SelectionError: a pattern of the recipe matches nothing.
+        GoalError: even the most that the limits allow does not come near the goal.
+    """
+    groups = select(recipe, groups_of(build_under(recipe.seed, workload), workload))
+    scores = {group.name: np.ones(group.size, dtype=np.float32) for group in groups}
+    asked = Goal(**recipe.goal.model_dump())
+    try:
+        _allocate(recipe, groups, scores, replace(asked, tolerance=max(asked.tolerance, FAR)))
+    except GoalError:
+        _allocate(recipe, groups, scores, asked)
+        raise
+
+
+def _allocate(recipe: Recipe, groups: PrunableGroups, scores: Scores, goal: Goal) -> PruningPlan:
+    return allocate(
+        groups,
+        scores,
+        goal,
+        scope=recipe.importance.scope,
+        criterion=recipe.importance.criterion,
+        min_units=recipe.groups.min_units,
+        max_sparsity=recipe.groups.max_sparsity,
+        round_to=recipe.groups.round_to,
+    )
 
 
 def run_prune(cycle: int) -> Callable[[Job], Result]:
@@ -209,17 +239,6 @@ def plan_before(job: Job, cycle: int) -> PruningPlan | None:
     return read_plan(job.files[f"{name_of(cycle - 1)}/plan/plan.json"]) if cycle > 1 else None
 
 
-def _loaded_parent(job: Job):
-    """The parent with its weights, if the recipe or the workload names a checkpoint."""
-    if job.checkpoint is not None:
-        model = build(job)
-        load_weights(model, job.checkpoint)
-        return model
-    if getattr(job.workload, "checkpoint", None) is not None and not job.recipe.parent.model_fields_set:
-        return build_parent(job.workload, seed=job.recipe.seed)
-    return None
-
-
 def _parent_settings(job: Job) -> TrainingSettings:
     """The workload's training settings, those of the recipe before them."""
     own = dict(getattr(job.workload, "train_settings", None) or {})
@@ -249,12 +268,6 @@ def _recovery_epochs(job: Job) -> float:
     """The budget of one cycle: an equal part of the budget of all."""
     recover = job.recipe.recover
     spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
-    if recover.share_of_original is not None and spent is None:
-        raise RecipeError(
-            "The parent was loaded from a checkpoint, so its training budget is not known",
-            expected="recover.epochs",
-            where="recover.share_of_original",
-        )
     whole = budget_in_epochs(
         train_examples=len(job.workload.splits.train),
         epochs=recover.budget_epochs,

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from prunekit.recipe import load_recipe
 from prunekit.surgery import sound
 from prunekit.types import WIDTHS, Cost, Frozen, Group
 from prunekit.workflow.determinism import deterministic
-from prunekit.workflow.models import groups_of
+from prunekit.workflow.models import build_under, groups_of, select
 from prunekit.workflow.run import existing
 from prunekit.workload import deciding, load_workload
 
@@ -54,16 +52,10 @@ def inspect_workload(path: Path) -> Inspection:
     """
     recipe = load_recipe(path) if path.suffix in RECIPE_SUFFIXES else None
     workload = deciding(load_workload(existing(path, recipe.workload, "workload") if recipe else path))
-    with deterministic(recipe.threads if recipe else 1), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed if recipe else 0)
-        model = workload.build().eval()
+    with deterministic(recipe.threads if recipe else 1):
+        model = build_under(recipe.seed if recipe else 0, workload)
         found = groups_of(model, workload)
-        if recipe is None:
-            chosen = found.select(granularity=WIDTHS)
-        else:
-            limits = recipe.groups
-            chosen = found.select(granularity=limits.kinds, only=limits.only, ignore=limits.ignore)
-        groups = sound(model, chosen)
+        groups = sound(model, select(recipe, found) if recipe else found.select(granularity=WIDTHS))
     return Inspection(
         name=workload.name,
         model=type(model).__name__,

@@ -68,7 +68,7 @@ class Job:
         out: where its files go.
         seed: of this stage.
         progress: called with (steps done, steps in all).
-        checkpoint: where the parent's weights are, if the recipe names them.
+        checkpoint: where the parent's weights are; None = it is trained.
         open_test: gives the test split; None for every stage but ``evaluate``.
     """
 

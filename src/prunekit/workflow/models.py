@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from prunekit.deploy.quiet import overheard
+from prunekit.errors import WorkloadError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
+from prunekit.recipe import Recipe
 from prunekit.surgery import remove
 from prunekit.types import Frozen, Group
 from prunekit.workflow.job import Job, Result
@@ -26,9 +29,25 @@ UNSOUND = "unsound.json"
 
 def build(job: Job) -> nn.Module:
     """The dense architecture under the recipe's seed, in evaluation mode."""
+    return build_under(job.recipe.seed, job.workload)
+
+
+def build_under(seed: int, workload: DecidingWorkload) -> nn.Module:
+    """The dense architecture under a seed, in evaluation mode.
+
+    Raises:
+        WorkloadError: ``build()`` gives something else than a module.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.recipe.seed)
-        return job.workload.build().eval()
+        torch.manual_seed(seed)
+        model = workload.build()
+    if not isinstance(model, nn.Module):
+        raise WorkloadError(
+            f"build() returned a {type(model).__name__}",
+            expected="a torch.nn.Module",
+            where=f"workload {workload.name}",
+        )
+    return model.eval()
 
 
 def dense_model(job: Job) -> nn.Module:
@@ -50,17 +69,21 @@ def pruned_model(job: Job, plan: PruningPlan | None, weights: Path) -> nn.Module
 def groups_of(model: nn.Module, workload: DecidingWorkload) -> Groups:
     """Every group of a model, found with calibration examples."""
     example = workload.example_inputs()
-    return find_groups(trace(model, example.args, dict(example.kwargs)))
+    with overheard():  # torch.export logs, and prints the graph of a model that it cannot trace
+        return find_groups(trace(model, example.args, dict(example.kwargs)))
 
 
 def prunable_groups(job: Job) -> Groups:
     """The groups of the parent that may be pruned: sound, and chosen by the recipe."""
     found = groups_of(build(job), job.workload)
     unsound = json.loads(job.files[f"baseline/{UNSOUND}"].read_text())
-    chosen = job.recipe.groups
-    return found.freeze(unsound, operator="permutation law").select(
-        granularity=chosen.kinds, only=chosen.only, ignore=chosen.ignore
-    )
+    return select(job.recipe, found.freeze(unsound, operator="permutation law"))
+
+
+def select(recipe: Recipe, groups: Groups) -> Groups:
+    """The groups that the recipe chooses."""
+    chosen = recipe.groups
+    return groups.select(granularity=chosen.kinds, only=chosen.only, ignore=chosen.ignore)
 
 
 def read_plan(path: Path) -> PruningPlan:

@@ -13,6 +13,7 @@ from prunekit.errors import MeasurementError, PrunekitError, RecipeError, RunDir
 from prunekit.measure import check_threads
 from prunekit.recipe import Recipe, load_recipe
 from prunekit.report import write_report
+from prunekit.workflow.deciding import check_goal
 from prunekit.workflow.determinism import deterministic, seeded, stage_seed
 from prunekit.workflow.job import Job, Silent, Stage, Watcher
 from prunekit.workflow.order import stages_of
@@ -29,7 +30,7 @@ from prunekit.workflow.rundir import (
 )
 from prunekit.workload import Workload, deciding, load_workload, source_digest
 
-REPORT = "report"
+REPORT, FIRST_PLAN = "report", "cycle-01/plan"
 REPORTED = frozenset({".json", ".parquet"})
 """The kinds of file that the report is made from."""
 
@@ -48,12 +49,12 @@ def run_recipe(recipe_path: Path, *, run_dir: Path | None = None, watcher: Watch
     """
     recipe = load_recipe(recipe_path)
     workload_path = existing(recipe_path, recipe.workload, "workload")
-    checkpoint = recipe.parent.checkpoint
-    checkpoint_path = existing(recipe_path, checkpoint, "parent.checkpoint") if checkpoint else None
+    if recipe.parent.checkpoint is not None:
+        existing(recipe_path, recipe.parent.checkpoint, "parent.checkpoint")
     _check_threads(recipe_path, recipe)
     workload = load_workload(workload_path)
     path = run_dir if run_dir is not None else Path("runs") / recipe.name
-    source = Source(workload, workload_path, checkpoint_path)
+    source = Source(workload, workload_path, _checkpoint(recipe_path, recipe, workload))
     content = recipe_path.read_bytes()
     identity = Identity(
         name=recipe.name,
@@ -92,7 +93,7 @@ class Source:
     Attributes:
         workload: as loaded.
         path: of its file.
-        checkpoint: of the parent's weights, if the recipe names one.
+        checkpoint: the parent's weights; None = it is trained.
     """
 
     workload: Workload
@@ -115,8 +116,7 @@ class Source:
             if what == "workload":
                 self._digests[what] = source_digest(self.path)
             elif what == "checkpoint":
-                path = self.checkpoint or getattr(self.workload, "checkpoint", None)
-                self._digests[what] = file_digest(Path(path)) if path else "none"
+                self._digests[what] = file_digest(self.checkpoint) if self.checkpoint else "none"
             else:
                 self._digests[what] = getattr(self.workload.splits, what).digest()
         return self._digests[what]
@@ -127,6 +127,9 @@ def _run_stages(recipe: Recipe, source: Source, directory: RunDirectory, watcher
     for name in directory.keep_only([*(stage.name for stage in stages), REPORT]):
         watcher.removed(name)
     with deterministic(recipe.threads):
+        plan = next(stage for stage in stages if stage.name == FIRST_PLAN)
+        if directory.why_stale(plan.name, _inputs(plan, source, directory)):
+            check_goal(recipe, deciding(source.workload))
         for stage in stages:
             inputs = _inputs(stage, source, directory)
             why = directory.why_stale(stage.name, inputs)
@@ -191,7 +194,7 @@ def _watched(watcher: Watcher, stage: str, why: str, directory: RunDirectory) ->
     try:
         yield
     except PrunekitError as error:
-        error.add_note(f"Stage: {stage}")
+        error.add_note(f"In the stage {stage}.")
         raise
     record = directory.record(stage)
     watcher.ends(stage, record.seconds if record else 0.0)
@@ -213,6 +216,22 @@ def _unfinished(directory: RunDirectory) -> str:
 
 def _files(inputs: Mapping[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in inputs.items() if "/" in name}
+
+
+def _checkpoint(recipe_path: Path, recipe: Recipe, workload: Workload) -> Path | None:
+    """Where the parent's weights are; a recipe that says how to train it comes before the workload."""
+    own = getattr(workload, "checkpoint", None)
+    if recipe.parent.checkpoint is not None:
+        return recipe_path.parent / recipe.parent.checkpoint
+    if own is None or recipe.parent.model_fields_set:
+        return None
+    if recipe.recover.share_of_original is not None:
+        raise RecipeError(
+            "The workload loads the parent from a checkpoint, whose training budget is not known",
+            expected="recover.epochs",
+            where=f"{recipe_path}, recover.share_of_original",
+        )
+    return Path(own)
 
 
 def _check_threads(recipe_path: Path, recipe: Recipe) -> None:

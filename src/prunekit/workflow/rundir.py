@@ -203,7 +203,10 @@ class RunDirectory:
         gone = [stage for stage in self.stages() if stage not in stages]
         with storage_errors(self.path):
             for stage in gone:
-                _remove(self.stage_path(stage))
+                place = self.stage_path(stage)
+                _remove(place)
+                if "/" in stage and not any(place.parent.iterdir()):
+                    place.parent.rmdir()
         return gone
 
 

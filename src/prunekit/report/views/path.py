@@ -266,7 +266,7 @@ def _training_plot(
 def _epoch_mark(one: Series, epoch: Epoch, value: float, x: Scale, y: Scale) -> Mark:
     kept = epoch.kept and one.style == "solid"
     label = f"cycle {epoch.cycle}, {one.name}: {significant(value, 4)} ({epoch.record.at(one.key).source})"
-    return Mark(x.at(epoch.place), 100 - y.at(value), label, "pruned", 5.0 if kept else 1.8)
+    return Mark(x.at(epoch.place), 100 - y.at(value), label, "pruned", 5.0 if kept else 2.2)
 
 
 def _cycle_columns(every: list[Epoch], x: Scale) -> tuple[Rule, ...]:

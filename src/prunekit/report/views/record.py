@@ -135,7 +135,8 @@ def parity(run: RunRecord) -> ParityChain:
 
 
 def _parity_row(step: Entry) -> ParityRow:
-    difference = step.at("difference")
+    nested = step.at("difference")
+    difference = nested if nested.known else step
     passed = step.at("passed").flag
     return ParityRow(
         name=step.at("name").text,

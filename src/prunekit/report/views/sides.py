@@ -76,8 +76,11 @@ def _cost_sides(run: RunRecord) -> list[Side]:
         ("MACs, one example", cost.dense.at("macs"), cost.pruned.at("macs"), ""),
         ("Parameters", cost.dense.at("params"), cost.pruned.at("params"), ""),
         ("Size on disk, exported", size.at("dense_bytes"), size.at("pruned_bytes"), "B"),
-        ("Peak memory", memory.at("dense_bytes"), memory.at("pruned_bytes"), "B"),
+        ("Peak memory of the process", memory.at("dense_bytes"), memory.at("pruned_bytes"), "B"),
     ]
+    added = memory.at("dense", "added_bytes"), memory.at("pruned", "added_bytes")
+    if any(entry.known for entry in added):
+        lines.append(("Memory that the model adds", *added, "B"))
     return [
         Side(name, scaled(dense, unit), scaled(pruned, unit), *_change(dense, pruned))
         for name, dense, pruned, unit in lines
