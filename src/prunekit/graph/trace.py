@@ -172,12 +172,15 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _has_open_batch(program: ExportedProgram) -> bool:
+    """Some input's first dimension is a free symbol; torch.export quietly fixes one the model pins down."""
     inputs = set(program.graph_signature.user_inputs)
-    return any(
-        not isinstance(node.meta["val"].shape[0], int)
-        for node in program.graph.nodes
-        if node.name in inputs and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].ndim > 0
-    )
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in inputs and isinstance(value, Tensor) and value.ndim > 0:
+            size = value.shape[0]
+            if isinstance(size, torch.SymInt) and size.node.expr in program.range_constraints:
+                return True
+    return False
 
 
 def _explain(model: nn.Module, error: Exception) -> TraceError:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from prunekit.errors import PlanError
+from prunekit.errors import PlanError, ProofError
 from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change, rewrite
 from prunekit.plan import PruningPlan
@@ -54,6 +54,7 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
 
     Raises:
         PlanError: the plan was made for another model, or for another version of it.
+        ProofError: the pruned graph cannot run.
     """
     check_fits(model, plan, groups)
     keep = plan.keep_mask()
@@ -176,7 +177,13 @@ def _distance(own: nn.Module, graph_module: nn.Module, groups: Groups) -> tuple[
     own64, graph64 = in_float64(own), in_float64(graph_module)
     worst = 0.0
     for args, kwargs in input_batches(groups.graph, double=True):
-        expected = outputs(graph64, args, kwargs)
+        try:
+            expected = outputs(graph64, args, kwargs)
+        except Exception as error:  # whatever an operator raises at shapes that do not fit
+            raise ProofError(
+                f"the pruned graph of {type(own).__name__} does not run: {type(error).__name__}: {error}",
+                remedy="The model is untouched. Leave out groups with ignore=, and please report it",
+            ) from error
         try:
             found = outputs(own64, args, kwargs)
         except Exception as error:  # whatever the user's forward raises on the narrower tensors
