@@ -291,6 +291,7 @@ def _outcome_values(outcome: Outcome) -> dict[str, Any]:
         "accepted": outcome.accepted,
         "gates": [asdict(gate) for gate in outcome.gates],
         "rows": [asdict(row) for row in outcome.rows],
+        "notes": list(outcome.notes),
         "report": str(outcome.report),
         "run_dir": str(outcome.run_dir),
     }
@@ -315,6 +316,8 @@ def _print_outcome(outcome: Outcome) -> None:
     for row in outcome.rows:
         table.add_row(*_cells(row))
     console.print(table)
+    for note in outcome.notes:
+        console.print(Text(f"  {note}\n", style="yellow"))
     if outcome.gates:
         gates = Table("gate", "", "reason", box=SIMPLE_HEAD)
         for gate in outcome.gates:
@@ -333,10 +336,10 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
         if value is None:
             return ""
         if row.unit == "bytes":
-            return _bytes(value)
+            return _scaled(value, "B")
         if row.unit == "ms":
             return f"{value:.3g} ms"
-        return _count(value) if isinstance(value, int) else f"{value:.4f}"
+        return _scaled(value) if isinstance(value, int) else f"{value:.4f}"
 
     return row.quantity, figure(row.dense), figure(row.pruned), _change(row)
 
@@ -352,18 +355,12 @@ def _change(row: Row) -> str:
     return f"{-row.change:+.1%}"
 
 
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+def _scaled(value: float, unit: str = "") -> str:
+    """A large number with three significant figures and a decimal prefix."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
 
 
 def _seconds(value: float) -> str:

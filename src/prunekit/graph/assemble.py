@@ -113,7 +113,7 @@ class _Describer:
         for members, kind in self._kinds:
             if np.isin(axis.roots, members).all():
                 return kind
-        if self.structure.is_outer(axis) and all(self._holds_others(axis, part) for part in slices):
+        if _lies_outside(axis, slices) and all(self._holds_others(axis, part) for part in slices):
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
         ranks = {len(self.graph.tensor(part.tensor).shape) for part in producers}
@@ -135,6 +135,18 @@ class _Describer:
         return None
 
 
+def _lies_outside(axis: Axis, slices: tuple[Slice, ...]) -> bool:
+    """Where the axis is produced, neighbouring indices belong to one unit."""
+    units = _first(slices).units
+    units = units[units >= 0]
+    return not axis.blocks and len(units) > 1 and bool(units[0] == units[1])
+
+
+def _first(slices: tuple[Slice, ...]) -> Slice:
+    """The slice that produces the axis, or the first one."""
+    return next((part for part in slices if part.role == "producer"), slices[0])
+
+
 def _labelled(dim: Dim) -> IntArray:
     assert not isinstance(dim, Fixed)
     return dim
@@ -148,7 +160,7 @@ def _flags(count: int, dims: list[IntArray]) -> BoolArray:
 
 
 def _name(slices: tuple[Slice, ...], granularity: Granularity) -> str:
-    first = next((part for part in slices if part.role == "producer"), slices[0])
+    first = _first(slices)
     module, _, _ = first.tensor.rpartition(".")
     return f"{module or first.tensor}:{granularity.value}"
 

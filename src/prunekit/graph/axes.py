@@ -223,14 +223,6 @@ class Structure:
             return None
         return number if np.array_equal(np.sort(factor), np.sort(axes[number].roots)) else None
 
-    def is_outer(self, axis: Axis) -> bool:
-        """In the first product that has the axis as a factor, others lie inside it."""
-        for product in self.solution.products:
-            for position, factor in enumerate(product.factors):
-                if np.isin(axis.roots, factor).all():
-                    return position < len(product.factors) - 1
-        return False
-
     def _always_joint(self, number: int, outers: list[IntArray]) -> bool:
         """In every parameter, the axis lies in one dimension with all of ``outers``."""
         return all(

@@ -86,6 +86,8 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
         return None
     call = Call(node, labels, static)
     rule = rules.get(call.operator)
+    if any(_depends_on_data(item) for item in (value, *(source.meta.get("val") for source in call.inputs))):
+        rule, call.refusal = _refuse, "the size of its input or output depends on data"
     outcome = None if rule is None else rule(call)
     if outcome is None:
         text = "no rule says how labels travel through it" if rule is None else call.refusal
@@ -95,6 +97,19 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
         return _fixed_like(value, reason)
     _check(call, outcome, value)
     return outcome
+
+
+def _refuse(call: Call) -> None:
+    """The rule for what cannot be followed."""
+
+
+def _depends_on_data(value: Any) -> bool:
+    """Some size is only known once the data is."""
+    return any(
+        isinstance(size, torch.SymInt) and size.node.hint is None
+        for tensor in _tensors_of(value)
+        for size in tensor.shape
+    )
 
 
 def _freeze_data_dependent(node: Node, labels: Labels) -> None:
@@ -126,7 +141,8 @@ def _freeze_all(labels: Labels, dims: Any, reason: Reason) -> None:
 
 def _fixed_like(value: Any, reason: Reason) -> Any:
     if isinstance(value, Tensor):
-        return tuple(Fixed(size, reason) for size in sizes(value))
+        known = [0] * value.ndim if _depends_on_data(value) else sizes(value)
+        return tuple(Fixed(size, reason) for size in known)
     return tuple(_fixed_like(item, reason) for item in value) if isinstance(value, tuple | list) else None
 
 

@@ -73,6 +73,9 @@ def rewrite(
         if node.op == "get_attr":
             _attach(root, node.target, tensors.get(node.target, _find(template, node.target)))
     module = PrunedGraph(root, graph, class_name="PrunedGraph")
+    signature = groups.graph.program.graph_signature
+    saved = set(signature.buffers) - set(signature.non_persistent_buffers)
+    _leave_unsaved(module, set(dict(module.named_buffers())) - saved)
     _follow_training_mode(module, {node.name for node in switches})
     module.eval()
     return module, changes
@@ -89,9 +92,17 @@ class PrunedGraph(GraphModule):
         for node in self.graph.nodes:
             if node.op == "get_attr" and node.target != "training":
                 _attach(root, node.target, copy.deepcopy(_find(self, node.target), memo))
-        root.training = self.training
         twin = PrunedGraph(root, _copy(self.graph), class_name="PrunedGraph")
-        return twin.train(self.training)
+        unsaved = set(dict(self.named_buffers())) - set(self.state_dict())
+        return _leave_unsaved(twin, unsaved).train(self.training)
+
+
+def _leave_unsaved(module: PrunedGraph, names: set[str]) -> PrunedGraph:
+    """Keep ``names`` out of the state dict, where the original model keeps them out."""
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module.get_submodule(path)._non_persistent_buffers_set.add(leaf)
+    return module
 
 
 def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:

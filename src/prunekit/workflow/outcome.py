@@ -43,6 +43,7 @@ class Outcome:
         accepted: every gate passed.
         gates: what each gate found.
         rows: dense against pruned.
+        notes: sentences the reader of the table must know.
         report: the HTML report.
         run_dir: the run directory.
     """
@@ -50,6 +51,7 @@ class Outcome:
     accepted: bool
     gates: tuple[GateResult, ...]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
     report: Path
     run_dir: Path
 
@@ -61,6 +63,7 @@ def read_outcome(directory: RunDirectory) -> Outcome:
         accepted=gate["accepted"],
         gates=tuple(GateResult(**found) for found in gate["gates"]),
         rows=tuple(_rows(directory)),
+        notes=tuple(_notes(directory)),
         report=directory.stage_path("report") / "report.html",
         run_dir=directory.path,
     )
@@ -91,6 +94,15 @@ def _rows(directory: RunDirectory) -> list[Row]:
         _shrunk("size", "bytes", *_both(validation["size"])),
         _shrunk("peak memory", "bytes", *_both(validation["memory"])),
     ]
+
+
+def _notes(directory: RunDirectory) -> list[str]:
+    latency = _result(directory, "validate")["latency"]
+    noisy = [] if latency["noise"]["steady"] else [f"{latency['noise']['statement']}."]
+    early = latency["stopped_early"]
+    return noisy + (
+        [f"Only {latency['speedup']['pairs']} pairs were timed: the time was up."] if early else []
+    )
 
 
 def _both(sides: dict[str, Any]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,12 +124,12 @@ class Source:
 
 def _run_stages(recipe: Recipe, source: Source, directory: RunDirectory, watcher: Watcher) -> None:
     stages = stages_of(recipe)
-    for name in directory.keep_only([*(stage.name for stage in stages), REPORT]):
-        watcher.removed(name)
     with deterministic(recipe.threads):
         plan = next(stage for stage in stages if stage.name == FIRST_PLAN)
         if directory.why_stale(plan.name, _inputs(plan, source, directory)):
             check_goal(recipe, deciding(source.workload))
+        for name in directory.keep_only([*(stage.name for stage in stages), REPORT]):
+            watcher.removed(name)
         for stage in stages:
             inputs = _inputs(stage, source, directory)
             why = directory.why_stale(stage.name, inputs)
@@ -147,7 +147,7 @@ def _inputs(stage: Stage, source: Source, directory: RunDirectory) -> dict[str, 
     """Everything the outputs of a stage follow from, as digests."""
     return {
         "prunekit": __version__,
-        **{f"recipe.{place}": value_digest(value) for place, value in stage.settings.items()},
+        **_settings(stage),
         **source.inputs(stage),
         **{name: directory.output_digest(name) for name in stage.reads},
     }
@@ -201,21 +201,20 @@ def _watched(watcher: Watcher, stage: str, why: str, directory: RunDirectory) ->
 
 
 def _unfinished(directory: RunDirectory) -> str:
-    """Which stage has not run, or is older than what it reads; "" if there is none."""
-    if directory.record("gate") is None:
-        return "the stage gate has not run"
-    for name in directory.stages():
-        record = directory.record(name)
-        if name == REPORT or record is None:
-            continue
-        for file, digest in _files(record.inputs).items():
-            if directory.output_digest(file) != digest:
-                return f"the stage {name} is older than {file}, which it reads"
+    """Which stage has not run, or is older than what it depends on; "" if there is none."""
+    for stage in stages_of(load_recipe(directory.path / RECIPE_FILE)):
+        record = directory.record(stage.name)
+        if record is None:
+            return f"the stage {stage.name} has not run"
+        now = {**_settings(stage), **{name: directory.output_digest(name) for name in stage.reads}}
+        older = [name for name, digest in now.items() if record.inputs.get(name) != digest]
+        if older:
+            return f"the stage {stage.name} is older than {older[0]}, which it depends on"
     return ""
 
 
-def _files(inputs: Mapping[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in inputs.items() if "/" in name}
+def _settings(stage: Stage) -> dict[str, str]:
+    return {f"recipe.{place}": value_digest(value) for place, value in stage.settings.items()}
 
 
 def _checkpoint(recipe_path: Path, recipe: Recipe, workload: Workload) -> Path | None:

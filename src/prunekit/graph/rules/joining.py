@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from prunekit.graph.atoms import Dim, Fixed, Reason
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
@@ -69,6 +70,17 @@ def _lone(call: Call, dim: np.ndarray) -> Fixed:
     return Fixed(len(dim), SINGLE)
 
 
+def glu(call: Call) -> Dims:
+    """``first_half * sigmoid(second_half)``: the halves stand together."""
+    own = call.dims("self")
+    over = call["dim"] % len(own)
+    half = call.shape[over]
+    first, second = _cut(call, own[over], [half, half])
+    if isinstance(own[over], Fixed):
+        return (*own[:over], first, *own[over + 1 :])
+    return (*own[:over], call.unify(first, second), *own[over + 1 :])
+
+
 def unbind(call: Call) -> tuple[Dims, ...]:
     """Every index of one dimension on its own."""
     own = call.dims("self")
@@ -84,6 +96,29 @@ def select(call: Call) -> Dims:
     over = call["dim"] % len(own)
     call.freeze([own[over]], "one index of it is selected by its position")
     return (*own[:over], *own[over + 1 :])
+
+
+def index(call: Call) -> Dims | None:
+    """``x[..., indices, ...]``: what is looked up by indices is fixed, the other dimensions pass.
+
+    The looked-up dimensions come where the first of them was, or in front if they are not neighbours.
+    """
+    own = call.dims("self")
+    given = [*call["indices"], *[None] * (len(own) - len(call["indices"]))]
+    looked_up = [axis for axis, which in enumerate(given) if which is not None]
+    if any(given[axis].meta["val"].dtype == torch.bool for axis in looked_up):
+        call.refusal = "it is selected by a mask that depends on data"
+        return None
+    call.freeze([own[axis] for axis in looked_up], "its indices are looked up by values")
+    passing = [axis for axis, which in enumerate(given) if which is None]
+    neighbours = looked_up[-1] - looked_up[0] == len(looked_up) - 1
+    before = [own[axis] for axis in passing if neighbours and axis < looked_up[0]]
+    after = [own[axis] for axis in passing if not neighbours or axis > looked_up[0]]
+    if call.is_static("self"):
+        for dim in (*before, *after):
+            call.produces(dim)
+    shape = call.shape[len(before) : len(call.shape) - len(after)]
+    return (*before, *(call.fixed(size, "looked up by values") for size in shape), *after)
 
 
 def slice_(call: Call) -> Dims:
@@ -146,6 +181,8 @@ RULES: dict[str, Rule] = {
     "aten.split": split,
     "aten.chunk": split,
     "aten.split_with_sizes": split,
+    "aten.glu": glu,
+    "aten.index": index,
     "aten.unbind": unbind,
     "aten.select": select,
     "aten.slice": slice_,
