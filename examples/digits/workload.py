@@ -103,8 +103,10 @@ def workload() -> ImageClassification:
     images = torch.from_numpy(digits.images).float()[:, None]
     labels = torch.from_numpy(digits.target).long()
     parts = stratified(digits.target)
-    seen = images[parts["train"]]
-    images = (images - seen.mean()) / seen.std()
+    train = images[parts["train"]]
+    images = (images - train.mean()) / train.std()
+    ink = images[parts["train"]].mean(dim=(1, 2, 3))
+    faint, bold = ink.quantile(0.25).item(), ink.quantile(0.75).item()
 
     def split(name: str) -> Split:
         index = parts[name]
@@ -116,6 +118,9 @@ def workload() -> ImageClassification:
         build=DigitsNet,
         splits=Splits(**{name: split(name) for name in parts}),
         class_names=tuple("0123456789"),
-        slices={"faint": lambda label, image: bool(image.mean() < -0.1)},
+        slices={
+            "faint": lambda label, image: image.mean().item() < faint,
+            "bold": lambda label, image: image.mean().item() > bold,
+        },
         augment=distort,
     )

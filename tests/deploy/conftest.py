@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.deploy import Exported, export_onnx
+
 
 class Residual(nn.Module):
     """A residual network with a grouped convolution; ``width`` is the width of its blocks."""
@@ -68,6 +70,21 @@ def build_nested_inputs(size: int) -> tuple[tuple, dict]:
     return (x, {"a": a, "b": [b]}), {"bias": bias, "mask": mask, "scale": 2.0}
 
 
+def draw_images(size: int) -> Tensor:
+    return torch.randn(size, 1, 6, 6, generator=torch.Generator().manual_seed(size))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> dict[int, Exported]:
+    """The residual network by width, and the file it was exported to; nobody changes either."""
+    directory = tmp_path_factory.mktemp("exported")
+    models = {width: build_residual(width) for width in (8, 4)}
+    return {
+        width: Exported(model, export_onnx(model, (draw_images(2),), None, directory / f"{width}.onnx"))
+        for width, model in models.items()
+    }
+
+
 @pytest.fixture
 def residual():
     return build_residual
@@ -86,7 +103,4 @@ def nested_inputs():
 
 @pytest.fixture
 def images():
-    def draw(size: int) -> Tensor:
-        return torch.randn(size, 1, 6, 6, generator=torch.Generator().manual_seed(size))
-
-    return draw
+    return draw_images

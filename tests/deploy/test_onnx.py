@@ -22,6 +22,7 @@ from torch import nn
 from prunekit.deploy import OPSETS, export_onnx, feed, onnx_file, output_tensors
 from prunekit.errors import ExportError, StorageError
 from prunekit.graph import find_groups, trace
+from prunekit.graph.rewrite import rewrite
 from prunekit.measure import file_size, open_onnx
 
 torch.set_num_threads(1)
@@ -37,7 +38,7 @@ def _assert_same(export, model, args, kwargs=None):
         np.testing.assert_allclose(actual, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("example", [1, 2, 5])
+@pytest.mark.parametrize("example", [1, 5])
 def test_the_file_computes_what_the_model_computes_at_any_batch_size(tmp_path, residual, images, example):
     model = residual().eval()
     export = export_onnx(model, (images(example),), None, tmp_path / "model.onnx")
@@ -58,15 +59,15 @@ def test_nested_inputs_and_outputs_keep_their_names(tmp_path, nested, nested_inp
         _assert_same(export, nested, args, dict(reversed(kwargs.items())))
 
 
-def test_the_record_is_that_of_the_file(tmp_path, residual, images):
-    path = tmp_path / "model.onnx"
-    export = export_onnx(residual(), (images(2),), {}, path)
+def test_the_record_is_that_of_the_file(exported):
+    export = exported[8].export
+    path = Path(export.path)
     record = json.loads(json.dumps(asdict(export)))
     assert record["sha256"] == sha256(path.read_bytes()).hexdigest()
     assert record["size_bytes"] == file_size(path) == path.stat().st_size
-    assert record["opset"] == onnx.load(str(path)).opset_import[0].version == 20
+    assert record["opset"] == onnx.load(export.path).opset_import[0].version == 20
     assert record["weights_path"] is None
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["4.onnx", "8.onnx"]
 
 
 def test_the_model_is_left_as_it_was(tmp_path, residual, images):
@@ -99,14 +100,11 @@ def test_nothing_of_this_machine_is_in_the_file_and_nothing_is_said(tmp_path, re
     assert {tensor.name for tensor in model.graph.initializer} >= {"stem.weight", "head.weight", "head.bias"}
 
 
-def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path, residual, images):
-    export = export_onnx(residual(), (images(2),), None, tmp_path / "here.onnx")
-    again = export_onnx(residual(), (images(2),), None, tmp_path / "again.onnx")
+def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path, exported):
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from conftest import build_residual\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from conftest import build_residual, draw_images\n"
         "from prunekit.deploy import export_onnx\n"
-        "x = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(2))\n"
-        "print(export_onnx(build_residual(), (x,), None, 'there.onnx').sha256)"
+        "print(export_onnx(build_residual(8), (draw_images(2),), None, 'there.onnx').sha256)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent)],
@@ -116,8 +114,7 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path, residu
         text=True,
         check=True,
     )
-    assert {export.sha256, again.sha256} == {run.stdout.strip()}
-    assert export_onnx(residual(seed=1), (images(2),), None, tmp_path / "o.onnx").sha256 != export.sha256
+    assert run.stdout.strip() == exported[8].export.sha256
 
 
 def test_a_name_may_be_that_of_an_inner_value_or_of_the_other_end(tmp_path):
@@ -148,8 +145,8 @@ def test_a_recurrent_layer_keeps_its_batch_open(tmp_path):
     _assert_same(export, model, (torch.randn(3, 5, 4),))
 
 
-@pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_of_the_table_is_reached_and_runs(tmp_path, opset):
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_the_ends_of_the_opsets_are_reached_and_run(tmp_path, opset):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(64, 3))
     args = (torch.randn(2, 1, 6, 6),)
     export = export_onnx(model.eval(), args, None, tmp_path / "model.onnx", opset=opset)
@@ -220,8 +217,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, residual,
     with pytest.raises(StorageError, match="absent"):
         export_onnx(residual(), (images(2),), None, tmp_path / "absent" / "model.onnx")
     path = tmp_path / "model.onnx"
-    export_onnx(residual(), (images(2),), None, path)
-    before = path.read_bytes()
+    path.write_bytes(b"what was there")
 
     def full(path, data):
         path.write_bytes(data[:100])
@@ -230,27 +226,23 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, residual,
     monkeypatch.setattr(onnx_file, "_store", full)
     with pytest.raises(StorageError, match="No space left"):
         export_onnx(residual(seed=1), (images(2),), None, path)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == b"what was there"
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_inputs_given_in_another_way_are_refused(tmp_path, residual, images):
-    export = export_onnx(residual(), (images(2),), None, tmp_path / "model.onnx")
+def test_inputs_given_in_another_way_are_refused(exported, images):
+    export = exported[8].export
     with pytest.raises(ExportError, match=r"\[1\]\['x'\]"):
         feed(export, (), {"x": images(2)})
     with pytest.raises(ExportError, match=r"given at \[\]"):
         feed(export, ())
 
 
-def test_a_pruned_graph_has_the_names_of_its_parent(tmp_path, residual, images):
-    """The graph of the model stands in for its own class, as after a removal that attributes cannot follow."""
-    from prunekit.graph.rewrite import rewrite
-
-    model = residual().eval()
+def test_the_graph_of_a_model_has_the_names_of_its_own_class(tmp_path, exported, images):
+    """As after a removal that the attributes of the class cannot follow."""
+    model, own = exported[8].model.eval(), exported[8].export
     groups = find_groups(trace(model, (images(2),)))
-    graph_module = rewrite(groups, {})
-    graph_module = graph_module[0] if isinstance(graph_module, tuple) else graph_module
-    own = export_onnx(model, (images(2),), None, tmp_path / "own.onnx")
-    graph = export_onnx(graph_module, (images(2),), None, tmp_path / "graph.onnx")
-    assert (graph.input_names, graph.output_names) == (own.input_names, own.output_names)
-    _assert_same(graph, model, (images(3),))
+    graph, _ = rewrite(groups, {}, dict(model.state_dict(keep_vars=True)))
+    export = export_onnx(graph, (images(2),), None, tmp_path / "graph.onnx")
+    assert (export.input_names, export.output_names) == (own.input_names, own.output_names)
+    _assert_same(export, model, (images(3),))

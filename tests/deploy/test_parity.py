@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -24,13 +25,9 @@ def _batch(*args, **kwargs):
 
 
 @pytest.fixture
-def models(tmp_path, residual, images):
+def models(exported):
     """A parent and a narrower model of the same class."""
-    return [
-        Exported(model, export_onnx(model, (images(2),), None, tmp_path / f"{width}.onnx"))
-        for width in (8, 4)
-        for model in [residual(width)]
-    ]
+    return exported[8], exported[4]
 
 
 def test_both_models_say_the_same_in_both_places(models, images):
@@ -55,13 +52,14 @@ def test_a_batch_of_one_is_joined_by_a_batch_of_two(models, images):
     assert parity.passed
 
 
-def test_a_tampered_weight_is_found_and_reported(models, images):
+def test_a_tampered_weight_is_found_and_reported(tmp_path, models, images):
     dense, pruned = models
     model = onnx.load(pruned.export.path)
     head = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     shifted = numpy_helper.to_array(head) + np.array([0.01, 0, 0, 0, 0], np.float32)
     head.CopyFrom(numpy_helper.from_array(shifted, "head.bias"))
-    onnx.save(model, pruned.export.path)
+    onnx.save(model, str(tmp_path / "tampered.onnx"))
+    pruned = replace(pruned, export=replace(pruned.export, path=str(tmp_path / "tampered.onnx")))
     parity = check_parity(dense, pruned, [_batch(images(4))])
     assert not parity.passed
     assert [step.passed for step in parity.steps] == [True, True, False, False]
@@ -125,10 +123,9 @@ def test_nested_inputs_and_outputs_go_through(tmp_path, nested, nested_inputs):
 
 
 def test_models_are_compared_in_evaluation_mode_and_left_in_theirs(models, images):
-    for exported in models:
-        exported.model.train()
-    assert check_parity(*models, [_batch(images(2))]).passed
-    assert all(module.training for exported in models for module in exported.model.modules())
+    training = [replace(exported, model=copy.deepcopy(exported.model).train()) for exported in models]
+    assert check_parity(*training, [_batch(images(2))]).passed
+    assert all(module.training for exported in training for module in exported.model.modules())
 
 
 def test_the_difference_is_that_of_its_definition():

@@ -95,7 +95,12 @@ def write_cycle(
             "digest": hashlib.sha256(cycle.encode()).hexdigest(),
         },
     )
-    names = list(widths)
+    hurt = [0.94, 0.86, 0.71][min(number, 3) - 1]
+    _write_pruned(root, cycle, list(widths), hurt)
+    _write_recovered(root, cycle, rng, hurt=hurt, end=0.986 - 0.004 * number)
+
+
+def _write_pruned(root: Path, cycle: str, names: list[str], hurt: float) -> None:
     laws = [
         {
             "law": law,
@@ -108,32 +113,28 @@ def write_cycle(
         }
         for law, error in (("permutation", 3.1e-15), ("mask", 0.0), ("form", 2.2e-16))
     ]
-    hurt = [0.94, 0.86, 0.71][min(number, 3) - 1]
     prune = {
         "form": "own class",
         "form_reason": "it computes what the pruned graph computes",
         "form_error": 2.2e-16,
         "proof": {"passed": True, "laws": laws},
-        "quality": {
-            "split": "validation",
-            "metric": "correct",
-            "n": 360,
-            "value": round(hurt * 360) / 360,
-        },
+        "quality": _quality(round(hurt * 360) / 360),
     }
     write_stage(root, f"{cycle}/prune", prune)
-    log = training(rng, epochs=4, start=hurt, end=0.986 - 0.004 * number)
+
+
+def _write_recovered(root: Path, cycle: str, rng: np.random.Generator, *, hurt: float, end: float) -> None:
+    log = training(rng, epochs=4, start=hurt, end=end)
     recover = {
         "training": log,
         "budget": {"epochs": 4.0, "share_of_original": 4 / 12},
-        "quality": {
-            "split": "validation",
-            "metric": "correct",
-            "n": 360,
-            "value": log["epochs"][log["best"]]["validation_metric"],
-        },
+        "quality": _quality(log["epochs"][log["best"]]["validation_metric"]),
     }
     write_stage(root, f"{cycle}/recover", recover)
+
+
+def _quality(value: float) -> dict[str, Any]:
+    return {"split": "validation", "metric": "correct", "n": 360, "value": value}
 
 
 def training(

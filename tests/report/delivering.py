@@ -13,6 +13,24 @@ from tests.report.sample import Sample, write_stage
 
 from prunekit.evaluate import compare, facts_from_results, judge, make_gate
 
+ENVIRONMENT = {
+    "cpu": {
+        "model": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
+        "isa": ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"],
+        "cores": 2,
+        "available_cores": 2,
+        "governor": None,
+        "virtual": True,
+    },
+    "memory_bytes": 8_326_430_720,
+    "load_1m": 0.42,
+    "os": "Linux-6.1.0-x86_64-with-glibc2.36",
+    "python": "3.11.2",
+    "packages": {"prunekit": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.31.0"},
+    "threads": 1,
+    "date": "2026-11-21T04:50:31+00:00",
+}
+
 
 def write_export(root: Path) -> None:
     def export(side: str, size: int) -> dict[str, Any]:
@@ -79,25 +97,14 @@ def write_validation(root: Path, sample: Sample, rng: np.random.Generator) -> di
             "seconds": 1.3,
             "stopped_early": False,
         },
-        "memory": {"dense_bytes": 31_240_192, "pruned_bytes": 17_825_792},
-        "size": {"dense_bytes": 5_131_264, "pruned_bytes": 1_893_410},
-        "environment": {
-            "cpu": {
-                "model": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
-                "isa": ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"],
-                "cores": 2,
-                "available_cores": 2,
-                "governor": None,
-                "virtual": True,
-            },
-            "memory_bytes": 8_326_430_720,
-            "load_1m": 0.42,
-            "os": "Linux-6.1.0-x86_64-with-glibc2.36",
-            "python": "3.11.2",
-            "packages": {"prunekit": "0.1.0", "torch": "2.13.0+cpu", "onnxruntime": "1.31.0"},
-            "threads": 1,
-            "date": "2026-11-21T04:50:31+00:00",
+        "memory": {
+            "dense_bytes": 61_240_192,
+            "pruned_bytes": 47_825_792,
+            "dense": {"baseline_bytes": 30_000_000, "peak_bytes": 61_240_192, "added_bytes": 31_240_192},
+            "pruned": {"baseline_bytes": 30_000_000, "peak_bytes": 47_825_792, "added_bytes": 17_825_792},
         },
+        "size": {"dense_bytes": 5_131_264, "pruned_bytes": 1_893_410},
+        "environment": ENVIRONMENT,
     }
     table = pd.DataFrame({"pair": np.arange(len(dense)), "dense_ms": dense, "pruned_ms": pruned})
     return write_stage(root, "validate", result, {"latency.parquet": table})

@@ -109,6 +109,7 @@ def test_dense_against_pruned(finished):
     assert float(lines["Latency p50"].dense.raw) == latency["dense"]["p50_ms"]
     assert text_of(lines["Size on disk, exported"].change) == "\u221263.1 %"
     assert lines["Size on disk, exported"].bar == pytest.approx(36.9)
+    assert text_of(lines["Memory that the model adds"].change) == "\u221242.9 %"
     assert lines["Speed-up, median of pairs"].dense is None
     assert "200 pairs" in lines["Speed-up, median of pairs"].note
     assert list(lines)[:2] == ["Accuracy", "Latency p50"]

@@ -124,10 +124,12 @@ def test_the_outcome_tells_what_the_stages_found(first_run):
     assert rows["latency, median"].pruned == pytest.approx(np.median(times["pruned_ms"]))
     assert rows["size"].pruned == project.file("export/pruned.onnx").stat().st_size
     assert rows["MACs"].change == pytest.approx(0.5, abs=0.05)
+    noise = result(project, "validate")["latency"]["noise"]
+    assert outcome.notes == (() if noise["steady"] else (f"{noise['statement']}.",))
     assert outcome.accepted
     assert [gate.passed for gate in outcome.gates] == [True, True]
     assert outcome.report == project.file("report/report.html")
-    assert outcome.report.read_text().startswith("<!doctype html>") or "<html" in outcome.report.read_text()
+    assert "<html" in outcome.report.read_text()
 
 
 def test_training_and_timing_tell_how_far_they_are(first_run):
@@ -138,7 +140,8 @@ def test_training_and_timing_tell_how_far_they_are(first_run):
         assert steps[-1][0] == steps[-1][1]
 
 
-def test_no_deciding_stage_is_given_a_way_to_test_data(finished, monkeypatch):
+def test_poisoned_test_data_changes_nothing_but_the_evaluation(first_run, project, monkeypatch):
+    """The same recipe with other test images and labels: the same plans, weights and exported files."""
     jobs = {}
     make = workflow_run._job
 
@@ -147,17 +150,6 @@ def test_no_deciding_stage_is_given_a_way_to_test_data(finished, monkeypatch):
         return jobs[stage.name]
 
     monkeypatch.setattr(workflow_run, "_job", spy)
-    finished.edit("seed: 3", "seed: 4")
-    finished.run()
-    assert set(jobs) == set(STAGES) - {"report"} - {"gate"} | ({"gate"} & set(jobs))
-    for name, job in jobs.items():
-        assert isinstance(job.workload.splits, DecidingSplits)
-        assert not hasattr(job.workload.splits, "test")
-        assert (job.open_test is not None) == (name == "evaluate")
-
-
-def test_poisoned_test_data_changes_nothing_but_the_evaluation(first_run, project):
-    """The same recipe with other test images and labels: the same plans, weights and exported files."""
     source = (project.path / "workload.py").read_text()
     poisoned = source.replace("examples(96, 3)", "poison(examples(96, 3))") + (
         "\n\ndef poison(data):\n"
@@ -168,26 +160,30 @@ def test_poisoned_test_data_changes_nothing_but_the_evaluation(first_run, projec
     (project.path / "workload.py").write_text(poisoned)
     project.run()
     clean = first_run[0]
-    decided = [name for name in STAGES if name not in ("evaluate", "gate", "report", "validate")]
-    for stage in decided:
+    assert result(project, "evaluate")["overall"]["dense"] != result(clean, "evaluate")["overall"]["dense"]
+    for stage in STAGES:
         for file in project.file(stage).iterdir():
             if file.suffix in (".safetensors", ".onnx") or file.name == "plan.json":
                 assert file.read_bytes() == clean.file(f"{stage}/{file.name}").read_bytes(), file
-    assert result(project, "evaluate")["overall"]["dense"] != result(clean, "evaluate")["overall"]["dense"]
+    assert set(jobs) == set(STAGES) - {"report"}
+    for name, job in jobs.items():
+        assert isinstance(job.workload.splits, DecidingSplits)
+        assert not hasattr(job.workload.splits, "test")
+        assert (job.open_test is not None) == (name == "evaluate")
 
 
 def test_everything_is_as_it_was_after_a_run(finished):
     finished.edit("min_size_reduction: 0.1", "min_size_reduction: 0.2")
     torch.set_num_threads(2)
     torch.manual_seed(5)
-    np.random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
     random.seed(5)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     finished.run()
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert random.getstate() == states[2]
 
 
@@ -208,20 +204,14 @@ def test_a_checkpoint_in_place_of_training(first_run, project):
 
 
 def test_a_share_of_an_unknown_budget_is_refused(project):
-    (project.path / "workload.py").write_text(
-        (project.path / "workload.py")
-        .read_text()
-        .replace("class_names=", 'checkpoint="x.safetensors", class_names=')
-    )
-    with pytest.raises(WorkloadError, match="checkpoint"):
-        project.run_without_parent() if hasattr(project, "run_without_parent") else _run_with_default_parent(
-            project
-        )
-
-
-def _run_with_default_parent(project):
+    source = (project.path / "workload.py").read_text()
+    (project.path / "workload.py").write_text(source.replace("class_names=", 'checkpoint="a", class_names='))
     project.edit("parent: {epochs: 3, batch_size: 16}\n", "")
-    return project.run()
+    with pytest.raises(
+        RecipeError, match=r"recover\.share_of_original: The workload loads .*recover\.epochs"
+    ):
+        project.run()
+    assert not project.run_dir.exists()
 
 
 def test_a_file_that_the_recipe_names_and_that_is_missing(project):
@@ -263,7 +253,7 @@ def test_an_error_says_in_which_stage_and_nothing_of_the_stage_is_left(project, 
     monkeypatch.setattr("prunekit.workflow.deciding.verify", lambda *_, **__: Failed())
     with pytest.raises(ProofError, match="breaks a law") as caught:
         project.run()
-    assert caught.value.__notes__ == ["Stage: cycle-01/prune."]
+    assert caught.value.__notes__ == ["In the stage cycle-01/prune."]
     assert not project.file("cycle-01/prune").exists()
     assert not list(project.run_dir.rglob("*.partial"))
     assert project.file("cycle-01/plan/plan.json").exists()

@@ -115,6 +115,7 @@ def test_stages_that_are_no_longer_part_of_the_run_go(run):
         write(run, stage, {})
     assert run.keep_only(["baseline", "cycle-01/score", "gate"]) == ["cycle-02/score"]
     assert run.stages() == ["baseline", "cycle-01/score"]
+    assert not (run.path / "stages" / "cycle-02").exists()
 
 
 @pytest.mark.parametrize("other", [{"name": "letters"}, {"workload": "../other.py"}])

@@ -162,7 +162,7 @@ CASES = (
         "parameter used twice",
         Recurrent,
         rows(6),
-        (group("hidden", 8, out("first", "step"), into("step", "last")),),
+        (group("neuron", 8, out("first", "step"), into("step", "last")),),
         ENDS,
     ),
     Case(

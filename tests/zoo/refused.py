@@ -35,7 +35,7 @@ class Picking(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.first(x))
-        return self.last(torch.relu(self.middle(x))) * self.pick(x)
+        return self.last(torch.relu(self.middle(x))) * torch.sigmoid(self.pick(x))
 
 
 class OneBranch(nn.Module):

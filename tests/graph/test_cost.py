@@ -1,0 +1,82 @@
+"""``Groups.cost`` says what the really removed model has and does, without removing anything.
+
+Oracles: the sizes of the removed model's parameters, and torch.utils.flop_counter run on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prunekit.graph import find_groups, trace
+from prunekit.plan import Goal, allocate
+from prunekit.surgery import remove
+from prunekit.types import Cost
+from tests.zoo.case import Case
+from tests.zoo.oracles import counted_cost
+from tests.zoo.toys import CASES, groups_of
+
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request) -> Case:
+    return request.param
+
+
+def unseen(case: Case, model: nn.Module) -> int:
+    """Multiplications of the toy's one product that torch's counter does not see."""
+    return model.vector.numel() if case.name == "unwrapped parameters" else 0  # pyright: ignore
+
+
+def test_cost_of_the_dense_model(case):
+    model = case.model()
+    params, macs = counted_cost(model, case.inputs())
+    cost = groups_of(case.name).cost()
+    assert cost == Cost(params=params, macs=macs + unseen(case, model), param_bytes=4 * params)
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.9])
+def test_cost_after_removal(case, sparsity):
+    groups = groups_of(case.name)
+    draw = np.random.default_rng(7)
+    scores = {group.name: draw.random(group.size).astype(np.float32) for group in groups}
+    goal = Goal("sparsity", remove=sparsity if len(groups) else 0.0)
+    plan = allocate(groups, scores, goal)
+    removed = remove(case.model(), plan, groups).model
+    params, macs = counted_cost(removed, case.inputs())
+    cost = groups.cost(plan.keep_mask())
+    assert cost == Cost(params=params, macs=macs + unseen(case, removed), param_bytes=4 * params)
+    assert plan.after == cost
+    assert plan.before == groups.cost()
+
+
+def test_groups_that_are_absent_are_whole():
+    groups = groups_of("basic blocks")
+    everything = {group.name: np.ones(group.size, dtype=bool) for group in groups}
+    assert groups.cost({}) == groups.cost() == groups.cost(everything)
+
+
+def test_bytes_follow_the_type():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).to(torch.bfloat16)
+    model[2].double()
+    groups = find_groups(trace(nn.Sequential(*model[:2]), torch.randn(2, 4, dtype=torch.bfloat16)))
+    assert groups.cost() == Cost(params=30, macs=24, param_bytes=60)
+
+
+def test_cost_by_hand():
+    """A 3 x 3 convolution from 3 to 8 channels over 8 x 8 places, 8 to 5 channels at each of 8 x 8 places."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    groups = find_groups(trace(model, torch.randn(2, 3, 8, 8)))
+    (group,) = groups
+    keep = {group.name: np.arange(8) < 6}
+    assert groups.cost().macs == 8 * 27 * 64 + 5 * 8 * 64
+    assert groups.cost(keep).macs == 6 * 27 * 64 + 5 * 6 * 64
+    assert groups.cost(keep).params == 6 * 28 + 5 * 7
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_macs_are_those_of_one_example(batch):
+    groups = find_groups(trace(nn.Linear(4, 6), torch.randn(batch, 4)))
+    assert groups.cost().macs == 24

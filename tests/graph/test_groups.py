@@ -1,0 +1,156 @@
+"""What is found in the toy nets is what was written down by hand; and where the units of some of them lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prunekit.graph import find_groups, trace
+from tests.zoo.case import Case
+from tests.zoo.oracles import tensors_of
+from tests.zoo.toys import BY_NAME, CASES, groups_of
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request) -> Case:
+    return request.param
+
+
+def places(slices) -> frozenset:
+    return frozenset((part.tensor, part.dim) for part in slices)
+
+
+def described(groups) -> list[tuple]:
+    return sorted((g.granularity.value, g.size, g.blocks, sorted(places(g.slices))) for g in groups)
+
+
+def test_groups_are_those_found_by_hand(case):
+    expected = sorted((g.granularity.value, g.units, g.blocks, sorted(g.places)) for g in case.groups)
+    assert described(groups_of(case.name)) == expected
+
+
+def test_mask_equivalence_is_as_found_by_hand(case):
+    by_hand = {(g.granularity, g.places, g.blocks): g.mask_equivalent for g in case.groups}
+    for group in groups_of(case.name):
+        assert group.mask_equivalent == by_hand[group.granularity, places(group.slices), group.blocks]
+        assert group.mask_equivalent == (not group.not_mask_equivalent_because)
+
+
+def test_frozen_axes_name_the_operator_that_froze_them(case):
+    known = tensors_of(case.model()).keys()  # Constants in the code have no name that anyone gave them.
+    found: dict[str, set] = {}
+    for axis in groups_of(case.name).frozen:
+        named = {place for place in places(axis.slices) if place[0] in known}
+        if named:
+            found.setdefault(axis.operator, set()).update(named)
+        assert axis.reason
+        assert axis.size == max(int(part.units.max()) + 1 for part in axis.slices)
+    assert found == case.frozen
+
+
+def test_every_index_of_every_parameter_is_accounted_for(case):
+    """Each index of a dimension with labels belongs to a group or to a frozen axis."""
+    groups = groups_of(case.name)
+    covered: dict[tuple[str, int], np.ndarray] = {}
+    for part in (part for axis in (*groups.prunable, *groups.frozen) for part in axis.slices):
+        before = covered.get((part.tensor, part.dim), np.zeros(len(part.units), dtype=bool))
+        covered[part.tensor, part.dim] = before | (part.units >= 0)
+    assert [place for place, indices in covered.items() if not indices.all()] == []
+
+
+def test_slices_fit_their_tensors(case):
+    groups = groups_of(case.name)
+    for group in groups:
+        blocks, size = group.blocks, group.units_per_block
+        assert blocks * size == group.size
+        for part in group.slices:
+            shape = groups.tensor_shape(part.tensor)
+            assert len(part.units) == shape[part.dim]
+            present = np.unique(part.units[part.units >= 0])
+            if part.block_dim is None:
+                assert present.tolist() == list(range(group.size))
+            else:
+                assert present.tolist() == list(range(size))
+                assert part.block_of is not None
+                assert len(part.block_of) == shape[part.block_dim]
+                assert np.unique(part.block_of).tolist() == list(range(blocks))
+
+
+def test_names_are_different_and_stable(case):
+    groups = groups_of(case.name)
+    names = [group.name for group in groups]
+    assert len(set(names)) == len(names)
+    again = find_groups(trace(case.model(), *case.inputs()))
+    assert [group.name for group in again] == names
+    assert again.fingerprint == groups.fingerprint
+    assert described(again) == described(groups)
+
+
+def units(name: str, tensor: str, dim: int, size: int) -> list[int]:
+    """The units along one dimension, of the group of that size."""
+    return next(
+        part.units.tolist()
+        for group in groups_of(name)
+        for part in group.slices
+        if group.size == size and (part.tensor, part.dim) == (tensor, dim)
+    )
+
+
+def test_flattened_channels_repeat_over_space():
+    assert units("flatten", "hidden.weight", 1, 4) == np.repeat(np.arange(4), 9).tolist()
+
+
+def test_multiplied_channels_repeat_inside():
+    assert units("depthwise with multiplier", "4.weight", 1, 6) == np.repeat(np.arange(6), 2).tolist()
+    assert units("depthwise with multiplier", "4.weight", 1, 12) == list(range(12))
+
+
+def test_concatenated_channels_follow_each_other():
+    assert units("u-net", "merge.weight", 1, 4) == [0, 1, 2, 3] + [-1] * 6
+    assert units("u-net", "merge.weight", 1, 6) == [-1] * 4 + [0, 1, 2, 3, 4, 5]
+
+
+def test_gated_units_lie_half_a_width_apart():
+    assert units("gated unit, chunk", "widen.weight", 0, 8) == [*range(8), *range(8)]
+
+
+def test_heads_cover_their_width():
+    assert units("attention", "attention.q.weight", 0, 3) == np.repeat([0, 1, 2], 4).tolist()
+    assert units("fused attention", "attention.qkv.weight", 0, 3) == [*np.repeat([0, 1, 2], 4)] * 3
+
+
+def test_blocks_of_a_grouped_weight_lie_along_its_outputs():
+    part = next(
+        part
+        for group in groups_of("grouped convolution")
+        for part in group.slices
+        if part.block_dim is not None
+    )
+    assert (part.tensor, part.dim, part.block_dim) == ("blocks.0.conv2.weight", 1, 0)
+    assert part.units.tolist() == [0, 1, 2, 3]
+    assert part.block_of is not None
+    assert part.block_of.tolist() == np.repeat([0, 1, 2], 4).tolist()
+
+
+def test_padded_channels_are_new_ones():
+    assert units("padded shortcut", "bn.weight", 0, 8) == [-1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1]
+    assert units("padded shortcut", "bn.weight", 0, 4) == [0, 1] + [-1] * 8 + [2, 3]
+
+
+@pytest.mark.parametrize("name", ["sort", "select one", "top values"])
+def test_frozen_axes_name_the_line_in_the_users_code(name):
+    operator = next(iter(BY_NAME[name].frozen.keys() - {"input", "output"}))
+    sources = {axis.source for axis in groups_of(name).frozen if axis.operator == operator}
+    assert len(sources) == 1
+    file, line, text = sources.pop().split(":", 2)
+    assert file.endswith("refused.py")
+    assert int(line) > 0
+    assert text.strip().startswith(("x = self.operation(", "return self.last("))
+
+
+def test_fingerprint_follows_tensors_and_couplings_and_nothing_else():
+    assert groups_of("perceptron").fingerprint == groups_of("batch of one").fingerprint
+    assert groups_of("dropout").fingerprint == groups_of("training mode").fingerprint
+    norms = ("group norm", "group norm of one group", "group norm of single channels")
+    assert len({groups_of(name).fingerprint for name in norms[:2]}) == 2
+    assert groups_of(norms[1]).fingerprint == groups_of(norms[2]).fingerprint

@@ -1,0 +1,184 @@
+"""The commands on a real run."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from prunekit.cli import app
+from prunekit.workflow.rundir import Identity, open_run, read_run
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_run_says_what_came_out_and_where_the_report_is(finished):
+    result = call("run", finished.recipe, "--run-dir", finished.run_dir)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == f"Accepted. Report: {finished.file('report/report.html')}"
+    assert result.stderr == ""
+
+
+def test_a_refused_run_ends_with_1(finished):
+    finished.edit("min_size_reduction: 0.1", "min_size_reduction: 0.99")
+    result = call("run", finished.recipe, "--run-dir", finished.run_dir, "--json")
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert values["accepted"] is False
+    assert [gate["passed"] for gate in values["gates"]] == [True, False]
+
+
+def test_the_run_directory_is_called_after_the_recipe(finished, monkeypatch):
+    (finished.path / "runs").mkdir()
+    finished.run_dir.rename(finished.path / "runs" / "tiny")
+    monkeypatch.chdir(finished.path)
+    run_file = finished.path / "runs" / "tiny" / "run.json"
+    values = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps({**values, "workload": "../../workload.py"}))
+    result = call("run", "recipe.yaml")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "Accepted. Report: runs/tiny/stages/report/report.html"
+
+
+def test_damage_is_told_even_where_there_is_no_terminal(finished):
+    finished.file("gate/result.json").write_text("{}")
+    result = call("run", finished.recipe, "--run-dir", finished.run_dir)
+    assert result.exit_code == 0
+    assert result.stderr == "gate is run again; damaged: result.json\n"
+
+
+def test_a_run_directory_of_another_recipe_ends_with_2(finished):
+    finished.edit("name: tiny", "name: other")
+    result = call("run", finished.recipe, "--run-dir", finished.run_dir)
+    assert result.exit_code == 2
+    assert "belongs to another recipe" in result.stderr
+    assert read_run(finished.run_dir).record("gate") is not None
+
+
+def test_a_run_directory_in_use_ends_with_2(finished):
+    values = json.loads((finished.run_dir / "run.json").read_text())
+    with open_run(finished.run_dir, replace(Identity(**values)), finished.recipe.read_bytes()):
+        result = call("run", finished.recipe, "--run-dir", finished.run_dir)
+        again = call("report", finished.run_dir)
+    for refused in (result, again):
+        assert refused.exit_code == 2
+        assert f"at work in this run directory (process {os.getpid()})" in refused.stderr
+
+
+def test_a_place_that_cannot_be_written_to_ends_with_3(finished):
+    result = call("run", finished.recipe, "--run-dir", "/proc/here")
+    assert result.exit_code == 3
+    assert "/proc/here: It cannot be written" in result.stderr
+
+
+def test_report_prints_the_path_of_the_page(finished):
+    page = finished.file("report/report.html")
+    page.unlink()
+    result = call("report", finished.run_dir)
+    assert (result.exit_code, result.stdout) == (0, f"{page}\n")
+    assert page.exists()
+    assert json.loads(call("report", finished.run_dir, "--json").stdout) == {"report": str(page)}
+
+
+def test_report_of_something_else_ends_with_2(tmp_path):
+    result = call("report", tmp_path)
+    assert result.exit_code == 2
+    assert "no run.json" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["recipe.yaml", "workload.py"])
+def test_inspect_shows_groups_and_what_is_frozen_and_why(project, source):
+    result = call("inspect", project.path / source)
+    text = " ".join(result.stdout.split())
+    assert result.exit_code == 0
+    assert "stripes: Net, 3,271 parameters, 105,456 MACs per example" in text
+    assert "stem.0:channel channel 12" in text
+    assert "fc.weight:0 (3) the model's outputs keep their shape [output]" in text
+    assert f"{project.path / 'workload.py'}:24: return self.fc" in text
+    values = json.loads(call("inspect", project.path / source, "--json").stdout)
+    assert {group["name"]: group["size"] for group in values["groups"]} == {
+        "stem.0:channel": 12,
+        "head.0:channel": 16,
+    }
+    assert values["cost"]["params"] == 3271
+    assert values["frozen"][0]["reason"]
+
+
+def test_inspect_follows_the_recipes_choice_of_groups(project):
+    project.edit("recover:", "groups: {ignore: ['head.0:*']}\nrecover:")
+    values = json.loads(call("inspect", project.recipe, "--json").stdout)
+    assert [group["name"] for group in values["groups"]] == ["stem.0:channel"]
+    assert any("head.0:*" in item["reason"] for item in values["frozen"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("absent.py", None, "no such file"),
+        ("broken.py", "def workload(:", "SyntaxError"),
+        ("empty.py", "", "no function workload()"),
+        ("failing.py", "def workload():\n    return 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_workload_that_cannot_be_used_ends_with_2(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    result = call("inspect", tmp_path / name)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_traced_ends_with_3(project):
+    source = (project.path / "workload.py").read_text()
+    (project.path / "workload.py").write_text(
+        source.replace("x = self.stem(image)", "x = self.stem(image) if float(image.sum()) > 0 else image")
+    )
+    result = call("run", project.recipe, "--run-dir", project.run_dir)
+    assert result.exit_code == 3
+    assert "torch.export cannot trace Net" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (project.run_dir / "stages").exists()
+
+
+def test_a_goal_out_of_reach_ends_with_2_before_anything_is_trained(project):
+    project.edit("remove: 0.5", "remove: 0.999")
+    result = call("run", project.recipe, "--run-dir", project.run_dir)
+    assert result.exit_code == 2
+    assert "goal" in result.stderr
+    assert "0.999 fewer macs" in result.stderr
+    assert "within 0.05 of the asked one" in result.stderr
+    assert not (project.run_dir / "stages").exists()
+
+
+def test_a_pattern_that_matches_nothing_ends_with_2_before_anything_is_trained(project):
+    project.edit("recover:", "groups: {only: [stm.*]}\nrecover:")
+    result = call("run", project.recipe, "--run-dir", project.run_dir)
+    assert result.exit_code == 2
+    assert "'stm.*' matches no" in result.stderr
+    assert not (project.run_dir / "stages").exists()
+
+
+def test_the_installed_command_is_quiet_when_piped(finished):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prunekit.cli",
+            "run",
+            str(finished.recipe),
+            "--run-dir",
+            str(finished.run_dir),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert not any(word in done.stdout for word in ("baseline", "cycle-01", "kept", "done"))
