@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import Goal, allocate
-from prunekit.surgery import remove, verify
+from prunekit.surgery import remove, sound, verify
 from tests.zoo import oracles
 from tests.zoo.random_networks import IMAGE_PROGRAMS, SEQUENCE_PROGRAMS, image_network, sequence_network
 
@@ -30,19 +30,26 @@ pytestmark = pytest.mark.filterwarnings("error")
 @deterministic
 @given(steps=IMAGE_PROGRAMS, flatten=st.booleans(), seed=st.integers(0, 99))
 def test_laws_hold_for_random_image_networks(steps, flatten, seed):
-    assert_laws(*image_network(steps, flatten=flatten), seed)
+    cuts = {"narrow", "split", "chunk"} & {step.kind for step in steps}
+    assert_laws(*image_network(steps, flatten=flatten), seed, may_freeze=bool(cuts))
 
 
 @deterministic
 @given(steps=SEQUENCE_PROGRAMS, seed=st.integers(0, 99))
 def test_laws_hold_for_random_sequence_networks(steps, seed):
-    assert_laws(*sequence_network(steps), seed)
+    assert_laws(*sequence_network(steps), seed, may_freeze=False)
 
 
-def assert_laws(model: nn.Module, x: Tensor, seed: int) -> None:
-    """Permuted, masked and cut-out tensors agree with the dense model and with what removal gives."""
+def assert_laws(model: nn.Module, x: Tensor, seed: int, *, may_freeze: bool) -> None:
+    """Permuted, masked and cut-out tensors agree with the dense model and with what removal gives.
+
+    Only where a network cuts through the blocks of an axis may the permutation law find one that the labels
+    took for exchangeable.
+    """
     model = away_from_the_start(model)
-    groups = find_groups(trace(model, x))
+    found = find_groups(trace(model, x))
+    groups = sound(model, found)
+    assert len(groups) == len(found) or may_freeze
     if not len(groups):
         assert groups.frozen
         return

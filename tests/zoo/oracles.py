@@ -94,10 +94,18 @@ def permuted(model: nn.Module, groups: Iterable[Group], seed: int) -> nn.Module:
     tensors = tensors_of(twin)
     with torch.no_grad():
         for group in groups:
-            orders = [draw.permutation(group.units_per_block) for _ in range(group.blocks)]
+            orders = [_derangement(group.units_per_block, draw) for _ in range(group.blocks)]
             for part in group.slices:
                 tensors[part.tensor].copy_(_moved(tensors[part.tensor], part, orders))
     return twin
+
+
+def _derangement(size: int, draw: np.random.Generator) -> IntArray:
+    """A random permutation without a fixed point (but for one unit): around a random cycle."""
+    cycle = draw.permutation(size)
+    order = np.empty(size, dtype=np.int64)
+    order[cycle] = np.roll(cycle, 1)
+    return order
 
 
 def _moved(tensor: Tensor, part: Slice, orders: list[IntArray]) -> Tensor:

@@ -1,9 +1,9 @@
 """The operator rules, one file per family, in one closed table."""
 
-from prunekit.graph.label import Rule
+from prunekit.graph import label
 from prunekit.graph.rules import contraction, elementwise, joining, lookup, normalization, pooling, shape
 
-RULES: dict[str, Rule] = (
+RULES: dict[str, label.Rule] = (
     elementwise.RULES
     | contraction.RULES
     | normalization.RULES
