@@ -86,7 +86,7 @@ def measure(asked: argparse.Namespace) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Mean over the seeds, with the range over them."""
     lines = [
-        "| criterion | MACs left | accuracy right after the cut | accuracy after recovery | change to the parent |",
+        "| criterion | MACs left | after the cut | after recovery | change to the parent |",
         "|---|---|---|---|---|",
     ]
     for criterion in CRITERIA:

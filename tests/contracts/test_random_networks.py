@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.zoo import oracles
+from tests.zoo.random_networks import IMAGE_PROGRAMS, SEQUENCE_PROGRAMS, image_network, sequence_network
 from torch import Tensor, nn
 
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import Goal, allocate
 from prunekit.surgery import remove, sound, verify
-from tests.zoo import oracles
-from tests.zoo.random_networks import IMAGE_PROGRAMS, SEQUENCE_PROGRAMS, image_network, sequence_network
 
 TOLERANCE = 1e-6
 

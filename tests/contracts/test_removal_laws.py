@@ -13,15 +13,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from tests.zoo import oracles
+from tests.zoo.case import Case
+from tests.zoo.toys import CASES, groups_of
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import Removal, remove
 from prunekit.types import WIDTHS
-from tests.zoo import oracles
-from tests.zoo.case import Case
-from tests.zoo.toys import CASES, groups_of
 
 TOLERANCE = 1e-6
 LEVELS = ((0.25, 0), (0.5, 1), (0.5, 2), (0.9, 3))
@@ -51,9 +51,7 @@ def make_removal(case: Case, sparsity: float, seed: int) -> Removal:
 
 
 def restricted(plan: PruningPlan, names: set[str]) -> PruningPlan:
-    return dataclasses.replace(
-        plan, keep={name: units for name, units in plan.keep.items() if name in names}
-    )
+    return dataclasses.replace(plan, keep={name: units for name, units in plan.keep.items() if name in names})
 
 
 def test_removed_equals_masked(case):

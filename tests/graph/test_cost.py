@@ -8,16 +8,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.zoo.case import Case
+from tests.zoo.oracles import counted_cost
+from tests.zoo.toys import CASES, groups_of
 from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.plan import Goal, allocate
 from prunekit.surgery import remove
 from prunekit.types import Cost
-from tests.zoo.case import Case
-from tests.zoo.oracles import counted_cost
-from tests.zoo.toys import CASES, groups_of
-
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from prunekit.graph import find_groups, trace
 from tests.zoo.case import Case
 from tests.zoo.oracles import tensors_of
 from tests.zoo.toys import BY_NAME, CASES, groups_of
+
+from prunekit.graph import find_groups, trace
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

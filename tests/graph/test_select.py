@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.zoo.toys import groups_of
 
 from prunekit.errors import SelectionError
 from prunekit.plan import Goal, allocate
 from prunekit.types import WIDTHS, Granularity
-from tests.zoo.toys import groups_of
 
 
 def names(groups) -> set[str]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.zoo.case import Case
+from tests.zoo.oracles import error, more, run, tensors_of
+from tests.zoo.toys import CASES, groups_of
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import TraceError
 from prunekit.graph import find_groups, trace
-from tests.zoo.case import Case
-from tests.zoo.oracles import error, more, run, tensors_of
-from tests.zoo.toys import CASES, groups_of
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

@@ -8,14 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.zoo import oracles
+from tests.zoo.toys import BY_NAME, CASES
 from torch import nn
 
 import prunekit as pk
 from prunekit.errors import CalibrationError, GoalError, ProofError, SelectionError, TraceError
 from prunekit.types import WIDTHS
 from prunekit.workload import Batch
-from tests.zoo import oracles
-from tests.zoo.toys import BY_NAME, CASES
 
 
 def pruned(name: str, **arguments):

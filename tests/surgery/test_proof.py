@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.zoo.toys import BY_NAME, CASES, groups_of
 from torch import nn
 
 from prunekit.errors import PlanError, ProofError
@@ -17,7 +18,6 @@ from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import check_mask, check_permutation, remove, sound, verify
 from prunekit.surgery.proof import _block_permutation
 from prunekit.types import Granularity, Group, Slice
-from tests.zoo.toys import BY_NAME, CASES, groups_of
 
 COUPLED = tuple(case.name for case in CASES if len(case.groups) > 1)
 
@@ -49,7 +49,9 @@ def test_the_toys_obey_all_laws(name):
 
 
 class TestPermutationLaw:
-    @pytest.mark.parametrize("name", ["basic blocks", "dense block", "u-net", "inverted residual", "rms norm"])
+    @pytest.mark.parametrize(
+        "name", ["basic blocks", "dense block", "u-net", "inverted residual", "rms norm"]
+    )
     def test_every_missing_slice_is_caught(self, name):
         model, groups = BY_NAME[name].model(), groups_of(name)
         for group in groups:

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.zoo import oracles
+from tests.zoo.toys import BY_NAME, CASES, groups_of
 from torch import nn
 
 from prunekit.errors import PlanError
@@ -18,8 +20,6 @@ from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import mask, remove
 from prunekit.surgery.narrow import narrow
 from prunekit.types import WIDTHS
-from tests.zoo import oracles
-from tests.zoo.toys import BY_NAME, CASES, groups_of
 
 GRAPHS = ("flatten by a number", "padded shortcut", "grouped-query attention", "gated unit, slices")
 """Toys whose class cannot follow half of its widths."""
@@ -42,7 +42,11 @@ class TestOwnClass:
         block = model.blocks[0]
         assert (model.stem.in_channels, model.stem.out_channels) == (3, 4)
         assert (block.expand.in_channels, block.expand.out_channels) == (4, 8)
-        assert (block.depthwise.groups, block.depthwise.in_channels, block.depthwise.out_channels) == (8, 8, 8)
+        assert (block.depthwise.groups, block.depthwise.in_channels, block.depthwise.out_channels) == (
+            8,
+            8,
+            8,
+        )
         assert (block.bn1.num_features, block.bn3.num_features) == (8, 4)
         assert (model.head.in_features, model.head.out_features) == (4, 5)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tests.zoo.case import Case, group, into, out, rows
+from torch import nn
 
 
 class Attention(nn.Module):
@@ -81,9 +79,7 @@ class Fused(nn.Module):
 
     def forward(self, x):
         batch, length, _ = x.shape
-        q, k, v = (
-            part.view(batch, length, 3, 4).transpose(1, 2) for part in self.qkv(x).split(12, dim=-1)
-        )
+        q, k, v = (part.view(batch, length, 3, 4).transpose(1, 2) for part in self.qkv(x).split(12, dim=-1))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 

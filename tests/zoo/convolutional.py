@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tests.zoo.case import Case, at, group, image, into, norm, out, rows
+from torch import nn
 
 
 def depthwise_multiplier() -> nn.Module:

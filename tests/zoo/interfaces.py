@@ -6,9 +6,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
-from torch import nn
-
 from tests.zoo.case import Case, group, image, into, out, rows
+from torch import nn
 
 
 class TwoInputs(nn.Module):

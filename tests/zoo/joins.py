@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tests.zoo.case import Case, at, group, image, into, norm, out, rows
+from torch import nn
 
 
 class Dense(nn.Module):
@@ -70,9 +69,7 @@ class PaddedShortcut(nn.Module):
     def forward(self, x):
         x = torch.relu(self.stem(x))
         shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
-        return self.head(
-            torch.relu(shortcut + self.bn(self.conv2(torch.relu(self.conv1(x))))).mean((2, 3))
-        )
+        return self.head(torch.relu(shortcut + self.bn(self.conv2(torch.relu(self.conv1(x))))).mean((2, 3)))
 
 
 class GatedUnit(nn.Module):
@@ -208,9 +205,7 @@ CASES = (
         own_class=False,
     ),
     Case("gated unit, chunk", lambda: GatedUnit("chunk"), rows(5, 6), GATED_GROUPS, GATED),
-    Case(
-        "gated unit, slices", lambda: GatedUnit("slices"), rows(6), GATED_GROUPS, GATED, own_class=False
-    ),
+    Case("gated unit, slices", lambda: GatedUnit("slices"), rows(6), GATED_GROUPS, GATED, own_class=False),
     Case("gated unit, glu", lambda: GatedUnit("glu"), rows(6), GATED_GROUPS, GATED),
     Case(
         "gated unit, two layers",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tests.zoo.case import Case, at, group, image, into, norm, out, rows
+from torch import nn
 
 
 def group_norm(groups: int) -> nn.Module:
@@ -184,7 +183,10 @@ CASES = (
         {
             "input": into("conv"),
             "output": out("head"),
-            "aten.conv2d.default": at("norm.weight", 1) | at("norm.weight", 2) | at("norm.bias", 1) | at("norm.bias", 2),
+            "aten.conv2d.default": at("norm.weight", 1)
+            | at("norm.weight", 2)
+            | at("norm.bias", 1)
+            | at("norm.bias", 2),
         },
     ),
 )

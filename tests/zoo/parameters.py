@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from tests.zoo.case import Case, at, group, image, into, norm, out, rows
+from torch import nn
 
 
 def perceptron() -> nn.Module:
@@ -204,5 +203,7 @@ CASES = (
     ),
     Case("unused tensors", Unused, rows(6), (group("neuron", 8, out("first"), into("last")),), ENDS),
     Case("dropout", dropout, image(), DROPOUT_GROUPS, {"input": into("0"), "output": out("4")}),
-    Case("training mode", in_training_mode, image(), DROPOUT_GROUPS, {"input": into("0"), "output": out("4")}),
+    Case(
+        "training mode", in_training_mode, image(), DROPOUT_GROUPS, {"input": into("0"), "output": out("4")}
+    ),
 )

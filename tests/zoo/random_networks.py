@@ -32,7 +32,9 @@ class Network(nn.Module):
     A step whose condition does not hold for the values it names becomes another one that always can.
     """
 
-    def __init__(self, steps: tuple[Step, ...], table: dict[str, Callable], width: int, head: nn.Module) -> None:
+    def __init__(
+        self, steps: tuple[Step, ...], table: dict[str, Callable], width: int, head: nn.Module
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.head = head
@@ -206,9 +208,7 @@ SEQUENCES: dict[str, Callable] = {
 
 def _programs(kinds: list[str]) -> st.SearchStrategy[tuple[Step, ...]]:
     # Layers are named first: a step that shrinks becomes a layer, and a network without one says nothing.
-    step = st.builds(
-        Step, st.sampled_from(kinds), st.integers(0, 3), st.integers(0, 3), st.integers(0, 6)
-    )
+    step = st.builds(Step, st.sampled_from(kinds), st.integers(0, 3), st.integers(0, 3), st.integers(0, 6))
     return st.lists(step, min_size=2, max_size=9).map(tuple)
 
 

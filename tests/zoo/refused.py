@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from tests.zoo.case import Case, Place, at, group, into, out, rows
+from torch import nn
 
 
 class Between(nn.Module):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from prunekit.graph import Groups, find_groups, trace
 from tests.zoo import attention, convolutional, interfaces, joins, norms, parameters, refused, residual
 from tests.zoo.case import Case
+
+from prunekit.graph import Groups, find_groups, trace
 
 CASES: tuple[Case, ...] = (
     *residual.CASES,
