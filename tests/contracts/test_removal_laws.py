@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from functools import cache
 
 import numpy as np
@@ -15,8 +16,8 @@ import pytest
 import torch
 from tests.zoo import oracles
 from tests.zoo.case import Case
-from tests.zoo.toys import CASES, groups_of
-from torch import Tensor
+from tests.zoo.toys import BY_NAME, CASES, groups_of
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.plan import Goal, PruningPlan, allocate
@@ -67,6 +68,31 @@ def test_removed_equals_masked(case):
             assert oracles.error(oracles.run(masked, inputs), oracles.run(removed, inputs)) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["perceptron", "basic blocks", "bottlenecks", "inverted residual", "u-net"])
+def test_removed_equals_silenced(name):
+    """Here the oracle is the dense model itself, with hooks that put zeros where removed units speak."""
+    case, groups = BY_NAME[name], groups_of(name)
+    plan = make_plan(name, 0.5, 1)
+    removed = remove(case.model(), plan, groups).model.double()
+    model = case.model().double()
+    for group_name, mask in plan.keep_mask().items():
+        for part in groups[group_name].slices:
+            owner, _, kind = part.tensor.rpartition(".")
+            transposed = isinstance(model.get_submodule(owner), nn.ConvTranspose2d)
+            if kind == "weight" and part.dim == (1 if transposed else 0) and part.role != "consumer":
+                kept = torch.from_numpy(mask)[part.units]
+                model.get_submodule(owner).register_forward_hook(_silence(kept))
+    inputs = oracles.in_double(oracles.more(case.inputs()))
+    assert oracles.error(oracles.run(model, inputs), oracles.run(removed, inputs)) < TOLERANCE
+
+
+def _silence(kept: Tensor):
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output * kept.to(output).reshape(-1, *[1] * (output.ndim - 2))
+
+    return hook
+
+
 def test_units_may_change_places(case):
     groups = groups_of(case.name)
     model = case.model().double()
@@ -95,14 +121,14 @@ def test_what_is_left_is_what_was_there(case):
 
 
 def test_exactly_the_planned_number_of_units_goes(case):
+    """Of every block the nearest count, a half kept, at least one; a block inside a unit that goes, goes."""
     groups = groups_of(case.name)
     for sparsity, seed in LEVELS:
-        widths = make_plan(case.name, sparsity, seed).widths
+        keep = make_plan(case.name, sparsity, seed).keep_mask()
         for group in groups:
-            wish = group.units_per_block * (1 - sparsity)
-            nearest = max(1, int(np.ceil(wish - 0.5)))  # of two equally near, the larger
-            allowed = {blocks * max(nearest, int(wish + 0.5)) for blocks in range(1, group.blocks + 1)}
-            assert widths[group.name][1] in allowed, group.name
+            mask = keep.get(group.name, np.ones(group.size, dtype=bool))
+            nearest = max(1, math.floor(group.units_per_block * (1 - sparsity) + 0.5))
+            assert set(mask.reshape(group.blocks, -1).sum(axis=1)) - {0} == {nearest}, group.name
 
 
 def test_own_class_is_kept_where_it_can_be(case):

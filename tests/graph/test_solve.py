@@ -91,7 +91,7 @@ def test_product_of_two_free_factors():
 
 
 def test_inference_1_equal_entries_tie_their_coordinates():
-    """A 2 x 2 array whose off-diagonal entries are one atom: ``m[0, 1] = m[1, 0]``, so the factors are one."""
+    """A 2 x 2 array whose off-diagonal entries are one atom: ``m[0, 1] = m[1, 0]``."""
     atoms = Atoms()
     a, b, c = atoms.fresh(3)
     outer, inner = atoms.fresh(2), atoms.fresh(2)

@@ -80,14 +80,14 @@ class TestPermutationLaw:
         assert not check_permutation(model, with_group(groups, wrong), [group.name]).passed
 
     def test_units_said_to_be_independent_in_blocks_they_are_not_in(self):
-        """Group norm's groups do not make the channels of a plain convolution separate."""
+        """A head dimension is one of its own head's, so it cannot change places with another head's."""
         model, groups = BY_NAME["attention"].model(), groups_of("attention")
         heads = next(group for group in groups if group.granularity == Granularity.HEAD_DIM)
         wrong = dataclasses.replace(heads, blocks=1)
         assert not check_permutation(model, with_group(groups, wrong), [heads.name], seed=1).passed
 
     def test_a_norm_scale_that_starts_at_zero_does_not_hide_a_mistake(self):
-        """Residual branches often end in a norm with scale 0, so the branch gives nothing until it is trained."""
+        """Residual branches often end in a norm with scale 0, and give nothing until trained."""
         model, groups = BY_NAME["basic blocks"].model(), groups_of("basic blocks")
         with torch.no_grad():
             for name in ("blocks.0.bn2", "blocks.1.bn2"):
@@ -131,7 +131,7 @@ class TestPermutationLaw:
 class TestMaskLaw:
     @pytest.mark.parametrize("name", COUPLED)
     def test_a_wrong_removal_is_caught(self, name, monkeypatch):
-        """Units are zeroed and removed by the labels; a removal that takes the neighbours is another model."""
+        """A removal that takes the neighbours of the zeroed units is another model."""
         groups, model = groups_of(name), BY_NAME[name].model()
         keep = {
             group.name: shifted_half(group)

@@ -189,7 +189,9 @@ class TestGraphModule:
         assert oracles.error(expected, oracles.run(twin, inputs)) > 0
         twin.load_state_dict(removed.state_dict(), strict=True)
         assert oracles.error(expected, oracles.run(twin, inputs)) == 0
-        assert not twin.train().training == removed.training
+        assert twin.train().training
+        assert not removed.eval().training
+        assert twin.training
 
     def test_it_can_be_traced_and_pruned_again(self):
         name = "padded shortcut"

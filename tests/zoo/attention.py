@@ -1,4 +1,4 @@
-"""Attention written by hand: separate projections, shared keys and values, a fused projection, relative bias."""
+"""Attention written by hand: separate projections, shared keys and values, a fused one."""
 
 from __future__ import annotations
 

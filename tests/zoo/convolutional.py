@@ -1,4 +1,4 @@
-"""Plain nets of convolutions: depthwise, squeeze-and-excite, flattened, pooled, of one and three dimensions."""
+"""Plain nets of convolutions: depthwise, squeeze-and-excite, flattened, pooled, 1d and 3d."""
 
 from __future__ import annotations
 

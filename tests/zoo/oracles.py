@@ -71,7 +71,8 @@ def zeroed(model: nn.Module, groups: Groups, keep: KeepMask) -> nn.Module:
 def cut_out(groups: Groups, keep: KeepMask, name: str, tensor: Tensor) -> Tensor:
     """What is left of one tensor: the kept units of each block move to its front, then all blocks are cut."""
     cut: dict[str, BoolArray] = {}
-    for group in (groups[each] for each in keep):
+    inner_first = sorted((groups[each] for each in keep), key=lambda group: -group.blocks)
+    for group in inner_first:
         by_block = keep[group.name].reshape(group.blocks, -1)
         left = by_block.sum(axis=1).max()  # A block that goes altogether goes with the group around it.
         cut[group.name] = np.tile(np.arange(group.units_per_block) < left, group.blocks)

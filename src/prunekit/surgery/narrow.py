@@ -42,8 +42,11 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
 
 
 def _fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
-    """The tensor with the kept units of each block moved to the block's front, in their order."""
-    for group in groups.prunable:
+    """The tensor with the kept units of each block moved to the block's front, in their order.
+
+    Inner groups first: their masks are stated for the blocks where those lie before anything moves.
+    """
+    for group in sorted(groups.prunable, key=lambda group: -group.blocks):
         if group.blocks == 1 or group.name not in keep:
             continue
         lost = ~keep[group.name].reshape(group.blocks, -1)

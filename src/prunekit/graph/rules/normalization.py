@@ -45,9 +45,9 @@ def group_norm(call: Call) -> Dims:
     if groups == 1:
         call.reduces(channels, (), OVER)
     elif size > 1:
-        inner = call.atoms.fresh(size)
-        call.atoms.product(channels, (call.group_axis(groups), inner))
-        call.reduces(inner, (), OVER)
+        inner, outer = call.atoms.fresh(size), call.group_axis(groups)
+        call.atoms.product(channels, (outer, inner))
+        call.reduces(inner, (outer,), OVER)
     return own
 
 
