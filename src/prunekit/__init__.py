@@ -6,18 +6,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunekit.graph import find_groups, trace
+    from prunekit.errors import PrunekitError
+    from prunekit.graph import Graph, Groups, find_groups, trace
     from prunekit.importance import collect, score
     from prunekit.plan import Goal, PruningPlan, allocate
-    from prunekit.surgery import mask, prune, remove, verify
+    from prunekit.surgery import Proof, Pruned, Removal, mask, prune, remove, sound, verify
     from prunekit.types import Granularity
+    from prunekit.workload import Batch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "Goal",
     "Granularity",
+    "Graph",
+    "Groups",
+    "Proof",
+    "Pruned",
+    "PrunekitError",
     "PruningPlan",
+    "Removal",
     "__version__",
     "allocate",
     "collect",
@@ -26,14 +35,22 @@ __all__ = [
     "prune",
     "remove",
     "score",
+    "sound",
     "trace",
     "verify",
 ]
 
 _ROOMS = {
+    "Batch": "workload",
     "Goal": "plan",
     "Granularity": "types",
+    "Graph": "graph",
+    "Groups": "graph",
+    "Proof": "surgery",
+    "Pruned": "surgery",
+    "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Removal": "surgery",
     "allocate": "plan",
     "collect": "importance",
     "find_groups": "graph",
@@ -41,6 +58,7 @@ _ROOMS = {
     "prune": "surgery",
     "remove": "surgery",
     "score": "importance",
+    "sound": "surgery",
     "trace": "graph",
     "verify": "surgery",
 }

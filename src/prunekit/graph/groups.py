@@ -184,7 +184,7 @@ class Groups:
                 for source in _tensor_arguments(node)
             ]
             total += count_macs(str(node.target), shapes, self._node_shape(node, keep)) or 0
-        return total // self._batch
+        return total // self.graph.batch_size
 
     @cached_property
     def _multiplying(self) -> list[Node]:
@@ -200,15 +200,6 @@ class Groups:
             )
             is not None
         ]
-
-    @cached_property
-    def _batch(self) -> int:
-        inputs = set(self.graph.program.graph_signature.user_inputs)
-        for node in self.graph.nodes:
-            value = node.meta.get("val")
-            if node.op == "placeholder" and node.name in inputs and isinstance(value, Tensor) and value.ndim:
-                return sizes(value)[0]
-        return 1
 
     def _node_shape(self, node: Node, keep: KeepMask) -> tuple[int, ...]:
         return self._shape(outputs_of(self._labels, node)[0], keep)
@@ -274,7 +265,9 @@ def find_groups(graph: Graph) -> Groups:
         graph: from :func:`prunekit.graph.trace`.
 
     Returns:
-        All prunable groups of every granularity, and the frozen axes with reasons.
+        All prunable groups of every granularity, and the frozen axes with reasons. Narrow them with
+        ``select`` (channel groups lie around channels: pruning both takes more than was asked) and with
+        ``prunekit.sound``, which checks them on the model's own outputs.
     """
     with torch.no_grad():
         labels = label(graph, RULES)

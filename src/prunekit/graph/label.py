@@ -99,6 +99,9 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
     return outcome
 
 
+_CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async")
+
+
 def _refuse(call: Call) -> None:
     """The rule for what cannot be followed."""
 
@@ -114,7 +117,7 @@ def _depends_on_data(value: Any) -> bool:
 
 def _freeze_data_dependent(node: Node, labels: Labels) -> None:
     """An operator that turns tensor values into numbers; reading a size is not one."""
-    if operator_name(node) in ("aten.sym_size", "aten.sym_stride", "aten.sym_numel"):
+    if operator_name(node) in ("aten.sym_size", "aten.sym_stride", "aten.sym_numel", *_CHECKS):
         return
     reason = Reason(operator_name(node), "a number is computed from its values", source_line(node))
     for source in node.all_input_nodes:

@@ -30,7 +30,7 @@ class Graph:
         tied: name -> the first name of the same tensor, for parameters and buffers with several names.
         args: the positional example inputs, on the model's device.
         kwargs: the keyword example inputs.
-        batch_is_open: the graph accepts other batch sizes than the example's.
+        open_inputs: for each leaf of ``(args, kwargs)``, whether its first dimension is an open batch.
     """
 
     program: ExportedProgram
@@ -39,7 +39,21 @@ class Graph:
     tied: Mapping[str, str]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    batch_is_open: bool
+    open_inputs: tuple[bool, ...]
+
+    @property
+    def batch_is_open(self) -> bool:
+        """The graph accepts other batch sizes than the example's."""
+        return any(self.open_inputs)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in the example inputs: of the open inputs, or of the first tensor where none is open."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.ndim and (self.open_inputs[index] or not self.batch_is_open):
+                return leaf.shape[0]
+        return 1
 
     @property
     def nodes(self) -> list[torch.fx.Node]:
@@ -94,7 +108,7 @@ def trace(
         tied=_tied(model),
         args=inputs[0],
         kwargs=inputs[1],
-        batch_is_open=is_open and _has_open_batch(program),
+        open_inputs=_open_inputs(program),
     )
 
 
@@ -171,16 +185,19 @@ def _tied(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def _has_open_batch(program: ExportedProgram) -> bool:
-    """Some input's first dimension is a free symbol; torch.export quietly fixes one the model pins down."""
-    inputs = set(program.graph_signature.user_inputs)
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.name in inputs and isinstance(value, Tensor) and value.ndim > 0:
-            size = value.shape[0]
-            if isinstance(size, torch.SymInt) and size.node.expr in program.range_constraints:
-                return True
-    return False
+def _open_inputs(program: ExportedProgram) -> tuple[bool, ...]:
+    """For each input, whether its first dimension is a free symbol.
+
+    torch.export quietly fixes a symbol that the model pins down; then it is not free.
+    """
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    found = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            value = values.get(spec.arg.name)
+            size = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
+            found.append(isinstance(size, torch.SymInt) and size.node.expr in program.range_constraints)
+    return tuple(found)
 
 
 def _explain(model: nn.Module, error: Exception) -> TraceError:

@@ -21,7 +21,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     for model in models:
         model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             yield
     finally:
@@ -30,25 +30,29 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The floating-point tensors among the outputs, in evaluation mode, from copies of the inputs."""
+    """The tensors among the outputs, in evaluation mode, from copies of the inputs."""
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
     with evaluating(model):
         leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
     """Largest difference over the reference's largest magnitude, over all outputs; inf where shapes differ.
 
     ``max_t max_i |a_ti - b_ti| / max(max_i |a_ti|, tiny)``; 0 where both are equal, NaN counts as inf.
+    Integer and boolean outputs have to be equal.
     """
     if [tensor.shape for tensor in reference] != [tensor.shape for tensor in other]:
         return float("inf")
     worst = 0.0
     for left, right in zip(reference, other, strict=True):
         if left.numel() == 0:
+            continue
+        if not left.is_floating_point() and not left.is_complex():
+            worst = max(worst, 0.0 if torch.equal(left, right) else float("inf"))
             continue
         scale = max(float(left.abs().max()), torch.finfo(left.dtype).tiny)
         error = float((left - right).abs().max()) / scale
@@ -66,29 +70,17 @@ def in_float64(model: nn.Module) -> nn.Module:
     return twin
 
 
-def input_batches(graph: Graph, *, double: bool) -> list[tuple[tuple, dict[str, Any]]]:
-    """The example inputs and, where the batch is open, the same with one example more."""
-    inputs = (graph.args, graph.kwargs)
-    batches = [inputs]
-    if graph.batch_is_open:
-        leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
-        size = leaves[0].shape[0]
-        batches.append(
-            pytree.tree_map(
-                lambda leaf: (
-                    torch.cat([leaf, leaf[:1]])
-                    if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size
-                    else leaf
-                ),
-                inputs,
-            )
-        )
-    if not double:
-        return batches
-    return [
-        pytree.tree_map(
-            lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
-            batch,
-        )
-        for batch in batches
+def input_batches(graph: Graph) -> list[tuple[tuple, dict[str, Any]]]:
+    """The example inputs in double precision and, where the batch is open, with one example more."""
+    leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
+    leaves = [
+        leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
     ]
+    batches = [pytree.tree_unflatten(leaves, spec)]
+    if graph.batch_is_open:
+        longer = [
+            torch.cat([leaf, leaf[:1]]) if grows else leaf
+            for leaf, grows in zip(leaves, graph.open_inputs, strict=True)
+        ]
+        batches.append(pytree.tree_unflatten(longer, spec))
+    return batches

@@ -26,12 +26,15 @@ from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
 from prunekit.surgery.narrow import permute_units
-from prunekit.surgery.remove import check_fits, masked, reduced_graph
+from prunekit.surgery.remove import Removal, check_fits, masked, reduced_graph
 from prunekit.surgery.tensors import names_of, read, replace
 from prunekit.types import Group, IntArray, KeepMask
 
 TOLERANCE = 1e-6
 """Relative, in float64. A wrong coupling is off by its whole effect; rounding stays below 1e-10."""
+
+
+_EXTREME = 1e4
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Proof:
 
     def __str__(self) -> str:
         lines = [
-            f"{law.law} law: {'holds' if law.passed else 'BROKEN'} for {len(law.groups)} groups, "
+            f"{law.law} law: {'holds' if law.passed else 'BROKEN'} for {_named(law)}, "
             f"max relative error {law.max_relative_error:.1e} (tolerance {law.tolerance:.0e}), "
             f"batch sizes {', '.join(map(str, law.batch_sizes))}" + (f"; {law.note}" if law.note else "")
             for law in self.laws
@@ -78,12 +81,20 @@ class Proof:
         return "\n".join(lines)
 
 
-def verify(model: nn.Module, small: nn.Module, plan: PruningPlan, groups: Groups, *, seed: int = 0) -> Proof:
+def _named(law: LawResult) -> str:
+    """How many groups, and which where the law is broken."""
+    count = f"{len(law.groups)} groups"
+    return count if law.passed else f"{count} ({', '.join(law.groups[:8])})"
+
+
+def verify(
+    model: nn.Module, small: nn.Module | Removal, plan: PruningPlan, groups: Groups, *, seed: int = 0
+) -> Proof:
     """Check all laws for one plan carried out.
 
     Args:
         model: the dense model.
-        small: what ``remove(model, plan, groups)`` gave.
+        small: what ``remove(model, plan, groups)`` gave, or its model.
         plan: the plan.
         groups: that the plan was made on.
         seed: of the permutations and perturbations.
@@ -92,6 +103,7 @@ def verify(model: nn.Module, small: nn.Module, plan: PruningPlan, groups: Groups
         PlanError: plan, groups and model do not belong together.
     """
     check_fits(model, plan, groups)
+    small = small.model if isinstance(small, Removal) else small
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
     return Proof(
@@ -157,8 +169,9 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
 def _compare(
     law: str, names: list[str], reference: nn.Module, other: nn.Module, groups: Groups, note: str = ""
 ) -> LawResult:
-    worst, checked = 0.0, []
-    for args, kwargs in input_batches(groups.graph, double=True):
+    worst = 0.0
+    checked: list[int] = []
+    for more, (args, kwargs) in enumerate(input_batches(groups.graph)):
         expected = outputs(reference, args, kwargs)
         try:
             found = outputs(other, args, kwargs)
@@ -166,8 +179,7 @@ def _compare(
             worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
             break
         worst = max(worst, max_relative_error(expected, found))
-        first = next((leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)), None)
-        checked.append(int(first.shape[0]) if first is not None and first.ndim else 0)
+        checked.append(groups.graph.batch_size + more)
     return LawResult(law, tuple(names), worst, TOLERANCE, tuple(checked), worst <= TOLERANCE, note)
 
 
@@ -178,8 +190,20 @@ def _generic(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
         ProofError: its own outputs are not finite either, so nothing can be compared.
     """
     for candidate in (_perturbed(in_float64(model), groups, seed), in_float64(model)):
-        batches = input_batches(groups.graph, double=True)
-        found = [tensor for args, kwargs in batches for tensor in outputs(candidate, args, kwargs)]
+        batches = input_batches(groups.graph)
+        try:
+            found = [tensor for args, kwargs in batches for tensor in outputs(candidate, args, kwargs)]
+        except Exception as error:  # whatever the model's forward raises
+            raise ProofError(
+                f"{type(model).__name__} does not run in float64: {type(error).__name__}: {error}",
+                expected="a model that runs in double precision, in which removal is proved",
+                remedy="Look for a dtype that its forward pins, such as .float() or torch.zeros(...)",
+            ) from error
+        if not found:
+            raise ProofError(
+                f"{type(model).__name__} gives no tensor that could be compared",
+                expected="at least one tensor among its outputs",
+            )
         if all(bool(torch.isfinite(tensor).all()) for tensor in found):
             return candidate
     raise ProofError(
@@ -190,16 +214,21 @@ def _generic(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
 
 
 def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
-    """Every floating-point tensor of the graph moved, each element differently; signs of variances stay."""
+    """Every floating-point tensor of the graph moved, each element differently; signs of variances stay.
+
+    Infinite and extreme entries, as attention masks have, stay what they are.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name in dict.fromkeys(groups.graph.tied.get(name, name) for name in groups.graph.tensors.values()):
         tensor = read(model, name)
         if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
             continue
         noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-        size = float(tensor.detach().abs().mean()) or 0.02
-        moved = tensor.detach() * (0.8 + 0.4 * noise)
-        moved = torch.where(tensor.detach() == 0, size * noise, moved)
+        old = tensor.detach()
+        ordinary = old.isfinite() & (old.abs() < _EXTREME)
+        size = float(old[ordinary].abs().mean()) if ordinary.any() else 0.0
+        moved = torch.where(old == 0, (size or 0.02) * noise, old * (0.8 + 0.4 * noise))
+        moved = torch.where(ordinary, moved, old)
         _set(model, name, moved)
     return model
 

@@ -15,7 +15,7 @@ from prunekit.graph.rewrite import Change, rewrite
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import follow_constants, follow_shapes
+from prunekit.surgery.repair import Attribute, follow_constants, follow_shapes
 from prunekit.surgery.tensors import names_of, read, replace
 from prunekit.types import Group, KeepMask
 
@@ -66,12 +66,24 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
     graph_module, changes = _graph_form(model, groups, keep, narrowed)
     follow_shapes(own, narrowed, changes)
     error, reason = _distance(own, graph_module, groups)
-    if error > FORM_TOLERANCE and follow_constants(own, changes):
-        error, reason = _distance(own, graph_module, groups)
+    if error > FORM_TOLERANCE:
+        guessed = follow_constants(own, changes)
+        if guessed:
+            error, reason = _distance(own, graph_module, groups)
+        if error <= FORM_TOLERANCE:
+            _undo_needless(guessed, own, graph_module, groups)
     if error <= FORM_TOLERANCE:
         return Removal(own, "own class", "it computes what the pruned graph computes", error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+
+
+def _undo_needless(guessed: list[Attribute], own: nn.Module, graph_module: nn.Module, groups: Groups) -> None:
+    """An attribute that only happened to have the old width goes back to what it was."""
+    for attribute in guessed:
+        setattr(attribute.module, attribute.name, attribute.old)
+        if _distance(own, graph_module, groups)[0] > FORM_TOLERANCE:
+            setattr(attribute.module, attribute.name, attribute.new)
 
 
 def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
@@ -110,6 +122,13 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
             f"these groups have {groups.fingerprint[:12]}",
             expected="the plan of this very model: same parameter names, shapes and groups",
             remedy="Make a new plan with allocate(), or trace the model the plan was made for",
+        )
+    missing = [name for name in plan.keep if name not in groups]
+    if missing:
+        raise PlanError(
+            f"the plan prunes {', '.join(missing[:5])}, which are not among these groups",
+            expected="the groups the plan was made on",
+            remedy="Use the same select() for the plan and for its removal",
         )
     for group in groups.prunable:
         _check_blocks(group, plan)
@@ -176,7 +195,7 @@ def _distance(own: nn.Module, graph_module: nn.Module, groups: Groups) -> tuple[
     """How far the repaired class is from the pruned graph, and why it cannot be used if it is."""
     own64, graph64 = in_float64(own), in_float64(graph_module)
     worst = 0.0
-    for args, kwargs in input_batches(groups.graph, double=True):
+    for args, kwargs in input_batches(groups.graph):
         try:
             expected = outputs(graph64, args, kwargs)
         except Exception as error:  # whatever an operator raises at shapes that do not fit

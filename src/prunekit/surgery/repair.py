@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,16 +29,26 @@ def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Chan
             module.normalized_shape = tuple(change.new)
 
 
-def follow_constants(model: nn.Module, changes: Iterable[Change]) -> list[str]:
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute that was set, and what it was."""
+
+    module: nn.Module
+    name: str
+    old: Any
+    new: Any
+
+
+def follow_constants(model: nn.Module, changes: Iterable[Change]) -> list[Attribute]:
     """Set integer attributes, of the module an operator runs in, that equal a constant that changed.
 
     A guess, which is why the caller proves it: the class is only given to the user if it computes what
     the pruned graph computes.
 
     Returns:
-        The names of the attributes that were set.
+        The attributes that were set.
     """
-    done: dict[tuple[int, str], str] = {}
+    done: dict[tuple[int, str], Attribute] = {}
     for change in changes:
         module = _module(model, change)
         if module is None:
@@ -46,7 +57,7 @@ def follow_constants(model: nn.Module, changes: Iterable[Change]) -> list[str]:
             new = _new_value(value, change)
             if new is not None and (id(module), attribute) not in done:
                 setattr(module, attribute, new)
-                done[id(module), attribute] = attribute
+                done[id(module), attribute] = Attribute(module, attribute, value, new)
     return list(done.values())
 
 

@@ -115,8 +115,11 @@ def _state_groups(call: Call, merged: np.ndarray, outer: np.ndarray, inside: Dim
     call.atoms.product(merged, (outer, inner))
 
 
-def attention(call: Call) -> Dims:
+def attention(call: Call) -> Dims | None:
     """``softmax(q[..., L, E] @ k[..., S, E].T) @ v[..., S, V]``; the heads lie in front."""
+    if call["enable_gqa"]:
+        call.refusal = "its heads share keys and values in a way that is not followed yet"
+        return None
     query, key, value = call.dims("query"), call.dims("key"), call.dims("value")
     call.contract(query[-1], key[-1], weight=None)
     positions = call.unify(key[-2], value[-2])

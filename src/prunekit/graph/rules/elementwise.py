@@ -61,7 +61,7 @@ UNARY = (
     "isinf isnan leaky_relu lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not "
     "logit masked_fill mish nan_to_num neg negative positive rad2deg reciprocal relu relu6 round rrelu rsqrt "
     "selu sgn sigmoid sign silu sin sinc sinh softplus softshrink softsign special_erf special_expit sqrt "
-    "square tan tanh threshold to _to_copy type_as trunc zero"
+    "square tan tanh threshold trunc zero"
 )
 
 BINARY = (
@@ -76,6 +76,9 @@ RULES: dict[str, Rule] = {
     "aten.add": add,
     "aten.copy": copy_into,
     "aten.prelu": prelu,
+    "aten.to": like_first,
+    "aten._to_copy": like_first,
+    "aten.type_as": like_first,
     "aten.zeros_like": like_first,
     "aten.ones_like": like_first,
     "aten.full_like": like_first,

@@ -110,6 +110,8 @@ def index(call: Call) -> Dims | None:
         call.refusal = "it is selected by a mask that depends on data"
         return None
     call.freeze([own[axis] for axis in looked_up], "its indices are looked up by values")
+    for axis in looked_up:
+        call.freeze(call.dims(given[axis]), "its values look up positions")
     passing = [axis for axis, which in enumerate(given) if which is None]
     neighbours = looked_up[-1] - looked_up[0] == len(looked_up) - 1
     before = [own[axis] for axis in passing if neighbours and axis < looked_up[0]]
@@ -134,7 +136,10 @@ def slice_(call: Call) -> Dims:
         call.freeze([dim], "every so-many-th index of it is taken")
         piece = call.fixed(size, "every so-many-th index of a dimension")
     else:
-        taken = dim[slice(call["start"], call["end"], call["step"])]
+        window = slice(call["start"], call["end"], call["step"])
+        taken = dim[window]
+        if call.is_static("self"):
+            call.freeze([np.delete(dim, np.arange(len(dim))[window])], "these inputs never read it")
         piece = taken if size > 1 else _lone(call, taken)
     return (*own[:over], piece, *own[over + 1 :])
 

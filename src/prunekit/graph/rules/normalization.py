@@ -17,6 +17,14 @@ def batch_norm(call: Call) -> Dims:
     return own
 
 
+def instance_norm(call: Call) -> Dims:
+    """As batch norm, but the statistics are those of each example over the dimensions behind the channels."""
+    own = batch_norm(call)
+    for dim in own[2:]:
+        call.reduces(dim, (own[1],), OVER)
+    return own
+
+
 def layer_norm(call: Call) -> Dims:
     """Layer and RMS norm: over the last dimensions, with scale and shift of the same shape."""
     own = call.dims("input")
@@ -39,6 +47,8 @@ def group_norm(call: Call) -> Dims:
     for name in ("weight", "bias"):
         for dim in call.dims(name):
             call.unify(channels, dim)
+    for dim in own[2:]:
+        call.reduces(dim, (channels,), OVER)
     if isinstance(channels, Fixed):
         return own
     size = len(channels) // groups
@@ -61,7 +71,7 @@ def softmax(call: Call) -> Dims:
 
 RULES: dict[str, Rule] = {
     "aten.batch_norm": batch_norm,
-    "aten.instance_norm": batch_norm,
+    "aten.instance_norm": instance_norm,
     "aten.layer_norm": layer_norm,
     "aten.rms_norm": layer_norm,
     "aten.group_norm": group_norm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.rules.elementwise import elementwise
 
 
 def _pool(spatial: int) -> Rule:
@@ -22,7 +23,13 @@ def _pool(spatial: int) -> Rule:
 
 
 def reduction(call: Call) -> Dims | tuple[Dims, ...]:
-    """Sum, mean, maximum, variance ... over some dimensions, or all."""
+    """Sum, mean, maximum, variance ... over some dimensions, or all.
+
+    ``max`` of two tensors is element-wise; where the positions that ``max`` over a dimension also gives are
+    used, they are positions in that dimension, so it keeps its indices.
+    """
+    if "other" in call.arguments:
+        return elementwise(call)
     own = call.dims(call.inputs[0])
     given = call["dim"] if "dim" in call.arguments else None
     over = (
@@ -32,6 +39,8 @@ def reduction(call: Call) -> Dims | tuple[Dims, ...]:
     )
     keep = bool(call["keepdim"]) if "keepdim" in call.arguments else False
     passing = [dim for axis, dim in enumerate(own) if axis not in over]
+    if call.operator in _WITH_POSITIONS and any(user.args[1] == 1 for user in call.node.users):
+        call.freeze([own[axis] for axis in over], "positions in it are computed")
     for axis in over:
         call.reduces(own[axis], passing, "one value is computed over all of this dimension")
     out: list[Dim] = []
@@ -43,6 +52,8 @@ def reduction(call: Call) -> Dims | tuple[Dims, ...]:
     value = call.node.meta["val"]
     return tuple(tuple(out) for _ in value) if isinstance(value, tuple | list) else tuple(out)
 
+
+_WITH_POSITIONS = ("aten.max", "aten.min", "aten.median")
 
 REDUCTIONS = (
     "all amax amin any linalg_vector_norm logsumexp max mean median min norm prod std std_mean sum var "

@@ -8,6 +8,7 @@ import numpy as np
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.rules.elementwise import broadcast
 from prunekit.types import IntArray
 
 
@@ -140,6 +141,8 @@ def expand(call: Call) -> Dims:
     """Dimensions of one repeated: a repeated dimension is free, until something fixes it."""
     own, shape = call.dims(call.inputs[0]), call.shape
     own = (*(Fixed(1, SINGLE) for _ in range(len(shape) - len(own))), *own)
+    if call.operator == "aten.expand_as":
+        return broadcast(call, [own, call.dims("other")])
     symbolic = [not isinstance(size, int) for size in call.node.meta["val"].shape]
     return tuple(
         dim
