@@ -16,7 +16,7 @@ from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from prunekit.errors import TraceError
+from prunekit.errors import TraceError, WorkloadError
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,13 @@ def trace(
     Raises:
         TraceError: torch.export cannot follow the model; says where in the user's code.
     """
+    if not isinstance(model, nn.Module):
+        raise WorkloadError(f"a {type(model).__name__} was given", expected="a torch.nn.Module to prune")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise WorkloadError(
+            f"kwargs is a {type(kwargs).__name__}", expected="a dict of example inputs by name"
+        )
+    args = () if args is None else args
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     kwargs = dict(kwargs or {})
     wide_args, wide_kwargs = _batch_of_two((args, kwargs))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError, ProofError
 from prunekit.graph import Groups
@@ -72,10 +74,27 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
             error, reason = _distance(own, graph_module, groups)
         if error <= FORM_TOLERANCE:
             _undo_needless(guessed, own, graph_module, groups)
+    if error <= FORM_TOLERANCE and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
+        error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
     if error <= FORM_TOLERANCE:
         return Removal(own, "own class", "it computes what the pruned graph computes", error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+
+
+def _runs_in_training(model: nn.Module, groups: Groups) -> bool:
+    """A copy of the model gets through one forward pass in training mode on the example inputs."""
+    twin = copy.deepcopy(model).train()
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
+        (groups.graph.args, groups.graph.kwargs),
+    )
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            twin(*args, **kwargs)
+        except Exception:  # whatever the user's forward raises; what matters is whether it does
+            return False
+    return True
 
 
 def _undo_needless(guessed: list[Attribute], own: nn.Module, graph_module: nn.Module, groups: Groups) -> None:
@@ -134,6 +153,13 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
         _check_blocks(group, plan)
         for name in group.tensors:
             tensor = read(model, name)
+            if tensor is None and name in groups.graph.program.state_dict:
+                raise PlanError(
+                    f"{type(model).__name__} has no tensor of that name",
+                    expected="the model that the groups were found in",
+                    where=name,
+                    remedy="Give remove() the model the plan was made for",
+                )
             if tensor is not None and tuple(tensor.shape) != groups.tensor_shape(name):
                 raise PlanError(
                     f"the tensor has shape {list(tensor.shape)}",
