@@ -214,7 +214,7 @@ def _generic(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
 
 
 def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
-    """Every floating-point tensor of the graph moved, each element differently; signs of variances stay.
+    """Parameters redrawn, of either sign and of the old size; buffers moved, so that variances stay positive.
 
     Infinite and extreme entries, as attention masks have, stay what they are.
     """
@@ -228,6 +228,9 @@ def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
         ordinary = old.isfinite() & (old.abs() < _EXTREME)
         size = float(old[ordinary].abs().mean()) if ordinary.any() else 0.0
         moved = torch.where(old == 0, (size or 0.02) * noise, old * (0.8 + 0.4 * noise))
+        if isinstance(tensor, nn.Parameter):
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            moved = drawn * (size or 0.1)
         moved = torch.where(ordinary, moved, old)
         _set(model, name, moved)
     return model
