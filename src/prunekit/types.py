@@ -57,6 +57,8 @@ class Slice:
             same tensor (a grouped convolution's weight), that dimension; else None.
         block_of: ``[shape[block_dim]]`` int64, the block each index of ``block_dim`` belongs to; then
             ``units`` counts inside the block, and the unit is ``block * units_per_block + units``.
+        company: ``[shape[dim]]`` int64 or None; where a unit has several indices, those of two units correspond
+            that have equal values here, and else those in the same order.
     """
 
     tensor: str
@@ -65,6 +67,7 @@ class Slice:
     role: Literal["producer", "consumer", "follower"]
     block_dim: int | None = None
     block_of: IntArray | None = None
+    company: IntArray | None = None
 
 
 @dataclass(frozen=True)

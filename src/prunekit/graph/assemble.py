@@ -87,12 +87,13 @@ class _Describer:
             if self._consumed[dim].any()
             else "follower"
         )
+        company = self.structure.company(dim, number, axis)
         if not detached:
-            return Slice(tensor, position, units, role)
+            return Slice(tensor, position, units, role, company=company)
         dims = self.structure.labels.tensors[tensor]
         block_dim = self._block_dim(dims, position, axis)
         blocks = block_of(self.structure.members(_labelled(dims[block_dim])), axis.blocks)
-        return Slice(tensor, position, units, role, block_dim, blocks)
+        return Slice(tensor, position, units, role, block_dim, blocks, company)
 
     def _block_dim(self, dims: tuple[Dim, ...], position: int, axis: Axis) -> int:
         for other, dim in enumerate(dims):

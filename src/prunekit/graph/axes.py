@@ -95,6 +95,18 @@ class Structure:
             return units, True
         return np.where(units >= 0, blocks * len(axis.roots) + units, -1), False
 
+    def company(self, dim: IntArray, number: int, axis: Axis) -> IntArray | None:
+        """``[n]`` equal where indices meet the same classes of other axes; None where there are none.
+
+        The index at which one unit meets a class corresponds to that at which another unit meets it.
+        """
+        members = self.members(dim)
+        if members.shape[1] == 1:
+            return None
+        own = (self.axis_of[members] == number) | np.isin(members, np.concatenate([axis.roots, *axis.blocks]))
+        with np.errstate(over="ignore"):
+            return np.where(own, 0, self._identity[members]).sum(axis=1)
+
     def occurrences(self, dim: IntArray) -> list[tuple[int, IntArray, bool]]:
         """Every axis that occurs in a dimension: its number, and what :meth:`units` gives."""
         numbers = np.unique(self.axis_of[self.members(dim)])
@@ -139,7 +151,7 @@ class Structure:
         """
         rng = np.random.default_rng(20260)
         count = len(self.solution.root)
-        own = rng.integers(-(2**62), 2**62, size=count + 1)
+        own = self._identity = rng.integers(-(2**62), 2**62, size=count + 1)
         own[-1] = 0
         signature = np.zeros(count, dtype=np.int64)
         factors = [factor for product in self.solution.products for factor in product.factors]

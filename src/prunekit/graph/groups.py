@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure
-from prunekit.graph.label import Dims, label, outputs_of, sizes
+from prunekit.graph.label import Dims, bind, label, operator_name, outputs_of, sizes, tensors_of
 from prunekit.graph.rules import RULES
 from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
@@ -111,11 +112,13 @@ class Groups:
     def select(
         self,
         *,
-        granularity: Collection[Granularity | str] | None = None,
-        only: Sequence[str] = (),
-        ignore: Sequence[str] = (),
+        granularity: Collection[Granularity | str] | Granularity | str | None = None,
+        only: Sequence[str] | str = (),
+        ignore: Sequence[str] | str = (),
     ) -> Groups:
         """Keep the groups of these kinds that match ``only`` (if given) and do not match ``ignore``.
+
+        One kind or pattern may be given without a list.
 
         Patterns are shell-style and are held against the group's name, the names of its tensors and the
         modules they belong to; what is left out appears among ``frozen`` with that reason.
@@ -123,7 +126,8 @@ class Groups:
         Raises:
             SelectionError: a pattern matches no group at all, or a granularity is unknown.
         """
-        kinds = None if granularity is None else {_granularity(kind) for kind in granularity}
+        kinds = None if granularity is None else {_granularity(kind) for kind in _several(granularity)}
+        only, ignore = _patterns(only, "only"), _patterns(ignore, "ignore")
         for pattern in (*only, *ignore):
             if not any(_matches(group, pattern) for group in self._everything.values()):
                 raise SelectionError(
@@ -178,28 +182,33 @@ class Groups:
 
     def _macs(self, keep: KeepMask) -> int:
         total = 0
-        for node in self._multiplying:
-            shapes = [
-                None if source is None else self._node_shape(source, keep)
-                for source in _tensor_arguments(node)
-            ]
-            total += count_macs(str(node.target), shapes, self._node_shape(node, keep)) or 0
+        for node, sources in self._multiplying:
+            shapes = [None if source is None else self._node_shape(source, keep) for source in sources]
+            total += _count(node, shapes, self._node_shape(node, keep)) or 0
         return total // self.graph.batch_size
 
     @cached_property
-    def _multiplying(self) -> list[Node]:
-        return [
-            node
+    def _multiplying(self) -> list[tuple[Node, list[Node | None]]]:
+        """Operators that contract something, with their tensor arguments."""
+        found = []
+        for node in self.graph.nodes:
+            if node.op == "call_function" and tensors_of(node.meta.get("val")):
+                sources = _tensor_arguments(node)
+                shapes = [sizes(source.meta["val"]) if source else None for source in sources]
+                if _count(node, shapes, sizes(tensors_of(node.meta["val"])[0])) is not None:
+                    found.append((node, sources))
+        return found
+
+    @cached_property
+    def uncounted(self) -> tuple[str, ...]:
+        """Operators that :meth:`cost` counts no MACs for because nothing is known about them."""
+        known = {node for node, _ in self._multiplying}
+        unknown = {
+            operator_name(node)
             for node in self.graph.nodes
-            if node.op == "call_function"
-            and isinstance(node.meta.get("val"), Tensor)
-            and count_macs(
-                str(node.target),
-                [sizes(source.meta["val"]) if source else None for source in _tensor_arguments(node)],
-                sizes(node.meta["val"]),
-            )
-            is not None
-        ]
+            if node.op == "call_function" and tensors_of(node.meta.get("val")) and node not in known
+        }
+        return tuple(sorted(unknown - RULES.keys() - {"getitem"}))
 
     def _node_shape(self, node: Node, keep: KeepMask) -> tuple[int, ...]:
         return self._shape(outputs_of(self._labels, node)[0], keep)
@@ -277,18 +286,39 @@ def find_groups(graph: Graph) -> Groups:
 
 
 def _tensor_arguments(node: Node) -> list[Node | None]:
-    """Positional tensor arguments in order; None where an optional one is absent."""
+    """Tensor arguments in order, lists of them one after another; None where an optional one is absent."""
+    flat = [item for value in node.args for item in (value if isinstance(value, list | tuple) else [value])]
     return [
-        argument if isinstance(argument, Node) else None
-        for argument in node.args
-        if argument is None or (isinstance(argument, Node) and isinstance(argument.meta.get("val"), Tensor))
+        item if isinstance(item, Node) else None
+        for item in flat
+        if item is None or (isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor))
     ]
+
+
+def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:
+    equation = str(bind(node).get("equation", ""))
+    return count_macs(str(node.target), shapes, output, equation=equation)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One or several, as a tuple."""
+    return tuple(given) if isinstance(given, Collection) and not isinstance(given, str) else (given,)
+
+
+def _patterns(given: Any, where: str) -> tuple[str, ...]:
+    patterns = _several(given)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SelectionError(
+                f"a pattern is {pattern!r}", expected="a shell-style pattern such as 'layer1.*'", where=where
+            )
+    return patterns
 
 
 def _granularity(kind: Granularity | str) -> Granularity:
     try:
         return Granularity(kind)
-    except ValueError:
+    except (ValueError, TypeError):
         raise SelectionError(
             f"{kind!r} is not a granularity",
             expected="one of " + ", ".join(member.value for member in Granularity),

@@ -54,10 +54,18 @@ def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
                 static.add(node)
             labels.dims[node] = _call(node, labels, rules, static)
         elif node.op == "output":
-            for source in node.all_input_nodes:
+            for source in _kept_outputs(graph, node):
                 reason = Reason("output", "the model's outputs keep their shape", source_line(source))
                 _freeze_all(labels, labels.dims.get(source), reason)
     return labels
+
+
+def _kept_outputs(graph: Graph, node: Node) -> list[Node]:
+    """What the model gives back and must keep its shape; the user's outputs come last among all."""
+    given: Any = node.args[0]
+    first = len(given) - len(graph.outputs)
+    released = {given[first + position] for position in graph.released}
+    return [source for source in given if isinstance(source, Node) and source not in released]
 
 
 def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
@@ -80,8 +88,8 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
     value = node.meta.get("val")
     if operator_name(node) == "getitem":
         return labels.dims[node.args[0]][node.args[1]]  # pyright: ignore[reportArgumentType]
-    if not _tensors_of(value):
-        if any(_tensors_of(source.meta.get("val")) for source in node.all_input_nodes):
+    if not tensors_of(value):
+        if any(tensors_of(source.meta.get("val")) for source in node.all_input_nodes):
             _freeze_data_dependent(node, labels)
         return None
     call = Call(node, labels, static)
@@ -110,7 +118,7 @@ def _depends_on_data(value: Any) -> bool:
     """Some size is only known once the data is."""
     return any(
         isinstance(size, torch.SymInt) and size.node.hint is None
-        for tensor in _tensors_of(value)
+        for tensor in tensors_of(value)
         for size in tensor.shape
     )
 
@@ -124,11 +132,12 @@ def _freeze_data_dependent(node: Node, labels: Labels) -> None:
         _freeze_all(labels, labels.dims.get(source), reason)
 
 
-def _tensors_of(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """Every tensor in what a node gives: one, or those of a nested tuple."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors_of(item)]
+        return [tensor for item in value for tensor in tensors_of(item)]
     return []
 
 
@@ -219,13 +228,13 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         value = self._arguments.get(name)
-        if isinstance(value, Node) and not _tensors_of(value.meta.get("val")):
+        if isinstance(value, Node) and not tensors_of(value.meta.get("val")):
             return concrete(value)
         if isinstance(value, tuple | list):
             return [
                 concrete(item)
                 if isinstance(item, torch.SymInt)
-                or (isinstance(item, Node) and not _tensors_of(item.meta.get("val")))
+                or (isinstance(item, Node) and not tensors_of(item.meta.get("val")))
                 else item
                 for item in value
             ]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim as ExportDim
-from torch.export import ExportedProgram, export
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from prunekit.errors import TraceError, WorkloadError
+from prunekit.errors import SelectionError, WorkloadError
+from prunekit.graph.export import Inputs, export
+
+CACHES = ("*past_key_values*", "*cache_params*")
+"""Outputs that a model only hands to its own next call: they may shrink with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class Graph:
         args: the positional example inputs, on the model's device.
         kwargs: the keyword example inputs.
         open_inputs: for each leaf of ``(args, kwargs)``, whether its first dimension is an open batch.
+        outputs: the path of each leaf of the output, such as ``['logits']`` or ``[0]``.
+        released: positions of the leaves of the output that may change their shape.
     """
 
     program: ExportedProgram
@@ -40,6 +43,8 @@ class Graph:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     open_inputs: tuple[bool, ...]
+    outputs: tuple[str, ...]
+    released: frozenset[int]
 
     @property
     def batch_is_open(self) -> bool:
@@ -70,7 +75,11 @@ class Graph:
 
 
 def trace(
-    model: nn.Module, args: Tensor | Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    args: Tensor | Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    release: Sequence[str] | str = (),
 ) -> Graph:
     """Trace ``model`` in evaluation mode; the model is left as it was found.
 
@@ -81,93 +90,75 @@ def trace(
         model: any ``nn.Module``, in any mode.
         args: positional example inputs; one tensor may be given without a tuple.
         kwargs: keyword example inputs.
+        release: shell-style patterns of output paths (``Graph.outputs``) that may change their shape, so
+            that what they consist of can be pruned: ``"*embedding*"``, or ``"*"`` for all. Caches that a
+            model hands to its own next call are always released.
 
     Raises:
         TraceError: torch.export cannot follow the model; says where in the user's code.
+        WorkloadError: the model or its inputs are of the wrong type, or there are no examples.
+        SelectionError: a pattern of ``release`` matches no output.
     """
     if not isinstance(model, nn.Module):
         raise WorkloadError(f"a {type(model).__name__} was given", expected="a torch.nn.Module to prune")
+    program, (args, kwargs) = export(model, _inputs(args, kwargs))
+    signature = program.graph_signature
+    outputs = _output_paths(program)
+    return Graph(
+        program=program,
+        tensors=_tensor_names(program),
+        trainable=frozenset(signature.parameters),
+        tied=_tied(model),
+        args=args,
+        kwargs=kwargs,
+        open_inputs=_open_inputs(program),
+        outputs=outputs,
+        released=_released(outputs, (release,) if isinstance(release, str) else tuple(release)),
+    )
+
+
+def _inputs(args: Any, kwargs: Any) -> Inputs:
+    """Example inputs as torch.export takes them, checked."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise WorkloadError(
             f"kwargs is a {type(kwargs).__name__}", expected="a dict of example inputs by name"
         )
-    args = () if args is None else args
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    kwargs = dict(kwargs or {})
-    wide_args, wide_kwargs = _batch_of_two((args, kwargs))
-    with _evaluating(model):
-        for inputs, is_open in (
-            ((wide_args, wide_kwargs), True),
-            ((wide_args, wide_kwargs), False),
-            ((args, kwargs), False),
-        ):
-            try:
-                program = _export(model, *inputs, is_open=is_open)
-                break
-            except Exception as error:  # torch.export raises whatever the user's code raises
-                failure = error
-        else:
-            raise _explain(model, failure)
-    return Graph(
-        program=program,
-        tensors=_tensor_names(program),
-        trainable=frozenset(program.graph_signature.parameters),
-        tied=_tied(model),
-        args=inputs[0],
-        kwargs=inputs[1],
-        open_inputs=_open_inputs(program),
+    args = () if args is None else (args,) if isinstance(args, Tensor) else args
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise WorkloadError(
+            f"args is a {type(args).__name__}", expected="a tensor or a tuple of positional example inputs"
+        )
+    inputs = tuple(args), dict(kwargs or {})
+    for path, leaf in pytree.tree_flatten_with_path(inputs)[0]:
+        if isinstance(leaf, Tensor) and leaf.numel() == 0 and leaf.ndim:
+            raise WorkloadError(
+                f"the example input {pytree.keystr(path[1:])} has the shape {list(leaf.shape)}",
+                expected="at least one example",
+                remedy="Give a batch of one or more examples",
+            )
+    return inputs
+
+
+def _output_paths(program: ExportedProgram) -> tuple[str, ...]:
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    nested = pytree.tree_unflatten([torch.empty(1)] * spec.num_leaves, spec)
+    return tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(nested)[0])
+
+
+def _released(outputs: tuple[str, ...], patterns: tuple[str, ...]) -> frozenset[int]:
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not any(fnmatchcase(path, pattern) for path in outputs):
+            raise SelectionError(
+                f"the pattern {pattern!r} matches no output",
+                expected="a shell-style pattern of one of " + ", ".join(path or "''" for path in outputs[:20]),
+                where="release",
+            )
+    return frozenset(
+        position
+        for position, path in enumerate(outputs)
+        if any(fnmatchcase(path, pattern) for pattern in (*patterns, *CACHES))
     )
-
-
-def _export(model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool) -> ExportedProgram:
-    def spec(value: Any) -> Any:
-        return {0: ExportDim.AUTO} if isinstance(value, Tensor) and value.ndim > 0 else None
-
-    shapes = (pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)) if is_open else None
-    with torch.no_grad():
-        if shapes is None:
-            return export(model, args, kwargs, strict=False)
-        named = _by_parameter_name(model, shapes[0], shapes[1])
-        return export(model, args, kwargs, strict=False, dynamic_shapes=named)
-
-
-def _by_parameter_name(model: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """torch.export wants one flat mapping as soon as there are keyword inputs."""
-    if not kwargs:
-        return args
-    signature = inspect.signature(model.forward)
-    bound = signature.bind(*args, **kwargs)
-    shapes: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            shapes.update(value)
-        else:
-            shapes[name] = value
-    return shapes
-
-
-def _batch_of_two(inputs: tuple[tuple, dict]) -> tuple[tuple, dict]:
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim > 0]
-    if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
-        return inputs
-
-    def twice(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 0:
-            return torch.cat([value, value])
-        return value
-
-    return pytree.tree_map(twice, inputs)
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _tensor_names(program: ExportedProgram) -> dict[str, str]:
@@ -205,24 +196,3 @@ def _open_inputs(program: ExportedProgram) -> tuple[bool, ...]:
             size = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
             found.append(isinstance(size, torch.SymInt) and size.node.expr in program.range_constraints)
     return tuple(found)
-
-
-def _explain(model: nn.Module, error: Exception) -> TraceError:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename and "/prunekit/" not in frame.filename
-    ]
-    where = (
-        f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else type(model).__name__
-    )
-    text = str(error).strip().splitlines()
-    first = text[0] if text else ""
-    return TraceError(
-        f"torch.export cannot trace {type(model).__name__}: {type(error).__name__}: {first}",
-        where=where,
-        remedy=(
-            "Check that the example inputs are what its forward takes and that it does not branch on tensor "
-            "values; a submodule that traces can still be pruned alone, as in pk.prune(model.backbone, ...)"
-        ),
-    )

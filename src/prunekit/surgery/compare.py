@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
+
+FORM_TOLERANCE = 1e-9
+"""Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
 
 
 @contextmanager
@@ -29,14 +34,25 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the outputs, in evaluation mode, from copies of the inputs."""
+def outputs(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[int] = ()
+) -> list[Tensor]:
+    """The tensors among the outputs, in evaluation mode, from copies of the inputs.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        released: positions of leaves of the output to leave out.
+    """
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
     with evaluating(model):
         leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [
+        leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and place not in released
+    ]
 
 
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
@@ -62,20 +78,62 @@ def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
 
 def in_float64(model: nn.Module) -> nn.Module:
     """A copy in double precision, in evaluation mode; plain tensor attributes included."""
-    twin = copy.deepcopy(model).double().eval()
+    twin = copy.deepcopy(model).eval()
+    twin._apply(_doubled)
     for module in twin.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                setattr(module, name, value.double())
+            if isinstance(value, Tensor):
+                setattr(module, name, _doubled(value))
     return twin
 
 
-def input_batches(graph: Graph) -> list[tuple[tuple, dict[str, Any]]]:
-    """The example inputs in double precision and, where the batch is open, with one example more."""
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+def double_throughout(graph_module: GraphModule) -> nn.Module:
+    """A copy of a graph in double precision, dtypes written into its operators included."""
+    twin = in_float64(graph_module)
+    assert isinstance(twin, GraphModule)
+    for node in twin.graph.nodes:
+        if node.op == "call_function":
+            node.args = pytree.tree_map(_wider, node.args)
+            node.kwargs = pytree.tree_map(_wider, node.kwargs)
+    twin.recompile()
+    return twin
+
+
+def _wider(argument: Any) -> Any:
+    return _WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """New tensors are made in double precision where no dtype is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def input_batches(graph: Graph, *, double: bool = True) -> list[tuple[tuple, dict[str, Any]]]:
+    """The example inputs (in double precision) and, where the batch is open, with one example more."""
     leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
-    leaves = [
-        leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
-    ]
+    if double:
+        leaves = [_doubled(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     batches = [pytree.tree_unflatten(leaves, spec)]
     if graph.batch_is_open:
         longer = [
@@ -84,3 +142,36 @@ def input_batches(graph: Graph) -> list[tuple[tuple, dict[str, Any]]]:
         ]
         batches.append(pytree.tree_unflatten(longer, spec))
     return batches
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How exactly a user's class can be compared with its graph.
+
+    Attributes:
+        double: both run in double precision; else in the precision the model has, because it pins one.
+        tolerance: relative. The same operators run on the same weights in the same order.
+    """
+
+    double: bool
+    tolerance: float
+
+    def of(self, model: nn.Module) -> nn.Module:
+        """A copy of the model in this precision."""
+        return in_float64(model) if self.double else copy.deepcopy(model).eval()
+
+    def batches(self, graph: Graph) -> list[tuple[tuple, dict[str, Any]]]:
+        """The example inputs in this precision."""
+        return input_batches(graph, double=self.double)
+
+
+def precision_of(model: nn.Module, graph: Graph) -> Precision:
+    """Double precision with 1e-9 where ``model`` runs in it, else its own with 16 machine epsilons."""
+    args, kwargs = input_batches(graph)[0]
+    try:
+        outputs(in_float64(model), args, kwargs)
+    except Exception:  # whatever the user's forward raises when a dtype it pins meets another
+        floating = [tensor for tensor in model.parameters() if tensor.is_floating_point()]
+        widest = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=1.2e-7)
+        return Precision(double=False, tolerance=16 * widest)
+    return Precision(double=True, tolerance=FORM_TOLERANCE)

@@ -89,11 +89,14 @@ def permute_units(tensor: Tensor, part: Slice, group: Group, order: IntArray) ->
 def _sources(part: Slice, order: IntArray) -> IntArray:
     """``[n]``: for each index, the one whose content comes here.
 
-    The k-th index of unit u takes the content of the k-th index of unit ``order[u]``.
+    The k-th index of unit u takes the content of the k-th index of unit ``order[u]``, in the order of
+    ``part.company`` where the slice has one.
     """
     places: dict[int, list[int]] = {}
-    for index, unit in enumerate(part.units.tolist()):
-        places.setdefault(unit, []).append(index)
+    count = len(part.units)
+    visited = range(count) if part.company is None else np.argsort(part.company, kind="stable").tolist()
+    for index in visited:
+        places.setdefault(int(part.units[index]), []).append(index)
     sources = np.arange(len(part.units))
     for unit, indices in places.items():
         if unit < 0:

@@ -12,7 +12,7 @@ from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import CRITERIA, Statistics, collect, score
 from prunekit.plan import Goal, PruningPlan, allocate
-from prunekit.surgery.proof import Proof, broken_groups, verify
+from prunekit.surgery.proof import LawResult, Proof, broken_groups, verify
 from prunekit.surgery.remove import remove
 from prunekit.types import WIDTHS, Frozen, Granularity
 from prunekit.workload import Batch
@@ -112,13 +112,25 @@ def prune(
 
 
 def sound(model: nn.Module, groups: Groups, *, seed: int = 0) -> Groups:
-    """The groups that obey the permutation law; one that does not is frozen with that reason."""
+    """The groups that obey the laws; one that does not is frozen with that reason.
+
+    Raises:
+        ProofError: the laws cannot be checked: no values, or outputs that are not finite.
+    """
     broken = broken_groups(model, groups, seed=seed)
-    reasons = {
-        name: f"permuting its units changes the outputs (relative error {law.max_relative_error:.1e})"
-        for name, law in broken.items()
-    }
-    return groups.freeze(reasons, operator="permutation law") if broken else groups
+    for law in ("permutation", "mask", "removal"):
+        reasons = {name: _BROKEN[law](result) for name, result in broken.items() if result.law == law}
+        groups = groups.freeze(reasons, operator=f"{law} law") if reasons else groups
+    return groups
+
+
+_BROKEN: dict[str, Callable[[LawResult], str]] = {
+    "permutation": lambda law: (
+        f"permuting its units changes the outputs (relative error {law.max_relative_error:.1e})"
+    ),
+    "mask": lambda law: law.note or f"removing units differs from zeroing them ({law.max_relative_error:.1e})",
+    "removal": lambda law: law.note or "removing units changes the shape of an output",
+}
 
 
 def _why_nothing(groups: Groups) -> str:

@@ -6,15 +6,17 @@ missing, superfluous or misaligned breaks it; norms and softmax do not. It prove
 Mask law: for a mask-equivalent group, the removed model equals the model in which every slice of the removed
 units is zero. It proves the removal.
 
-Form law: the model the user gets equals the pruned graph.
+Form law: the model the user gets equals the pruned graph, and the dense model the graph it was traced into.
 
-A law that holds for any weights is checked on perturbed ones: a norm scale initialised to zero would hide a
-wrong coupling behind it.
+The first two are laws of the traced graph, whose every dtype can be raised to double precision, whatever
+the model's code pins. They hold for any weights, so they are checked on redrawn ones: a norm scale
+initialised to zero would hide a wrong coupling behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +26,18 @@ from torch import Tensor, nn
 from prunekit.errors import ProofError, ShapeError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
+from prunekit.surgery.compare import (
+    double_by_default,
+    double_throughout,
+    input_batches,
+    max_relative_error,
+    outputs,
+    precision_of,
+)
 from prunekit.surgery.narrow import permute_units
 from prunekit.surgery.remove import Removal, check_fits, masked, reduced_graph
 from prunekit.surgery.tensors import names_of, read, replace
-from prunekit.types import Group, IntArray, KeepMask
+from prunekit.types import BoolArray, Group, IntArray, KeepMask
 
 TOLERANCE = 1e-6
 """Relative, in float64. A wrong coupling is off by its whole effect; rounding stays below 1e-10."""
@@ -106,13 +115,8 @@ def verify(
     small = small.model if isinstance(small, Removal) else small
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
-    return Proof(
-        (
-            check_permutation(model, groups, names, seed=seed),
-            check_mask(model, groups, keep, seed=seed),
-            _check_form(model, small, groups, keep),
-        )
-    )
+    laws = Laws(model, groups, seed=seed)
+    return Proof((laws.permutation(names), laws.mask(keep), _check_form(model, small, groups, keep)))
 
 
 def check_permutation(
@@ -120,26 +124,39 @@ def check_permutation(
 ) -> LawResult:
     """Permute all named groups at once (default: every prunable one) and compare outputs."""
     names = [group.name for group in groups] if names is None else list(names)
-    reference = _generic(model, groups, seed)
-    permuted = in_float64(reference)
-    rng = np.random.default_rng(seed)
-    try:
-        for name in names:
-            group = groups.whole(name)
-            _permute(permuted, group, _block_permutation(group, rng))
-    except ShapeError as error:
-        return LawResult("permutation", tuple(names), float("inf"), TOLERANCE, (), False, str(error))
-    return _compare("permutation", names, reference, permuted, groups)
+    return Laws(model, groups, seed=seed).permutation(names)
+
+
+def check_mask(model: nn.Module, groups: Groups, keep: KeepMask, *, seed: int = 0) -> LawResult:
+    """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
+    return Laws(model, groups, seed=seed).mask(keep)
 
 
 def broken_groups(model: nn.Module, groups: Groups, *, seed: int = 0) -> dict[str, LawResult]:
-    """The prunable groups that break the permutation law, found by bisection."""
+    """The prunable groups that break a law, found by bisection, with the law.
+
+    First the permutation law, then, for those that obey it, removal of half of their units at random: the
+    pruned graph has to run, give outputs of the same shapes and obey the mask law.
+    """
+    if not len(groups):
+        return {}
+    laws = Laws(model, groups, seed=seed)
     names = [group.name for group in groups]
+    found = _bisect(laws.permutation, names)
+    keep = _half(groups, np.random.default_rng(seed))
+    found |= _bisect(
+        lambda part: laws.removal({name: keep[name] for name in part}),
+        [name for name in names if name not in found],
+    )
+    return found
+
+
+def _bisect(check: Callable[[list[str]], LawResult], names: list[str]) -> dict[str, LawResult]:
     found: dict[str, LawResult] = {}
     pending = [names] if names else []
     while pending:
         part = pending.pop()
-        result = check_permutation(model, groups, part, seed=seed)
+        result = check(part)
         if result.passed:
             continue
         if len(part) == 1:
@@ -149,68 +166,137 @@ def broken_groups(model: nn.Module, groups: Groups, *, seed: int = 0) -> dict[st
     return found
 
 
-def check_mask(model: nn.Module, groups: Groups, keep: KeepMask, *, seed: int = 0) -> LawResult:
-    """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
-    equivalent = {name: mask for name, mask in keep.items() if groups.whole(name).mask_equivalent}
-    left_out = len(keep) - len(equivalent)
-    note = f"{left_out} groups are not mask-equivalent" if left_out else ""
-    reference = _generic(model, groups, seed)
-    removed = in_float64(reduced_graph(reference, equivalent, groups))
-    return _compare(
-        "mask", list(equivalent), masked(reference, equivalent, groups), removed, groups, note=note
-    )
+def _half(groups: Groups, rng: np.random.Generator) -> dict[str, BoolArray]:
+    """Half of the units of every block of every group, at random, at least one."""
+    keep: dict[str, BoolArray] = {}
+    for group in groups:
+        ranks = rng.random((group.blocks, group.units_per_block)).argsort(axis=1).argsort(axis=1)
+        keep[group.name] = (ranks < max(1, group.units_per_block // 2)).ravel()
+    return keep
+
+
+class Laws:
+    """The laws of one traced model, checked on its graph in double precision with redrawn weights.
+
+    Raises:
+        ProofError: nothing can be compared: no values, no tensors or no finite numbers in the outputs.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, *, seed: int = 0) -> None:
+        self._groups = groups
+        self._seed = seed
+        self._batches = input_batches(groups.graph)
+        self._reference, self._expected = self._generic(model)
+
+    def permutation(self, names: Sequence[str]) -> LawResult:
+        """Permuting the units of these groups changes no output."""
+        permuted = copy.deepcopy(self._reference)
+        rng = np.random.default_rng(self._seed)
+        try:
+            for name in names:
+                group = self._groups.whole(name)
+                _permute(permuted, group, _block_permutation(group, rng))
+        except ShapeError as error:
+            return LawResult("permutation", tuple(names), float("inf"), TOLERANCE, (), False, str(error))
+        return self._compare("permutation", names, self._expected, permuted)
+
+    def mask(self, keep: KeepMask) -> LawResult:
+        """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
+        equivalent = {name: mask for name, mask in keep.items() if self._groups.whole(name).mask_equivalent}
+        left_out = len(keep) - len(equivalent)
+        note = f"{left_out} groups are not mask-equivalent" if left_out else ""
+        with double_by_default():
+            expected = self._outputs(masked(self._reference, equivalent, self._groups))
+        return self._compare("mask", list(equivalent), expected, self._removed(equivalent), note=note)
+
+    def removal(self, keep: KeepMask) -> LawResult:
+        """The pruned graph runs, its outputs keep their shapes, and the mask law holds."""
+        law = self.mask(keep)
+        if not law.passed or len(law.groups) == len(keep):
+            return law
+        runs = self._compare("removal", list(keep), self._expected, self._removed(keep))
+        shapes_differ = not runs.note and runs.max_relative_error == float("inf")
+        return runs if runs.note or shapes_differ else law
+
+    def _removed(self, keep: KeepMask) -> nn.Module:
+        return double_throughout(reduced_graph(self._reference, keep, self._groups))
+
+    def _outputs(self, module: nn.Module) -> list[list[Tensor]]:
+        released = self._groups.graph.released
+        return [outputs(module, args, kwargs, released=released) for args, kwargs in self._batches]
+
+    def _compare(
+        self,
+        law: str,
+        names: Sequence[str],
+        expected: list[list[Tensor]],
+        other: nn.Module,
+        note: str = "",
+    ) -> LawResult:
+        graph = self._groups.graph
+        sizes = tuple(graph.batch_size + more for more in range(len(expected)))
+        try:
+            with double_by_default():
+                found = self._outputs(other)
+        except Exception as error:  # whatever an operator raises at shapes that do not fit
+            text = f"the model does not run: {type(error).__name__}: {error}"
+            return LawResult(law, tuple(names), float("inf"), TOLERANCE, (), False, text)
+        worst = max(max_relative_error(*pair) for pair in zip(expected, found, strict=True))
+        return LawResult(law, tuple(names), worst, TOLERANCE, sizes, worst <= TOLERANCE, note)
+
+    def _generic(self, model: nn.Module) -> tuple[nn.Module, list[list[Tensor]]]:
+        """The graph with redrawn weights, or with its own where those overflow; and its outputs."""
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            raise ProofError(
+                f"tensors of {type(model).__name__} lie on the meta device",
+                expected="weights with values, on which removal can be proved",
+                remedy="trace, find_groups and cost work without values; load the weights before pruning",
+            )
+        dense = double_throughout(reduced_graph(model, {}, self._groups))
+        for candidate in (_perturbed(copy.deepcopy(dense), self._groups, self._seed), dense):
+            try:
+                with double_by_default():
+                    found = self._outputs(candidate)
+            except Exception as error:  # whatever an operator raises
+                raise ProofError(
+                    f"the graph of {type(model).__name__} does not run in float64: "
+                    f"{type(error).__name__}: {error}",
+                    expected="a graph that runs in double precision, in which removal is proved",
+                    remedy="Leave the part it comes from out: prune a submodule, as in pk.prune(model.body, ...)",
+                ) from error
+            if not any(found):
+                raise ProofError(
+                    f"{type(model).__name__} gives no tensor that could be compared",
+                    expected="at least one tensor among its outputs that is not released",
+                )
+            if all(bool(torch.isfinite(tensor).all()) for batch in found for tensor in batch):
+                return candidate, found
+        raise ProofError(
+            f"the outputs of {type(model).__name__} on the example inputs are not finite",
+            expected="finite outputs, so that removal can be proved",
+            remedy="Look for NaN or inf in the weights and in the example inputs",
+        )
 
 
 def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask) -> LawResult:
-    expected = in_float64(reduced_graph(model, keep, groups))
-    return _compare("form", list(keep), expected, in_float64(small), groups)
-
-
-def _compare(
-    law: str, names: list[str], reference: nn.Module, other: nn.Module, groups: Groups, note: str = ""
-) -> LawResult:
+    """The dense model is its graph, and the small one the pruned graph."""
+    precision = precision_of(model, groups.graph)
     worst = 0.0
-    checked: list[int] = []
-    for more, (args, kwargs) in enumerate(input_batches(groups.graph)):
-        expected = outputs(reference, args, kwargs)
-        try:
-            found = outputs(other, args, kwargs)
-        except Exception as error:  # whatever the model's forward raises
-            worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
-            break
-        worst = max(worst, max_relative_error(expected, found))
-        checked.append(groups.graph.batch_size + more)
-    return LawResult(law, tuple(names), worst, TOLERANCE, tuple(checked), worst <= TOLERANCE, note)
-
-
-def _generic(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
-    """The model in float64 with perturbed weights, or with its own where the perturbed ones overflow.
-
-    Raises:
-        ProofError: its own outputs are not finite either, so nothing can be compared.
-    """
-    for candidate in (_perturbed(in_float64(model), groups, seed), in_float64(model)):
-        batches = input_batches(groups.graph)
-        try:
-            found = [tensor for args, kwargs in batches for tensor in outputs(candidate, args, kwargs)]
-        except Exception as error:  # whatever the model's forward raises
-            raise ProofError(
-                f"{type(model).__name__} does not run in float64: {type(error).__name__}: {error}",
-                expected="a model that runs in double precision, in which removal is proved",
-                remedy="Look for a dtype that its forward pins, such as .float() or torch.zeros(...)",
-            ) from error
-        if not found:
-            raise ProofError(
-                f"{type(model).__name__} gives no tensor that could be compared",
-                expected="at least one tensor among its outputs",
-            )
-        if all(bool(torch.isfinite(tensor).all()) for tensor in found):
-            return candidate
-    raise ProofError(
-        f"the outputs of {type(model).__name__} on the example inputs are not finite",
-        expected="finite outputs, so that removal can be proved",
-        remedy="Look for NaN or inf in the weights and in the example inputs",
-    )
+    note = "" if precision.double else "in the model's own precision, which it pins"
+    for mask, found_in in (({}, model), (keep, small)):
+        graph = precision.of(reduced_graph(model, mask, groups))
+        own = precision.of(found_in)
+        for args, kwargs in precision.batches(groups.graph):
+            expected = outputs(graph, args, kwargs)
+            try:
+                found = outputs(own, args, kwargs)
+            except Exception as error:  # whatever the user's forward raises
+                worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
+                break
+            worst = max(worst, max_relative_error(expected, found))
+    tolerance = max(TOLERANCE, precision.tolerance)
+    sizes = tuple(groups.graph.batch_size + more for more in range(2 if groups.graph.batch_is_open else 1))
+    return LawResult("form", tuple(keep), worst, tolerance, sizes, worst <= tolerance, note)
 
 
 def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:

@@ -11,19 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunekit.errors import PlanError, ProofError
+from prunekit.errors import PlanError
 from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change, rewrite
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import in_float64, input_batches, max_relative_error, outputs
+from prunekit.surgery.compare import precision_of
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import Attribute, follow_constants, follow_shapes
-from prunekit.surgery.tensors import names_of, read, replace
+from prunekit.surgery.repair import follow_constants, follow_shapes
+from prunekit.surgery.rivals import Rivals
+from prunekit.surgery.tensors import read, replace_everywhere
 from prunekit.types import Group, KeepMask
-
-FORM_TOLERANCE = 1e-9
-"""Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
-
 
 @dataclass(frozen=True)
 class Removal:
@@ -64,19 +61,20 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
     narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
     own = copy.deepcopy(model)
     for name, tensor in narrowed.items():
-        _replace_everywhere(own, model, name, tensor.detach().clone())
+        replace_everywhere(own, model, name, tensor.detach().clone())
     graph_module, changes = _graph_form(model, groups, keep, narrowed)
     follow_shapes(own, narrowed, changes)
-    error, reason = _distance(own, graph_module, groups)
-    if error > FORM_TOLERANCE:
+    rival = Rivals(own, graph_module, groups, precision_of(model, groups.graph))
+    error, reason = rival.distance()
+    if error > rival.tolerance:
         guessed = follow_constants(own, changes)
         if guessed:
-            error, reason = _distance(own, graph_module, groups)
-        if error <= FORM_TOLERANCE:
-            _undo_needless(guessed, own, graph_module, groups)
-    if error <= FORM_TOLERANCE and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
+            error, reason = rival.distance()
+        if error <= rival.tolerance:
+            rival.undo_needless(guessed)
+    if error <= rival.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
         error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
-    if error <= FORM_TOLERANCE:
+    if error <= rival.tolerance:
         return Removal(own, "own class", "it computes what the pruned graph computes", error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
@@ -97,14 +95,6 @@ def _runs_in_training(model: nn.Module, groups: Groups) -> bool:
     return True
 
 
-def _undo_needless(guessed: list[Attribute], own: nn.Module, graph_module: nn.Module, groups: Groups) -> None:
-    """An attribute that only happened to have the old width goes back to what it was."""
-    for attribute in guessed:
-        setattr(attribute.module, attribute.name, attribute.old)
-        if _distance(own, graph_module, groups)[0] > FORM_TOLERANCE:
-            setattr(attribute.module, attribute.name, attribute.new)
-
-
 def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
     """A copy of ``model``, shapes unchanged, in which every slice of the plan's removed units is zero.
 
@@ -121,7 +111,7 @@ def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
     for name in touched(groups, keep):
         tensor = read(twin, name)
         if tensor is not None:
-            _replace_everywhere(twin, twin, name, zero(groups, name, tensor.detach(), keep))
+            replace_everywhere(twin, twin, name, zero(groups, name, tensor.detach(), keep))
     return twin
 
 
@@ -189,17 +179,6 @@ def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:
     return (groups.graph.tensor(name) if found is None else found).detach()
 
 
-def _replace_everywhere(target: nn.Module, source: nn.Module, name: str, value: Tensor) -> None:
-    """Put one new tensor under every name the old one has."""
-    old = read(source, name)
-    if old is None:
-        return
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=old.requires_grad)
-    for alias in names_of(source, name):
-        replace(target, alias, value)
-
-
 def _graph_form(
     model: nn.Module, groups: Groups, keep: KeepMask, narrowed: dict[str, Tensor]
 ) -> tuple[nn.Module, list[Change]]:
@@ -215,54 +194,3 @@ def _graph_form(
             tensors[canonical] = value
         tensors[name] = tensors[canonical]
     return rewrite(groups, keep, tensors)
-
-
-def _distance(own: nn.Module, graph_module: nn.Module, groups: Groups) -> tuple[float, str]:
-    """How far the repaired class is from the pruned graph, and why it cannot be used if it is.
-
-    Compared with the model's own weights and with two redrawn sets: an activation that is dead for the
-    example inputs would hide a mistake behind it.
-    """
-    own64, graph64 = in_float64(own), in_float64(graph_module)
-    worst, reason = _difference(own64, graph64, groups)
-    for seed in range(2):
-        if worst > FORM_TOLERANCE:
-            break
-        _redraw(own64, graph64, seed)
-        worst, reason = _difference(own64, graph64, groups, redrawn=True)
-    return worst, reason
-
-
-def _redraw(own: nn.Module, graph_module: nn.Module, seed: int) -> None:
-    """Give both models the same new parameters, of either sign and of the old size."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, old in list(graph_module.named_parameters()):
-        if not old.is_floating_point() or old.numel() == 0:
-            continue
-        size = float(old.detach().square().mean().sqrt()) or 0.1
-        drawn = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old) * size
-        for model in (own, graph_module):
-            _replace_everywhere(model, model, name, drawn.clone())
-
-
-def _difference(
-    own64: nn.Module, graph64: nn.Module, groups: Groups, *, redrawn: bool = False
-) -> tuple[float, str]:
-    worst = 0.0
-    for args, kwargs in input_batches(groups.graph):
-        try:
-            expected = outputs(graph64, args, kwargs)
-        except Exception as error:  # whatever an operator raises at shapes that do not fit
-            raise ProofError(
-                f"the pruned graph of {type(own64).__name__} does not run: {type(error).__name__}: {error}",
-                remedy="The model is untouched. Leave out groups with ignore=, and please report it",
-            ) from error
-        try:
-            found = outputs(own64, args, kwargs)
-        except Exception as error:  # whatever the user's forward raises on the narrower tensors
-            text = (str(error).strip().splitlines() or [""])[0]
-            return float("inf"), f"does not run at the new widths ({type(error).__name__}: {text})"
-        if redrawn and not all(bool(tensor.isfinite().all()) for tensor in expected):
-            continue
-        worst = max(worst, max_relative_error(expected, found))
-    return worst, f"computes something else at the new widths (relative error {worst:.1e})"

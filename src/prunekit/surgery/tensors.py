@@ -53,3 +53,14 @@ def names_of(model: nn.Module, name: str) -> list[str]:
         *model.named_buffers(remove_duplicate=False),
     )
     return [other for other, value in every if value is tensor] or [name]
+
+
+def replace_everywhere(target: nn.Module, source: nn.Module, name: str, value: Tensor) -> None:
+    """Put one new tensor under every name the old one has."""
+    old = read(source, name)
+    if old is None:
+        return
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=old.requires_grad)
+    for alias in names_of(source, name):
+        replace(target, alias, value)

@@ -1,0 +1,272 @@
+"""torch.export and what it needs: an open batch, known output types, no wrappers around operators."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+from torch.export import export as torch_export
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from prunekit.errors import TraceError
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword inputs."""
+
+
+def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
+    """Trace ``model`` in evaluation mode, its batch open if it allows that.
+
+    An example with a batch of one is repeated to two, because torch.export takes a dimension of one as a
+    constant.
+
+    Args:
+        model: left as it was found.
+        inputs: the example inputs.
+
+    Returns:
+        The operators, with wrappers such as ``autocast(enabled=False)`` dissolved, and the inputs they were
+        traced with.
+
+    Raises:
+        TraceError: torch.export cannot follow the model; says where in the user's code.
+    """
+    wide = _batch_of_two(inputs)
+    attempts = [(wide, True), (wide, False), (inputs, False)]
+    failure: Exception | None = None
+    with _evaluating(model):
+        while attempts:
+            (args, kwargs), is_open = attempts[0]
+            try:
+                program = _export(model, args, kwargs, is_open=is_open)
+            except Exception as error:  # torch.export raises whatever the user's code raises
+                if not ("pytree" in str(error) and _learn_types(model, inputs)):
+                    failure = failure or error
+                    attempts.pop(0)
+                continue
+            _dissolve(program.graph_module)
+            return program, (args, kwargs)
+    assert failure is not None
+    raise _explain(model, inputs, failure)
+
+
+def _export(model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool) -> ExportedProgram:
+    def spec(value: Any) -> Any:
+        return {0: ExportDim.AUTO} if isinstance(value, Tensor) and value.ndim > 0 else None
+
+    shapes = (pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)) if is_open else None
+    with torch.no_grad():
+        if shapes is None:
+            return torch_export(model, args, kwargs, strict=False)
+        named = _by_parameter_name(model, shapes[0], shapes[1])
+        return torch_export(model, args, kwargs, strict=False, dynamic_shapes=named)
+
+
+def _by_parameter_name(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """torch.export wants one flat mapping as soon as there are keyword inputs."""
+    if not kwargs:
+        return args
+    signature = inspect.signature(model.forward)
+    bound = signature.bind(*args, **kwargs)
+    shapes: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            shapes.update(value)
+        else:
+            shapes[name] = value
+    return shapes
+
+
+def _batch_of_two(inputs: Inputs) -> Inputs:
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    if not tensors or any(tensor.shape[0] != 1 for tensor in tensors):
+        return inputs
+
+    def twice(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 0:
+            return torch.cat([value, value])
+        return value
+
+    return pytree.tree_map(twice, inputs)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# --- Output types ---------------------------------------------------------------------------------------
+
+
+def _learn_types(model: nn.Module, inputs: Inputs) -> bool:
+    """Teach torch's pytree the types of outputs it does not know, such as dataclasses and caches.
+
+    torch.export refuses what it cannot take apart. Taken apart by its attributes, any plain object passes.
+
+    Returns:
+        Whether there was such a type.
+    """
+    try:
+        copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        with torch.no_grad(), torch.random.fork_rng():
+            found = model(*copies[0], **copies[1])
+    except Exception:  # the trace that follows meets the same error and explains it
+        return False
+    registered = False
+    while unknown := {type(leaf) for leaf in pytree.tree_leaves((inputs, found)) if _is_opaque(leaf)}:
+        for kind in unknown:
+            pytree.register_pytree_node(
+                kind, _take_apart, _put_together, flatten_with_keys_fn=_take_apart_with_names
+            )
+            registered = True
+    return registered
+
+
+def _is_opaque(leaf: Any) -> bool:
+    return (
+        hasattr(leaf, "__dict__")
+        and not isinstance(leaf, Tensor | nn.Module | type)
+        and any(isinstance(value, Tensor | list | tuple | dict) for value in vars(leaf).values())
+    )
+
+
+def _take_apart_with_names(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    parts = {
+        name: part
+        for name, part in vars(value).items()
+        if any(isinstance(leaf, Tensor) or _is_opaque(leaf) for leaf in pytree.tree_leaves(part))
+    }
+    rest = {name: part for name, part in vars(value).items() if name not in parts}
+    return [(pytree.GetAttrKey(name), part) for name, part in parts.items()], (
+        type(value),
+        tuple(parts),
+        rest,
+    )
+
+
+def _take_apart(value: Any) -> tuple[list[Any], Any]:
+    named, context = _take_apart_with_names(value)
+    return [part for _, part in named], context
+
+
+def _put_together(parts: Iterable[Any], context: Any) -> Any:
+    kind, names, rest = context
+    value = kind.__new__(kind)
+    vars(value).update(rest)
+    vars(value).update(zip(names, parts, strict=True))
+    return value
+
+
+# --- Wrappers around operators ----------------------------------------------------------------------------
+
+_WRAPPERS = {
+    "wrap_with_set_grad_enabled": 1,
+    "wrap_with_autocast": 4,
+    "wrap_activation_checkpoint": 0,
+    "tag_activation_checkpoint": 0,
+}
+"""Higher-order operators that run a graph of their own, and where in their arguments it is."""
+
+
+def _dissolve(module: GraphModule) -> None:
+    """Put the operators inside wrappers in the wrappers' place.
+
+    Gradients, checkpoints and a disabled autocast change no value in evaluation; an enabled autocast does, so
+    it stays, and freezes what it touches. Checks of dtypes go as well: proofs run in double precision.
+    """
+    pending = True
+    while pending:
+        pending = False
+        for node in list(module.graph.nodes):
+            place = _WRAPPERS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
+            if place is None or (place == 4 and node.args[2]):
+                continue
+            inner = getattr(module, node.args[place].target)
+            _inline(module, node, inner, node.args[place + 1 :])
+            pending = True
+    for node in list(module.graph.nodes):
+        if str(node.target) == "aten._assert_tensor_metadata.default":
+            module.graph.erase_node(node)
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and not node.users and isinstance(getattr(module, node.target), GraphModule):
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _inline(module: GraphModule, call: Node, inner: GraphModule, inputs: tuple[Any, ...]) -> None:
+    mapped: dict[Node, Any] = {}
+    arguments = iter(inputs)
+    outputs: Any = None
+    with module.graph.inserting_before(call):
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                mapped[node] = next(arguments)
+            elif node.op == "output":
+                outputs = torch.fx.node.map_arg(node.args[0], lambda item: mapped[item])
+            else:
+                copy = module.graph.node_copy(node, lambda item: mapped[item])
+                if node.op == "get_attr":
+                    copy.target = f"{call.name}_{node.target}".replace(".", "_")
+                    setattr(module, copy.target, inner.get_parameter_or_buffer(node.target))
+                mapped[node] = copy
+    for user in list(call.users):
+        if user.op == "call_function" and user.target is operator.getitem:
+            user.replace_all_uses_with(outputs[user.args[1]])
+            module.graph.erase_node(user)
+    if call.users:
+        call.replace_all_uses_with(outputs)
+    module.graph.erase_node(call)
+
+
+# --- What went wrong --------------------------------------------------------------------------------------
+
+
+def _explain(model: nn.Module, inputs: Inputs, error: Exception) -> TraceError:
+    name = type(model).__name__
+    text = (str(error).strip().splitlines() or [""])[0]
+    mismatch = _signature_mismatch(model, inputs)
+    if mismatch:
+        return TraceError(
+            f"{name}.forward cannot be called with these example inputs: {mismatch}",
+            expected=f"inputs for forward{inspect.signature(model.forward)}",
+            remedy="Give the example inputs it needs, as in pk.prune(model, args, kwargs)",
+        )
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename and "/prunekit/" not in frame.filename and frame.line
+    ]
+    own = [frame for frame in frames if "/lib/python" not in frame.filename] or frames
+    where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else name
+    return TraceError(
+        f"torch.export cannot trace {name}: {type(error).__name__}: {text}",
+        where=where,
+        remedy=(
+            "Check that the example inputs are what its forward takes and that it does not branch on tensor "
+            "values; a submodule that traces can still be pruned alone, as in pk.prune(model.backbone, ...)"
+        ),
+    )
+
+
+def _signature_mismatch(model: nn.Module, inputs: Inputs) -> str:
+    """Why the inputs cannot be bound to forward's parameters; "" where they can."""
+    try:
+        inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
+    except TypeError as error:
+        return str(error)
+    return ""

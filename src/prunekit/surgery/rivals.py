@@ -1,0 +1,93 @@
+"""The user's repaired class against the pruned graph: does it compute the same at the new widths?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ProofError
+from prunekit.graph import Groups
+from prunekit.surgery.compare import Precision, max_relative_error, outputs
+from prunekit.surgery.repair import Attribute
+from prunekit.surgery.tensors import replace_everywhere
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The two forms a removal can take, the class only if it is the graph's equal.
+
+    Attributes:
+        own: the user's class with narrower tensors.
+        graph_module: the pruned graph, which is right by construction.
+        groups: of the dense model.
+        precision: in which the two are compared.
+    """
+
+    own: nn.Module
+    graph_module: nn.Module
+    groups: Groups
+    precision: Precision
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference at which the two are the same model."""
+        return self.precision.tolerance
+
+    def distance(self) -> tuple[float, str]:
+        """How far the class is from the graph, and why it cannot be used if it is too far.
+
+        Compared with the model's own weights and with two redrawn sets: an activation that is dead for the
+        example inputs would hide a mistake behind it.
+        """
+        own, graph = self.precision.of(self.own), self.precision.of(self.graph_module)
+        worst, reason = self._difference(own, graph)
+        for seed in range(2):
+            if worst > self.tolerance:
+                break
+            _redraw(own, graph, seed)
+            worst, reason = self._difference(own, graph, redrawn=True)
+        return worst, reason
+
+    def undo_needless(self, guessed: Iterable[Attribute]) -> None:
+        """An attribute that only happened to have the old width goes back to what it was."""
+        for attribute in guessed:
+            setattr(attribute.module, attribute.name, attribute.old)
+            if self.distance()[0] > self.tolerance:
+                setattr(attribute.module, attribute.name, attribute.new)
+
+    def _difference(
+        self, own: nn.Module, graph_module: nn.Module, *, redrawn: bool = False
+    ) -> tuple[float, str]:
+        worst = 0.0
+        for args, kwargs in self.precision.batches(self.groups.graph):
+            try:
+                expected = outputs(graph_module, args, kwargs)
+            except Exception as error:  # whatever an operator raises at shapes that do not fit
+                raise ProofError(
+                    f"the pruned graph of {type(own).__name__} does not run: {type(error).__name__}: {error}",
+                    remedy="The model is untouched. Leave out groups with ignore=, and please report it",
+                ) from error
+            try:
+                found = outputs(own, args, kwargs)
+            except Exception as error:  # whatever the user's forward raises on the narrower tensors
+                text = (str(error).strip().splitlines() or [""])[0]
+                return float("inf"), f"does not run at the new widths ({type(error).__name__}: {text})"
+            if redrawn and not all(bool(tensor.isfinite().all()) for tensor in expected):
+                continue
+            worst = max(worst, max_relative_error(expected, found))
+        return worst, f"computes something else at the new widths (relative error {worst:.1e})"
+
+
+def _redraw(own: nn.Module, graph_module: nn.Module, seed: int) -> None:
+    """Give both models the same new parameters, of either sign and of the old size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, old in list(graph_module.named_parameters()):
+        if not old.is_floating_point() or old.numel() == 0:
+            continue
+        size = float(old.detach().double().square().mean().sqrt()) or 0.1
+        drawn: Tensor = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old) * size
+        for model in (own, graph_module):
+            replace_everywhere(model, model, name, drawn.clone())
