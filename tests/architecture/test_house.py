@@ -83,6 +83,18 @@ def test_no_error_is_swallowed():
     assert offences == []
 
 
+def test_one_file_knows_how_a_file_is_made_safe():
+    syncing = [
+        _place(path)
+        for path in SOURCES
+        if any(
+            isinstance(node, ast.Attribute) and node.attr in {"fsync", "fdatasync"}
+            for node in ast.walk(_tree(path))
+        )
+    ]
+    assert syncing == ["src/prunekit/files.py"]
+
+
 def test_every_test_asserts():
     silent = []
     for path in TESTS:

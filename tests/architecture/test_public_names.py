@@ -54,7 +54,7 @@ def test_the_stable_names_can_be_called_whatever_was_imported_before():
     assert run.stdout.strip() == "[]", run.stderr
 
 
-@pytest.mark.parametrize("room", ["prunekit", "prunekit.evaluate", "prunekit.report"])
+@pytest.mark.parametrize("room", ["prunekit", "prunekit.evaluate", "prunekit.files", "prunekit.report"])
 def test_judging_and_reporting_start_without_torch(room):
     code = f"import sys, {room}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -84,6 +84,14 @@ def test_the_readme_has_a_line_for_every_folder():
     names = [path.name for path in folders if path.is_dir() and not path.name.startswith((".", "_"))]
     unlisted = [name for name in names if f"{name}/" not in readme and not _is_ignored(name)]
     assert unlisted == []
+
+
+def test_the_readme_has_a_line_for_every_file_between_the_rooms():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in (ROOT / "src" / "prunekit").glob("[!_]*.py")]
+    assert [
+        name for name in files if not re.search(rf"^  {re.escape(name)} ", readme, flags=re.MULTILINE)
+    ] == []
 
 
 def _normal(name: str) -> str:

@@ -27,9 +27,10 @@ from prunekit.deploy.inputs import (
     output_tensors,
     unique_names,
 )
-from prunekit.deploy.onnx_file import clean, digest, write
+from prunekit.deploy.onnx_file import clean, write
 from prunekit.deploy.quiet import overheard
 from prunekit.errors import ExportError
+from prunekit.files import file_digest
 from prunekit.workload import device_of, evaluating
 
 OPSET = 20
@@ -121,9 +122,9 @@ def export_onnx(
         dynamic_batch=dynamic_batch,
         batch_size=batch_size(inputs),
         size_bytes=sum(part.stat().st_size for part in (file, weights) if part),
-        sha256=digest(file),
+        sha256=file_digest(file),
         weights_path=str(weights) if weights else None,
-        weights_sha256=digest(weights) if weights else None,
+        weights_sha256=file_digest(weights) if weights else None,
         seconds=round(time.perf_counter() - begin, 3),
     )
 

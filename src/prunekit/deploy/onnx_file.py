@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from prunekit.errors import StorageError
+from prunekit.files import put_in_place
 
 SINGLE_FILE_BYTES = 1_900_000_000
 """Above this many bytes of weights they go to a file of their own: a protobuf message ends at 2 GiB."""
@@ -70,9 +69,7 @@ def write(model: ir.Model, path: Path) -> tuple[Path, Path | None]:
                 ir.save(model, Path(directory) / path.name, external_data=weights.name)
             for target in (weights, path):
                 if target is not None:
-                    _sync(Path(directory) / target.name)
-                    (Path(directory) / target.name).replace(target)
-        _sync(path.parent)
+                    put_in_place(Path(directory) / target.name, target)
     except OSError as error:
         raise StorageError(
             f"The ONNX file could not be written: {error}",
@@ -80,12 +77,6 @@ def write(model: ir.Model, path: Path) -> tuple[Path, Path | None]:
             remedy="Check that the directory exists, is writable and has space",
         ) from error
     return path, weights
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _nodes(model: ir.Model) -> list[ir.Node]:
@@ -101,11 +92,3 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _store(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ One row per example, in split order. Columns:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from prunekit.errors import StorageError, WorkloadError
+from prunekit.files import written_atomically
 
 ID = "example_id"
 LABEL = "label"
@@ -104,8 +104,6 @@ def check_paired(dense: pd.DataFrame, pruned: pd.DataFrame, *, metric: str = "co
 def write_evidence(table: pd.DataFrame, path: Path | str, *, metric: str = "correct") -> None:
     """Write evidence as Parquet: complete under its name, or not at all.
 
-    The bytes go to a temporary name in the same directory, are fsynced, and replace ``path``.
-
     Args:
         table: the per-example table; its index is not kept.
         path: the file; its directory exists.
@@ -117,17 +115,9 @@ def write_evidence(table: pd.DataFrame, path: Path | str, *, metric: str = "corr
     """
     path = Path(path)
     check_evidence(table, metric=metric, where=path.name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with temporary.open("wb") as file:
-                table.reset_index(drop=True).to_parquet(file, engine="pyarrow", index=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        with written_atomically(path) as temporary, temporary.open("wb") as file:
+            table.reset_index(drop=True).to_parquet(file, engine="pyarrow", index=False)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
             f"The evidence could not be written: {error}",
@@ -213,14 +203,6 @@ def _check_same(dense: pd.DataFrame, pruned: pd.DataFrame, column: str) -> None:
             expected="the same examples, labels and slices in the same order",
             remedy="Evaluate both models on the same split, in its order, without shuffling",
         )
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _listed(columns: pd.Index) -> str:

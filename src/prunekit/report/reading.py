@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunekit.errors import RunDirectoryError
+from prunekit.files import content_digest
 
 PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CYCLE = re.compile(r"cycle-(\d+)")
@@ -176,7 +176,7 @@ class _Reader:
         except OSError as error:
             self.problems.append(f"{place} could not be read ({error.strerror}).")
             return None
-        if digest and hashlib.sha256(content).hexdigest() != digest.removeprefix("sha256:"):
+        if digest and content_digest(content) != digest.removeprefix("sha256:"):
             self.problems.append(f"{place} has changed since its stage wrote it: its digest does not fit.")
         return content
 

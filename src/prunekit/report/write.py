@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from prunekit.errors import StorageError
+from prunekit.files import write_atomically
 from prunekit.report.reading import read_run
 from prunekit.report.view import page
 
@@ -35,7 +35,15 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     run_dir = Path(run_dir)
     content = render(run_dir)
     target = Path(out) if out is not None else run_dir / DEFAULT_PLACE
-    _write_whole(target, content.encode("utf-8", errors="backslashreplace"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content.encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise StorageError(
+            f"The report could not be written: {error.strerror or error}",
+            where=str(target),
+            remedy="Check that the directory is writable and has space, or give another place with out",
+        ) from error
     return target
 
 
@@ -57,29 +65,3 @@ def render(run_dir: Path) -> str:
 
 def _template(name: str) -> str:
     return files("prunekit.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _write_whole(target: Path, content: bytes) -> None:
-    """Write under a temporary name in the same directory, fsync, and rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(
-            f"The report could not be written: {error.strerror or error}",
-            where=str(target),
-            remedy="Check that the directory is writable and has space, or give another place with out",
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 import traceback
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from prunekit.errors import WorkloadError
+from prunekit.files import content_digest, file_digest
 from prunekit.workload.checks import check_workload
 from prunekit.workload.protocol import Workload
 
@@ -57,16 +57,13 @@ def load_workload(path: Path | str, name: str = "workload") -> Workload:
 def source_digest(path: Path | str) -> str:
     """SHA-256 over the workload file and every other ``.py`` file of its folder, by name and content."""
     path = Path(path).resolve()
-    whole = hashlib.sha256()
-    for file in [path, *sorted(path.parent.glob("*.py"))]:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        whole.update(f"{file.name} {content};".encode())
-    return whole.hexdigest()
+    files = [path, *sorted(path.parent.glob("*.py"))]
+    return content_digest("".join(f"{file.name} {file_digest(file)};" for file in files).encode())
 
 
 def _import_file(path: Path) -> ModuleType:
     _forget_earlier_workloads()
-    name = _MODULE_PREFIX + hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = _MODULE_PREFIX + content_digest(str(path).encode())[:12]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
     module = importlib.util.module_from_spec(spec)
