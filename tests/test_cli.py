@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import prunekit
-from prunekit.cli import Bars, app
+from prunekit.cli import app
 from prunekit.errors import GoalError, TrainingError
 from prunekit.evaluate import GateResult
 from prunekit.workflow import Outcome, Row
@@ -153,33 +153,6 @@ def test_the_table_the_gates_and_the_report(recipe, monkeypatch, outcome):
         assert line in lines
     assert lines[-1] == f"Refused. Report: {outcome.report}"
     assert "\x1b" not in result.stdout
-
-
-def test_bars_on_a_terminal(outcome):
-    from io import StringIO
-
-    from rich.console import Console
-
-    screen = StringIO()
-    with Bars(Console(file=screen, force_terminal=True, width=100, color_system=None)) as bars:
-        bars.kept("baseline")
-        bars.begins("cycle-01/score", "it has not run yet")
-        bars.progress("cycle-01/score", 1, 2)
-        bars.ends("cycle-01/score", 0.25)
-        bars.begins("cycle-01/plan", "changed: recipe.goal")
-        bars.ends("cycle-01/plan", 75.0)
-        bars.removed("cycle-02/score")
-    lines = [
-        " ".join(line.split()) for line in re.sub(r"\x1b\[[0-9;?]*\w", "", screen.getvalue()).splitlines()
-    ]
-    for line in (
-        "kept baseline",
-        "done cycle-01/score 0.2 s",
-        "again cycle-01/plan changed: recipe.goal",
-        "done cycle-01/plan 1 min 15 s",
-        "gone cycle-02/score no longer part of the run",
-    ):
-        assert line in lines
 
 
 def test_the_version_needs_no_torch():

@@ -12,7 +12,7 @@ from prunekit.errors import RecipeError
 from prunekit.evaluate import GATES, MaxQualityDrop, MaxSliceDrop, MinSpeedup
 from prunekit.plan import GOAL_KINDS, SCOPES
 from prunekit.recipe import Recipe, load_recipe
-from prunekit.recipe.sections import Export, GoalSection, Importance, Parent, Recover, Schedule, Section
+from prunekit.recipe.sections import Export, GoalSection, Parent, Recover, Schedule, Section
 from prunekit.recover import SCHEDULES, TrainingSettings
 from prunekit.types import WIDTHS
 
@@ -220,7 +220,7 @@ def test_the_recipe_knows_what_the_rooms_know():
         return section.model_fields[key].annotation.__args__
 
     assert set(choices(GoalSection, "kind")) == set(GOAL_KINDS)
-    assert set(choices(Importance, "scope")) == set(SCOPES)
+    assert set(choices(GoalSection, "scope")) == set(SCOPES)
     assert set(choices(Schedule, "curve")) == set(SCHEDULES)
     for number in (OPSETS[0], OPSETS[-1]):
         assert Export(opset=number).opset == number

@@ -15,28 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from prunekit import __version__
 from prunekit.errors import PrunekitError
+from prunekit.progress import Bars, Lines
 
 if TYPE_CHECKING:
     from prunekit.workflow import Inspection, Outcome, Row
 
 ACCEPTED, REFUSED, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 PIPED_WIDTH = 110
-SHOW_AFTER_S = 2.0
 
 app = typer.Typer(
     help="Prune a trained PyTorch model to a measured target and prove what was done.",
@@ -177,105 +167,12 @@ def _printing_elsewhere(as_json: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(as_json: bool) -> Iterator[Any]:
-    """Bars on a terminal; elsewhere only what the user has to know, on stderr."""
+    """Bars on a terminal; elsewhere lines on stderr."""
     if as_json or not sys.stdout.isatty():
-        yield Quiet()
+        yield Lines()
         return
     with Bars(Console()) as bars:
         yield bars
-
-
-class Quiet:
-    """Says only that a damaged stage is repeated and that a stage was dropped."""
-
-    def begins(self, stage: str, why: str) -> None:
-        """Say why, if a file was damaged."""
-        if "damaged" in why:
-            print(f"{stage} is run again; {why}", file=sys.stderr)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def ends(self, stage: str, seconds: float) -> None:
-        """Say nothing."""
-
-    def kept(self, stage: str) -> None:
-        """Say nothing."""
-
-    def removed(self, stage: str) -> None:
-        """Say that a stage was dropped."""
-        print(f"{stage} is no longer part of the run and was removed", file=sys.stderr)
-
-
-class Remaining(ProgressColumn):
-    """The remaining time, once a stage has taken two seconds and its steps are known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._time = TimeRemainingColumn()
-
-    def render(self, task: Task) -> Text:
-        """Show the time, or nothing yet."""
-        if task.total is None or (task.elapsed or 0.0) < SHOW_AFTER_S:
-            return Text("")
-        return Text.assemble(self._time.render(task), " left")
-
-
-class Bars:
-    """A line for each stage on the terminal: a bar while it runs, its time once it is done."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TimeElapsedColumn(),
-            Remaining(),
-            console=console,
-            transient=True,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> Bars:
-        self._open("preparing")
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def begins(self, stage: str, why: str) -> None:
-        """Open the stage's line; say why it runs if it had run before."""
-        if why != "it has not run yet":
-            self._say(f"[yellow]again[/]  {stage}", f"[dim]{why}[/]")
-        self._open(stage)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the bar."""
-        self._progress.update(self._task, completed=done, total=total)
-
-    def ends(self, stage: str, seconds: float) -> None:
-        """Turn the bar into a line with the time."""
-        self._open("")
-        self._say(f"[green]done[/]   {stage.ljust(18)}", f"[dim]{_seconds(seconds)}[/]")
-
-    def kept(self, stage: str) -> None:
-        """Say that the stage is current."""
-        self._say(f"[dim]kept[/]   {stage}", "")
-
-    def removed(self, stage: str) -> None:
-        """Say that the stage was dropped."""
-        self._say(f"[yellow]gone[/]   {stage}", "[dim]no longer part of the run[/]")
-
-    def _open(self, stage: str) -> None:
-        """Put the one live line to ``stage``."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(stage.ljust(18), total=None, visible=bool(stage))
-
-    def _say(self, what: str, aside: str) -> None:
-        self._console.print(f"{what}  {aside}".rstrip(), highlight=False)
 
 
 def _console() -> Console:
@@ -361,10 +258,6 @@ def _scaled(value: float, unit: str = "") -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.0f} {unit}".rstrip()
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
 
 
 def _print_inspection(found: Inspection) -> None:

@@ -14,9 +14,9 @@ from tests.report.sample import ACCEPTED, Sample
 RECIPE = """\
 name: {name}
 workload: workload.py
-goal: {{kind: macs, remove: 0.5}}
+goal: {{kind: macs, remove: 0.5, scope: global}}
 schedule: {{cycles: {cycles}, curve: cubic}}
-importance: {{criterion: taylor, scope: global}}
+importance: {{criterion: taylor}}
 gates:
   - max_quality_drop: 0.02
   - max_slice_drop: {{limit: {slice_limit}, by: point}}

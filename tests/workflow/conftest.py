@@ -1,7 +1,7 @@
 """A tiny recipe, and one finished run of it that the tests copy."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -68,17 +68,30 @@ class Project:
     """A folder with a recipe, its workload, and a run directory."""
 
     path: Path
+    recipe_in: str = "."
+    run_in: str = "run"
 
     @property
     def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
+        return self.path / self.recipe_in / "recipe.yaml"
 
     @property
     def run_dir(self) -> Path:
-        return self.path / "run"
+        return self.path / self.run_in
 
     def file(self, name: str) -> Path:
         return self.run_dir / "stages" / name
+
+    def moved(self, recipe_to: str = "", run_to: str = "") -> "Project":
+        """The recipe with its workload, or the run directory, at another place below the folder."""
+        new = replace(self, recipe_in=recipe_to or self.recipe_in, run_in=run_to or self.run_in)
+        for parent in (new.recipe.parent, new.run_dir.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        for name in ("recipe.yaml", "workload.py") if recipe_to else ():
+            self.recipe.with_name(name).rename(new.recipe.with_name(name))
+        if run_to:
+            self.run_dir.rename(new.run_dir)
+        return new
 
     def edit(self, old: str, new: str) -> None:
         text = self.recipe.read_text()

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from prunekit.cli import app
-from prunekit.workflow.rundir import Identity, open_run, read_run
+from prunekit.workflow.opening import Identity, open_run, read_run
+
+from .conftest import STAGES
 
 
 def call(*arguments):
@@ -21,7 +23,7 @@ def test_run_says_what_came_out_and_where_the_report_is(finished):
     result = call("run", finished.recipe, "--run-dir", finished.run_dir)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == f"Accepted. Report: {finished.file('report/report.html')}"
-    assert result.stderr == ""
+    assert result.stderr.splitlines() == [f"{stage}: done before" for stage in STAGES]
 
 
 def test_a_refused_run_ends_with_1(finished):
@@ -37,9 +39,6 @@ def test_the_run_directory_is_called_after_the_recipe(finished, monkeypatch):
     (finished.path / "runs").mkdir()
     finished.run_dir.rename(finished.path / "runs" / "tiny")
     monkeypatch.chdir(finished.path)
-    run_file = finished.path / "runs" / "tiny" / "run.json"
-    values = json.loads(run_file.read_text())
-    run_file.write_text(json.dumps({**values, "workload": "../../workload.py"}))
     result = call("run", "recipe.yaml")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == "Accepted. Report: runs/tiny/stages/report/report.html"
@@ -49,7 +48,9 @@ def test_damage_is_told_even_where_there_is_no_terminal(finished):
     finished.file("gate/result.json").write_text("{}")
     result = call("run", finished.recipe, "--run-dir", finished.run_dir)
     assert result.exit_code == 0
-    assert result.stderr == "gate is run again; damaged: result.json\n"
+    lines = [line for line in result.stderr.splitlines() if not line.endswith(": done before")]
+    assert lines[0] == "gate: begins again; damaged: result.json"
+    assert re.fullmatch(r"gate: done in \d+\.\d s", lines[1])
 
 
 def test_a_run_directory_of_another_recipe_ends_with_2(finished):
@@ -62,7 +63,7 @@ def test_a_run_directory_of_another_recipe_ends_with_2(finished):
 
 def test_a_run_directory_in_use_ends_with_2(finished):
     values = json.loads((finished.run_dir / "run.json").read_text())
-    with open_run(finished.run_dir, replace(Identity(**values)), finished.recipe.read_bytes()):
+    with open_run(finished.run_dir, Identity(**values)):
         result = call("run", finished.recipe, "--run-dir", finished.run_dir)
         again = call("report", finished.run_dir)
     for refused in (result, again):
@@ -73,7 +74,7 @@ def test_a_run_directory_in_use_ends_with_2(finished):
 def test_a_place_that_cannot_be_written_to_ends_with_3(finished):
     result = call("run", finished.recipe, "--run-dir", "/proc/here")
     assert result.exit_code == 3
-    assert "/proc/here: It cannot be written" in result.stderr
+    assert "/proc/here: It cannot be read or written" in result.stderr
 
 
 def test_report_prints_the_path_of_the_page(finished):
@@ -141,30 +142,37 @@ def test_a_model_that_cannot_be_traced_ends_with_3(project):
     )
     result = call("run", project.recipe, "--run-dir", project.run_dir)
     assert result.exit_code == 3
+    assert f"{project.recipe}, workload (line 2): {project.path / 'workload.py'}:22: " in result.stderr
     assert "torch.export cannot trace Net" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not (project.run_dir / "stages").exists()
+    assert not project.run_dir.exists()
 
 
 def test_a_goal_out_of_reach_ends_with_2_before_anything_is_trained(project):
     project.edit("remove: 0.5", "remove: 0.999")
     result = call("run", project.recipe, "--run-dir", project.run_dir)
     assert result.exit_code == 2
-    assert "goal" in result.stderr
-    assert "0.999 fewer macs" in result.stderr
+    assert result.stderr.startswith(
+        f"Error: {project.recipe}, goal.remove (line 4): The goal is 0.999 fewer macs"
+    )
     assert "within 0.05 of the asked one" in result.stderr
-    assert not (project.run_dir / "stages").exists()
+    assert not project.run_dir.exists()
 
 
 def test_a_pattern_that_matches_nothing_ends_with_2_before_anything_is_trained(project):
-    project.edit("recover:", "groups: {only: [stm.*]}\nrecover:")
-    result = call("run", project.recipe, "--run-dir", project.run_dir)
-    assert result.exit_code == 2
-    assert "'stm.*' matches no" in result.stderr
-    assert not (project.run_dir / "stages").exists()
+    project.edit("recover:", "groups:\n  ignore:\n    - stem.*\n    - stm.*\nrecover:")
+    for result in (
+        call("run", project.recipe, "--run-dir", project.run_dir),
+        call("inspect", project.recipe),
+    ):
+        assert result.exit_code == 2
+        assert (
+            f"{project.recipe}, groups.ignore[1] (line 11): the pattern 'stm.*' matches no" in result.stderr
+        )
+    assert not project.run_dir.exists()
 
 
-def test_the_installed_command_is_quiet_when_piped(finished):
+def test_the_installed_command_says_one_line_for_each_stage_when_piped(finished):
     done = subprocess.run(
         [
             sys.executable,
@@ -179,6 +187,21 @@ def test_the_installed_command_is_quiet_when_piped(finished):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [f"{stage}: done before" for stage in STAGES]
     assert "\x1b" not in done.stdout
     assert not any(word in done.stdout for word in ("baseline", "cycle-01", "kept", "done"))
+
+
+def test_a_log_of_a_first_run_has_the_beginning_and_the_end_of_every_stage(project):
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit.cli", "run", str(project.recipe), "--json"],
+        cwd=project.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["run_dir"] == "runs/tiny"
+    said = [re.sub(r"\d+\.\d s", "N s", line) for line in done.stderr.splitlines()]
+    assert said == [line for stage in STAGES for line in (f"{stage}: begins", f"{stage}: done in N s")]

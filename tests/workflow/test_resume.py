@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from prunekit.errors import RunDirectoryError
-from prunekit.recipe import load_recipe
 from prunekit.workflow import make_report
+from prunekit.workflow.opening import read_run
 from prunekit.workflow.order import stages_of
-from prunekit.workflow.run import Source, _inputs
-from prunekit.workflow.rundir import read_run
-from prunekit.workload import load_workload
+from prunekit.workflow.run import _inputs
+from prunekit.workflow.source import open_source, read_given
 
 from .conftest import CYCLE, STAGES, Project
 
@@ -43,13 +42,12 @@ def contents(path: Path) -> dict[str, tuple[bytes, int]]:
 
 def stale(project: Project) -> list[str]:
     """The stages whose own inputs have changed; what follows from their outputs shows when they run."""
-    recipe = load_recipe(project.recipe)
-    path = project.path / "workload.py"
-    source = Source(load_workload(path), path, None)
+    given = read_given(project.recipe)
+    source = open_source(given)
     directory = read_run(project.run_dir)
     return [
         stage.name
-        for stage in stages_of(recipe)
+        for stage in stages_of(given.recipe)
         if directory.why_stale(stage.name, _inputs(stage, source, directory))
     ]
 
@@ -76,7 +74,7 @@ CHANGES = {
         ["cycle-01/recover", "cycle-02/recover"],
     ),
     "goal": ("remove: 0.5", "remove: 0.4", PLANS),
-    "scope": ("criterion: taylor", "criterion: taylor, scope: global", PLANS),
+    "scope": ("remove: 0.5", "remove: 0.5, scope: global", PLANS),
     "limits": ("recover:", "groups: {round_to: 2}\nrecover:", PLANS),
     "criterion": (
         "criterion: taylor",
@@ -169,8 +167,10 @@ def test_no_report_of_an_unfinished_run(finished):
 
 
 def test_no_report_of_stages_that_do_not_fit_together(finished):
-    record = finished.file("cycle-02/recover/stage.json")
-    record.write_text(record.read_text().replace('"weights.safetensors": "', '"weights.safetensors": "0'))
+    directory = read_run(finished.run_dir)
+    with directory.writing("cycle-02/recover", directory.record("cycle-02/recover").inputs) as out:
+        for name in ("result.json", "weights.safetensors"):
+            (out / name).write_text("{}")
     with pytest.raises(RunDirectoryError, match=r"older than cycle-02/recover/weights\.safetensors"):
         make_report(finished.run_dir)
 
@@ -180,6 +180,58 @@ def test_no_report_of_results_that_are_older_than_the_recipe(finished):
     kept.write_text(kept.read_text().replace("pairs: 20", "pairs: 21"))
     with pytest.raises(RunDirectoryError, match=r"the stage validate is older than recipe\.validate"):
         make_report(finished.run_dir)
+
+
+@pytest.mark.parametrize("harm", [b"{}", b"", b"[", None])
+@pytest.mark.parametrize("place", ["evaluate/result.json", "validate/latency.parquet", "baseline/stage.json"])
+def test_no_report_of_what_was_edited_and_the_next_run_makes_it_again(finished, place, harm):
+    file = finished.file(place)
+    if harm is None:
+        file.unlink()
+    else:
+        file.write_bytes(harm)
+    with pytest.raises(RunDirectoryError, match=rf"not finished: .*{place.partition('/')[0]}.*prunekit run"):
+        make_report(finished.run_dir)
+    log, outcome = finished.run()
+    assert place.partition("/")[0] in log.ran
+    assert outcome.accepted
+    assert make_report(finished.run_dir) == outcome.report
+
+
+def test_a_gate_that_was_edited_to_accept_is_judged_again(finished):
+    finished.edit("min_size_reduction: 0.1", "min_size_reduction: 0.99")
+    assert not finished.run()[1].accepted
+    file = finished.file("gate/result.json")
+    file.write_text(file.read_text().replace("false", "true"))
+    log, outcome = finished.run()
+    assert log.ran == {"gate": "damaged: result.json"}
+    assert not outcome.accepted
+    assert [gate.passed for gate in outcome.gates] == [True, False]
+
+
+@pytest.mark.parametrize("moved", ["the directory", "the recipe", "both apart"])
+def test_what_was_moved_goes_on_where_it_was(finished, moved):
+    before = contents(finished.run_dir)
+    if moved != "the directory":
+        finished = finished.moved(recipe_to="deep/down")
+    if moved != "the recipe":
+        finished = finished.moved(run_to="elsewhere/runs/tiny")
+    log, _ = finished.run()
+    assert log.ran == {}
+    assert contents(finished.run_dir) == before
+    finished.edit("min_size_reduction: 0.1", "min_size_reduction: 0.2")  # now it is known here
+    assert list(finished.run()[0].ran) == ["gate", "report"]
+
+
+@pytest.mark.parametrize("other", ["recipe.yaml", "workload.py"])
+def test_a_copy_that_was_edited_elsewhere_is_another_recipe(finished, other):
+    before = contents(finished.run_dir)
+    copy = finished.moved(recipe_to="copy")
+    file = copy.recipe.with_name(other)
+    file.write_text(file.read_text() + "\n# another one\n")
+    with pytest.raises(RunDirectoryError, match=r"another recipe: its workload is '\.\./workload\.py'"):
+        copy.run()
+    assert contents(finished.run_dir) == before
 
 
 def start(project: Project) -> subprocess.Popen:

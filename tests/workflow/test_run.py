@@ -208,7 +208,7 @@ def test_a_share_of_an_unknown_budget_is_refused(project):
     (project.path / "workload.py").write_text(source.replace("class_names=", 'checkpoint="a", class_names='))
     project.edit("parent: {epochs: 3, batch_size: 16}\n", "")
     with pytest.raises(
-        RecipeError, match=r"recover\.share_of_original: The workload loads .*recover\.epochs"
+        RecipeError, match=r"recover\.share_of_original \(line 7\): The workload loads .*recover\.epochs"
     ):
         project.run()
     assert not project.run_dir.exists()
@@ -216,12 +216,14 @@ def test_a_share_of_an_unknown_budget_is_refused(project):
 
 def test_a_file_that_the_recipe_names_and_that_is_missing(project):
     project.edit("workload.py", "wrkload.py")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml, workload: There is no file .*wrkload\.py"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml, workload \(line 2\): There is no file .*wrkload\.py"
+    ):
         project.run()
     project.edit("wrkload.py", "workload.py")
     project.edit("{epochs: 3, batch_size: 16}", "{checkpoint: absent.safetensors}")
     project.edit("share_of_original: 0.5", "epochs: 1")
-    with pytest.raises(RecipeError, match=r"parent\.checkpoint: There is no file"):
+    with pytest.raises(RecipeError, match=r"parent\.checkpoint \(line 5\): There is no file"):
         project.run()
     assert not project.run_dir.exists()
 
@@ -231,14 +233,16 @@ def test_data_that_cannot_be_used_leaves_no_run_directory(project):
     broken = source.replace("0.5 * noise", "0.5 * noise / (noise * 0)")
     assert broken != source
     (project.path / "workload.py").write_text(broken)
-    with pytest.raises(WorkloadError, match=r"split train, example 0.* (NaN|infinite)"):
+    with pytest.raises(
+        WorkloadError, match=r"recipe\.yaml, workload \(line 2\): .*split train, example 0.* (NaN|infinite)"
+    ):
         project.run()
     assert not project.run_dir.exists()
 
 
 def test_more_threads_than_cores_are_refused_before_anything_is_trained(project):
     project.edit("pairs: 20", "pairs: 20, threads: 1000")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml, validate\.threads: 1000 threads"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml, validate\.threads \(line 9\): 1000 threads"):
         project.run()
     assert not project.run_dir.exists()
 

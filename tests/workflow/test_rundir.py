@@ -1,25 +1,36 @@
 """The run directory: stages appear whole or not at all, and only what changed is run again."""
 
+import contextlib
 import errno
+import fcntl
+import hashlib
 import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from prunekit.errors import RunDirectoryError, StorageError
-from prunekit.workflow.rundir import Identity, file_digest, open_run, plain, read_run, value_digest
+from prunekit.workflow.opening import Identity, claim, open_run, read_run
+from prunekit.workflow.rundir import found_digest, plain, value_digest
 
-IDENTITY = Identity("digits", "../workload.py", "0.1.0", "abc")
+IDENTITY = Identity("digits", "../workload.py", "0.1.0", "abc", "fed")
 RECIPE = b"name: digits\n"
+
+
+@contextlib.contextmanager
+def claimed(path, identity=IDENTITY, recipe=RECIPE):
+    with open_run(path, identity) as directory:
+        claim(directory, identity, recipe)
+        yield directory
 
 
 @pytest.fixture
 def run(tmp_path):
-    with open_run(tmp_path / "run", IDENTITY, RECIPE) as directory:
+    with claimed(tmp_path / "run") as directory:
         yield directory
 
 
@@ -98,13 +109,13 @@ def test_nothing_is_to_be_seen_of_a_stage_before_it_has_finished(run):
 
 
 def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(tmp_path):
-    with open_run(tmp_path, IDENTITY, RECIPE) as run:
+    with claimed(tmp_path) as run:
         write(run, "cycle-01/score", {})
     for leftover in ("stages/.export.partial", "stages/cycle-01/.plan.partial", "stages/.gate.old"):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / "half").write_text("half")
     (tmp_path / ".run.json.partial").write_text("{")
-    with open_run(tmp_path, IDENTITY, RECIPE) as run:
+    with claimed(tmp_path) as run:
         names = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
         assert not {name for name in names if name.endswith((".partial", ".old"))}
         assert run.why_stale("cycle-01/score", {}) == ""
@@ -118,48 +129,85 @@ def test_stages_that_are_no_longer_part_of_the_run_go(run):
     assert not (run.path / "stages" / "cycle-02").exists()
 
 
-@pytest.mark.parametrize("other", [{"name": "letters"}, {"workload": "../other.py"}])
+ELSEWHERE = "../../other/place/workload.py"
+FOREIGN = {
+    "another name": {"name": "letters"},
+    "another name, the same content elsewhere": {"name": "letters", "workload": ELSEWHERE},
+    "another recipe": {"workload": ELSEWHERE, "recipe_digest": "def"},
+    "another workload": {"workload": ELSEWHERE, "workload_digest": "def"},
+    "another of both": {"workload": ELSEWHERE, "recipe_digest": "def", "workload_digest": "def"},
+}
+SAME = {
+    "nothing changed": {},
+    "moved": {"workload": ELSEWHERE},
+    "written by another version": {"prunekit_version": "0.2.0"},
+    "the recipe edited in its place": {"recipe_digest": "def"},
+    "the workload edited in its place": {"workload_digest": "def"},
+    "both edited in their places": {"recipe_digest": "def", "workload_digest": "def"},
+}
+
+
+@pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
 def test_a_run_directory_of_another_recipe_is_refused_and_left_alone(tmp_path, other):
-    with open_run(tmp_path, IDENTITY, RECIPE) as run:
+    with claimed(tmp_path) as run:
         write(run, "baseline", {})
     before = tree(tmp_path)
-    [(key, value)] = other.items()
+    key = "name" if "name" in other else "workload"
     with (
         pytest.raises(
             RunDirectoryError, match=f"its {key} is '{getattr(IDENTITY, key)}'.*--run-dir"
         ) as caught,
-        open_run(tmp_path, replace(IDENTITY, **{key: value}), b"other"),
+        open_run(tmp_path, replace(IDENTITY, **other)),
     ):
         pass
     assert caught.value.exit_code == 2
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("same", SAME.values(), ids=SAME)
+def test_a_run_directory_of_the_same_recipe_is_taken_up(tmp_path, same):
+    with claimed(tmp_path) as run:
+        write(run, "baseline", {})
+    mine = replace(IDENTITY, **same)
+    with claimed(tmp_path, mine) as run:
+        assert run.why_stale("baseline", {}) == ""
+    assert json.loads((tmp_path / "run.json").read_text()) == asdict(mine)
+
+
 def test_a_newer_recipe_of_the_same_name_is_accepted_and_kept(tmp_path):
-    with open_run(tmp_path, IDENTITY, RECIPE):
+    with claimed(tmp_path):
         pass
-    with open_run(tmp_path, replace(IDENTITY, recipe_digest="def"), b"name: digits # more\n"):
+    with claimed(tmp_path, replace(IDENTITY, recipe_digest="def"), b"name: digits # more\n"):
         pass
     assert (tmp_path / "recipe.yaml").read_bytes() == b"name: digits # more\n"
     assert json.loads((tmp_path / "run.json").read_text())["recipe_digest"] == "def"
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("{", "run.json is damaged"), ('{"name": 1}', "run.json is damaged")]
+    ("content", "says"),
+    [
+        ("{", "run.json is damaged"),
+        ('{"name": 1}', "run.json is damaged"),
+        ("[]", "run.json is damaged"),
+        ("null", "run.json is damaged"),
+        ("[" * 100_000, "run.json is damaged"),
+    ],
 )
 def test_a_damaged_run_file_is_refused(tmp_path, content, says):
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(RunDirectoryError, match=says), open_run(tmp_path, IDENTITY, RECIPE):
+    with pytest.raises(RunDirectoryError, match=says), open_run(tmp_path, IDENTITY):
         pass
+    with pytest.raises(RunDirectoryError, match=says):
+        read_run(tmp_path)
 
 
 def test_a_directory_with_other_files_and_a_file_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunDirectoryError, match=r"no run\.json"), open_run(tmp_path, IDENTITY, RECIPE):
+    with pytest.raises(RunDirectoryError, match=r"no run\.json"), open_run(tmp_path, IDENTITY):
         pass
     with (
         pytest.raises(RunDirectoryError, match="It is a file"),
-        open_run(tmp_path / "thesis.tex", IDENTITY, RECIPE),
+        open_run(tmp_path / "thesis.tex", IDENTITY),
     ):
         pass
     assert tree(tmp_path) == {"thesis.tex": b"x"}
@@ -174,8 +222,8 @@ def test_reading_something_that_is_not_a_run_directory(tmp_path):
 
 def test_a_second_process_is_refused_and_says_which_is_at_work(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from prunekit.workflow.rundir import Identity, open_run\n"
-        "with open_run(Path(sys.argv[1]), Identity('digits', '../workload.py', '0.1.0', 'abc'), b''):\n"
+        "import sys; from pathlib import Path; from prunekit.workflow.opening import Identity, open_run\n"
+        "with open_run(Path(sys.argv[1]), Identity('digits', '../workload.py', '0.1.0', 'abc', 'fed')):\n"
         "    print('open', flush=True); sys.stdin.read()\n"
     )
     other = subprocess.Popen(
@@ -185,13 +233,13 @@ def test_a_second_process_is_refused_and_says_which_is_at_work(tmp_path):
         assert other.stdout.readline() == "open\n"
         with (
             pytest.raises(RunDirectoryError, match=rf"at work .*process {other.pid}\)"),
-            open_run(tmp_path, IDENTITY, RECIPE),
+            open_run(tmp_path, IDENTITY),
         ):
             pass
     finally:
         other.kill()
         other.communicate()
-    with open_run(tmp_path, IDENTITY, RECIPE) as run:  # the lock of a killed process does not outlive it
+    with open_run(tmp_path, IDENTITY) as run:  # the lock of a killed process does not outlive it
         assert run.path == tmp_path
 
 
@@ -200,7 +248,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     for place in (Path("/proc/prunekit"), tmp_path / "file" / "run"):
         with (
             pytest.raises((StorageError, RunDirectoryError), match="--run-dir"),
-            open_run(place, IDENTITY, RECIPE),
+            open_run(place, IDENTITY),
         ):
             pass
 
@@ -235,5 +283,85 @@ def test_plain_values():
 def test_files_are_named_by_content(tmp_path):
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
-    assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b") != ""
-    assert file_digest(tmp_path / "absent") == ""
+    assert found_digest(tmp_path / "a") == found_digest(tmp_path / "b") != ""
+    assert found_digest(tmp_path / "absent") == ""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_before_any_stage_has_finished_leaves_the_disk_as_it_was(tmp_path, error):
+    def fail():
+        with (
+            claimed(tmp_path / "runs" / "deep" / "digits") as run,
+            run.writing("cycle-01/score", {}) as out,
+        ):
+            (out / "half").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "deep" / "digits").mkdir(parents=True)
+    with pytest.raises(error):
+        fail()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "runs",
+        "runs/deep",
+        "runs/deep/digits",
+    ]
+
+
+def test_an_error_after_a_stage_has_finished_leaves_what_is_finished(tmp_path):
+    def fail():
+        with claimed(tmp_path / "runs" / "digits") as run:
+            write(run, "baseline", {})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with claimed(tmp_path / "runs" / "digits") as run:
+        assert run.why_stale("baseline", {}) == ""
+
+
+def test_an_error_before_the_directory_is_claimed_leaves_the_earlier_recipe_in_it(tmp_path):
+    with claimed(tmp_path) as run:
+        write(run, "baseline", {})
+    before = tree(tmp_path)
+
+    def fail():
+        with open_run(tmp_path, replace(IDENTITY, recipe_digest="def")):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert tree(tmp_path) == before
+
+
+def test_a_lock_file_that_was_taken_back_locks_nothing(tmp_path, monkeypatch):
+    """Another process may have opened the lock file just before its directory was taken back."""
+    flock = fcntl.flock
+
+    def late(*arguments):
+        flock(*arguments)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr("prunekit.workflow.rundir.fcntl.flock", late)
+    with pytest.raises(RunDirectoryError, match="just ending"), open_run(tmp_path, IDENTITY):
+        pass
+
+
+@pytest.mark.parametrize("key", ["inputs", "outputs", "started", "seconds", "digest"])
+def test_a_record_that_was_edited_is_damaged(run, key):
+    write(run, "baseline", {"a": "1"})
+    record = run.stage_path("baseline") / "stage.json"
+    content = json.loads(record.read_text())
+    edited = {"inputs": {"a": "2"}, "outputs": {}, "started": "", "seconds": 0.5, "digest": "0"}[key]
+    record.write_text(json.dumps({**content, key: edited}))
+    assert run.record("baseline") is None
+    assert run.why_stale("baseline", {"a": "1"}) == "its stage.json is damaged"
+
+
+def test_the_digest_of_a_record_is_that_of_the_rest_of_it(run):
+    write(run, "baseline", {"a": "1"})
+    content = json.loads((run.stage_path("baseline") / "stage.json").read_text())
+    rest = json.dumps({**content, "digest": ""}, sort_keys=True).encode()
+    assert content["digest"] == hashlib.sha256(rest).hexdigest()

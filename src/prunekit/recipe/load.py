@@ -43,6 +43,22 @@ def load_recipe(path: Path) -> Recipe:
         _explain(error, path, document)
 
 
+class Places:
+    """Where the keys of a recipe stand, as the file is now.
+
+    Args:
+        path: a recipe that can be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._document = yaml.compose(_read(path), Loader=_Loader)
+
+    def of(self, key: str) -> str:
+        """The place of a key such as ``groups.only.0``: file, key and the line of what the file has of it."""
+        return _where(self._path, self._document, _parts(key))
+
+
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
@@ -80,13 +96,10 @@ def _explain(error: ValidationError, path: Path, document: yaml.Node | None) -> 
     problems = [_problem(details) for details in error.errors(include_url=False)]
     place, given, expected = problems[0]
     others = ", ".join(_dotted(other) for other, _, _ in problems[1:6])
-    line = _line(document, place)
     raise RecipeError(
         given,
         expected=expected,
-        where=", ".join(
-            part for part in (str(path), _dotted(place) + (f" (line {line})" if line else "")) if part
-        ),
+        where=_where(path, document, place),
         remedy=f"Also wrong: {others}" if others else "",
     ) from error
 
@@ -96,8 +109,7 @@ def _problem(details: Any) -> tuple[list[str | int], str, str]:
     place = [part for part in details["loc"] if _is_key(part)]
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, MistakeError):
-        key = [int(part) if part.isdigit() else part for part in cause.key.split(".") if part]
-        return place + key, cause.given, cause.expected
+        return place + _parts(cause.key), cause.given, cause.expected
     if details["type"] == "extra_forbidden":
         known = _keys_at(place[:-1])
         where = f"a key of {_dotted(place[:-1])}" if place[:-1] else "a key of a recipe"
@@ -147,6 +159,17 @@ def _description(place: list[str | int]) -> str:
         if section and str(place[end - 1]) in _fields_of(section):
             return _fields_of(section)[str(place[end - 1])].description or ""
     return ""
+
+
+def _where(path: Path, document: yaml.Node | None, place: list[str | int]) -> str:
+    line = _line(document, place)
+    return ", ".join(
+        part for part in (str(path), _dotted(place) + (f" (line {line})" if line else "")) if part
+    )
+
+
+def _parts(key: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in key.split(".") if part]
 
 
 def _dotted(place: list[str | int]) -> str:

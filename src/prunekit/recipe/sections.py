@@ -145,6 +145,10 @@ class GoalSection(Section):
         default=None,
         description="the figure to be left, a whole number of 1 or more, for `macs` and `params`",
     )
+    scope: Literal["uniform", "global"] = Field(
+        default="uniform",
+        description="where: `uniform` (the same share of every group) or `global` (one ranking of all)",
+    )
     tolerance: Share = Field(
         default=0.02,
         description="how far the figure may lie from the asked one, relative to it, from 0 to below 1",
@@ -190,10 +194,6 @@ class Importance(Section):
     """What makes a unit worth keeping."""
 
     criterion: Criterion = Field(default="l2", description=f"one of {', '.join(CRITERIA)}")
-    scope: Literal["uniform", "global"] = Field(
-        default="uniform",
-        description="`uniform` (the same share of every group) or `global` (one ranking of all)",
-    )
     reduction: Reduction = Field(
         default="mean", description=f"how the slices of a unit become one score: {', '.join(REDUCTIONS)}"
     )

@@ -109,7 +109,7 @@ def run_plan(cycle: int) -> Callable[[Job], Result]:
         recipe = job.recipe
         before = plan_before(job, cycle)
         groups = prunable_groups(job)
-        asked = Goal(**recipe.goal.model_dump())
+        asked = _asked(recipe)
         dense = groups.cost()
         share = shares(recipe.schedule.curve, recipe.schedule.cycles)[cycle - 1]
         goal = goal_of_cycle(asked, share, dense)
@@ -145,7 +145,7 @@ def check_goal(recipe: Recipe, workload: DecidingWorkload) -> None:
     """
     groups = select(recipe, groups_of(build_under(recipe.seed, workload), workload))
     scores = {group.name: np.ones(group.size, dtype=np.float32) for group in groups}
-    asked = Goal(**recipe.goal.model_dump())
+    asked = _asked(recipe)
     try:
         _allocate(recipe, groups, scores, replace(asked, tolerance=max(asked.tolerance, FAR)))
     except GoalError:
@@ -153,12 +153,17 @@ def check_goal(recipe: Recipe, workload: DecidingWorkload) -> None:
         raise
 
 
+def _asked(recipe: Recipe) -> Goal:
+    """The goal of the whole run."""
+    return Goal(**recipe.goal.model_dump(exclude={"scope"}))
+
+
 def _allocate(recipe: Recipe, groups: PrunableGroups, scores: Scores, goal: Goal) -> PruningPlan:
     return allocate(
         groups,
         scores,
         goal,
-        scope=recipe.importance.scope,
+        scope=recipe.goal.scope,
         criterion=recipe.importance.criterion,
         min_units=recipe.groups.min_units,
         max_sparsity=recipe.groups.max_sparsity,

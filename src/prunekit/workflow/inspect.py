@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunekit.recipe import load_recipe
 from prunekit.surgery import sound
 from prunekit.types import WIDTHS, Cost, Frozen, Group
+from prunekit.workflow.blame import blaming
 from prunekit.workflow.determinism import deterministic
 from prunekit.workflow.models import build_under, groups_of, select
-from prunekit.workflow.run import existing
+from prunekit.workflow.source import open_workload, read_given
 from prunekit.workload import deciding, load_workload
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -50,9 +51,13 @@ def inspect_workload(path: Path) -> Inspection:
         SelectionError: a pattern of the recipe matches nothing.
         TraceError: the model cannot be traced.
     """
-    recipe = load_recipe(path) if path.suffix in RECIPE_SUFFIXES else None
-    workload = deciding(load_workload(existing(path, recipe.workload, "workload") if recipe else path))
-    with deterministic(recipe.threads if recipe else 1):
+    given = read_given(path) if path.suffix in RECIPE_SUFFIXES else None
+    recipe = given.recipe if given else None
+    workload = deciding(open_workload(given) if given else load_workload(path))
+    with (
+        blaming(given.places, given.recipe) if given else nullcontext(),
+        deterministic(recipe.threads if recipe else 1),
+    ):
         model = build_under(recipe.seed if recipe else 0, workload)
         found = groups_of(model, workload)
         groups = sound(model, select(recipe, found) if recipe else found.select(granularity=WIDTHS))

@@ -60,9 +60,7 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
         Stage(
             f"{name}/plan",
             run_plan(cycle),
-            settings=_settings(
-                recipe, "goal", "schedule", "groups", "importance.scope", "importance.criterion"
-            ),
+            settings=_settings(recipe, "goal", "schedule", "groups", "importance.criterion"),
             reads=(f"{name}/score/scores.safetensors", unsound, *earlier),
             data=("calibration",),
         ),

@@ -5,30 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunekit import __version__
-from prunekit.errors import MeasurementError, PrunekitError, RecipeError, RunDirectoryError
-from prunekit.measure import check_threads
+from prunekit.errors import PrunekitError, RunDirectoryError
+from prunekit.files import content_digest
 from prunekit.recipe import Recipe, load_recipe
 from prunekit.report import write_report
+from prunekit.workflow.blame import blaming
 from prunekit.workflow.deciding import check_goal
 from prunekit.workflow.determinism import deterministic, seeded, stage_seed
 from prunekit.workflow.job import Job, Silent, Stage, Watcher
+from prunekit.workflow.opening import RECIPE_FILE, Identity, claim, open_run, read_run
 from prunekit.workflow.order import stages_of
 from prunekit.workflow.outcome import Outcome, read_outcome
-from prunekit.workflow.rundir import (
-    RECIPE_FILE,
-    Identity,
-    RunDirectory,
-    file_digest,
-    open_run,
-    read_run,
-    value_digest,
-    write_json,
-)
-from prunekit.workload import Workload, deciding, load_workload, source_digest
+from prunekit.workflow.rundir import RECORD_FILE, RunDirectory, found_digest, value_digest, write_json
+from prunekit.workflow.source import Given, Source, open_source, read_given
+from prunekit.workload import deciding
 
 REPORT, FIRST_PLAN = "report", "cycle-01/plan"
 REPORTED = frozenset({".json", ".parquet"})
@@ -47,23 +40,18 @@ def run_recipe(recipe_path: Path, *, run_dir: Path | None = None, watcher: Watch
         UsageError: the recipe, the workload or the run directory cannot be used.
         RunError: a stage failed; earlier stages are kept.
     """
-    recipe = load_recipe(recipe_path)
-    workload_path = existing(recipe_path, recipe.workload, "workload")
-    if recipe.parent.checkpoint is not None:
-        existing(recipe_path, recipe.parent.checkpoint, "parent.checkpoint")
-    _check_threads(recipe_path, recipe)
-    workload = load_workload(workload_path)
-    path = run_dir if run_dir is not None else Path("runs") / recipe.name
-    source = Source(workload, workload_path, _checkpoint(recipe_path, recipe, workload))
-    content = recipe_path.read_bytes()
+    given = read_given(recipe_path)
+    source = open_source(given)
+    path = run_dir if run_dir is not None else Path("runs") / given.recipe.name
     identity = Identity(
-        name=recipe.name,
-        workload=os.path.relpath(workload_path.resolve(), path.resolve()),
+        name=given.recipe.name,
+        workload=os.path.relpath(source.path.resolve(), path.resolve()),
         prunekit_version=__version__,
-        recipe_digest=file_digest(recipe_path),
+        recipe_digest=content_digest(given.content),
+        workload_digest=found_digest(source.path),
     )
-    with open_run(path, identity, content) as directory:
-        _run_stages(recipe, source, directory, watcher or Silent())
+    with open_run(path, identity) as directory:
+        _run_stages(given, source, directory, identity, watcher or Silent())
         return read_outcome(directory)
 
 
@@ -86,48 +74,17 @@ def make_report(run_dir: Path) -> Path:
         return _write_report(directory, Silent())
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where data and dense weights come from, and the digests of it all.
-
-    Attributes:
-        workload: as loaded.
-        path: of its file.
-        checkpoint: the parent's weights; None = it is trained.
-    """
-
-    workload: Workload
-    path: Path
-    checkpoint: Path | None
-    _digests: dict[str, str] = field(default_factory=dict)
-
-    def inputs(self, stage: Stage) -> dict[str, str]:
-        """Digests of the workload's code and of the splits a stage uses."""
-        if not stage.data:
-            return {}
-        found = {"workload": self._digest("workload")}
-        found |= {f"data.{split}": self._digest(split) for split in stage.data}
-        if stage.name == "baseline":
-            found["checkpoint"] = self._digest("checkpoint")
-        return found
-
-    def _digest(self, what: str) -> str:
-        if what not in self._digests:
-            if what == "workload":
-                self._digests[what] = source_digest(self.path)
-            elif what == "checkpoint":
-                self._digests[what] = file_digest(self.checkpoint) if self.checkpoint else "none"
-            else:
-                self._digests[what] = getattr(self.workload.splits, what).digest()
-        return self._digests[what]
-
-
-def _run_stages(recipe: Recipe, source: Source, directory: RunDirectory, watcher: Watcher) -> None:
+def _run_stages(
+    given: Given, source: Source, directory: RunDirectory, identity: Identity, watcher: Watcher
+) -> None:
+    recipe = given.recipe
     stages = stages_of(recipe)
     with deterministic(recipe.threads):
         plan = next(stage for stage in stages if stage.name == FIRST_PLAN)
         if directory.why_stale(plan.name, _inputs(plan, source, directory)):
-            check_goal(recipe, deciding(source.workload))
+            with blaming(given.places, recipe):
+                check_goal(recipe, deciding(source.workload))
+        claim(directory, identity, given.content)
         for name in directory.keep_only([*(stage.name for stage in stages), REPORT]):
             watcher.removed(name)
         for stage in stages:
@@ -136,7 +93,11 @@ def _run_stages(recipe: Recipe, source: Source, directory: RunDirectory, watcher
             if not why:
                 watcher.kept(stage.name)
                 continue
-            with _watched(watcher, stage.name, why, directory), directory.writing(stage.name, inputs) as out:
+            with (
+                blaming(given.places, recipe, stage.name),
+                _watched(watcher, stage.name, why, directory),
+                directory.writing(stage.name, inputs) as out,
+            ):
                 job = _job(stage, recipe, source, directory, out, watcher)
                 with seeded(job.seed):
                     write_json(out / "result.json", stage.run(job))
@@ -171,7 +132,7 @@ def _job(
 def _write_report(directory: RunDirectory, watcher: Watcher) -> Path:
     """The report depends on everything that other stages found out, timings included."""
     page = directory.stage_path(REPORT) / "report.html"
-    inputs = {"prunekit": __version__, "recipe": file_digest(directory.path / RECIPE_FILE)}
+    inputs = {"prunekit": __version__, "recipe": found_digest(directory.path / RECIPE_FILE)}
     for name in directory.stages():
         record = directory.record(name)
         if name != REPORT and record is not None:
@@ -201,11 +162,15 @@ def _watched(watcher: Watcher, stage: str, why: str, directory: RunDirectory) ->
 
 
 def _unfinished(directory: RunDirectory) -> str:
-    """Which stage has not run, or is older than what it depends on; "" if there is none."""
+    """Which stage has not run, has changed, or is older than what it depends on; "" if there is none."""
     for stage in stages_of(load_recipe(directory.path / RECIPE_FILE)):
         record = directory.record(stage.name)
         if record is None:
-            return f"the stage {stage.name} has not run"
+            damaged = (directory.stage_path(stage.name) / RECORD_FILE).exists()
+            return f"the stage {stage.name} {f'has a damaged {RECORD_FILE}' if damaged else 'has not run'}"
+        changed = directory.damaged(stage.name, record, REPORTED)
+        if changed:
+            return f"{changed[0]} of the stage {stage.name} is not as the stage wrote it"
         now = {**_settings(stage), **{name: directory.output_digest(name) for name in stage.reads}}
         older = [name for name, digest in now.items() if record.inputs.get(name) != digest]
         if older:
@@ -215,43 +180,3 @@ def _unfinished(directory: RunDirectory) -> str:
 
 def _settings(stage: Stage) -> dict[str, str]:
     return {f"recipe.{place}": value_digest(value) for place, value in stage.settings.items()}
-
-
-def _checkpoint(recipe_path: Path, recipe: Recipe, workload: Workload) -> Path | None:
-    """Where the parent's weights are; a recipe that says how to train it comes before the workload."""
-    own = getattr(workload, "checkpoint", None)
-    if recipe.parent.checkpoint is not None:
-        return recipe_path.parent / recipe.parent.checkpoint
-    if own is None or recipe.parent.model_fields_set:
-        return None
-    if recipe.recover.share_of_original is not None:
-        raise RecipeError(
-            "The workload loads the parent from a checkpoint, whose training budget is not known",
-            expected="recover.epochs",
-            where=f"{recipe_path}, recover.share_of_original",
-        )
-    return Path(own)
-
-
-def _check_threads(recipe_path: Path, recipe: Recipe) -> None:
-    try:
-        check_threads(recipe.validate_.threads)
-    except MeasurementError as error:
-        raise RecipeError(
-            error.given,
-            expected=error.expected,
-            where=f"{recipe_path}, validate.threads",
-            remedy=error.remedy,
-        ) from error
-
-
-def existing(recipe_path: Path, name: str, place: str) -> Path:
-    """A file that the recipe names, relative to the recipe."""
-    path = recipe_path.parent / name
-    if not path.is_file():
-        raise RecipeError(
-            f"There is no file {str(path)!r}",
-            expected="the path of a file, relative to the recipe",
-            where=f"{recipe_path}, {place}",
-        )
-    return path

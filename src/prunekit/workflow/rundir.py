@@ -1,8 +1,8 @@
-"""The run directory: each stage appears in it whole, with the digests of what it read and wrote.
+"""The stages of a run directory: each appears in it whole, with the digests of what it read and wrote.
 
-Rules: (1) a stage writes into a hidden sibling of its directory, which is fsynced and renamed into place
-together with ``stage.json``; (2) what a killed run left behind is removed at the next start; (3) one process
-at a time works in a run directory; (4) a run directory belongs to one recipe name and one workload.
+Rules: (1) a stage writes into a hidden sibling of its directory, which is flushed to the disk and renamed
+into place together with ``stage.json``; (2) one process at a time works in a run directory; (3) nothing that
+has changed since its stage wrote it is used, ``stage.json`` itself included.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import RunDirectoryError, StorageError
+from prunekit.files import PARTIAL, content_digest, file_digest, flush
 
-RUN_FILE, RECIPE_FILE, LOCK_FILE, RECORD_FILE = "run.json", "recipe.yaml", ".lock", "stage.json"
-PARTIAL, OLD = ".partial", ".old"
+LOCK_FILE, RECORD_FILE = ".lock", "stage.json"
+OLD = ".old"
 STORAGE_TROUBLE = frozenset(
     {
         errno.ENOSPC,
@@ -41,23 +41,6 @@ STORAGE_TROUBLE = frozenset(
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a run directory belongs to; ``run.json``.
-
-    Attributes:
-        name: of the recipe.
-        workload: path of the workload file relative to the run directory.
-        prunekit_version: that wrote last.
-        recipe_digest: SHA-256 of the recipe file.
-    """
-
-    name: str
-    workload: str
-    prunekit_version: str
-    recipe_digest: str
-
-
-@dataclass(frozen=True)
 class StageRecord:
     """What a finished stage read and wrote; ``stage.json``.
 
@@ -67,6 +50,7 @@ class StageRecord:
         outputs: SHA-256 by file name.
         started: UTC, ISO 8601.
         seconds: wall time.
+        digest: SHA-256 of all of the above.
     """
 
     stage: str
@@ -74,6 +58,12 @@ class StageRecord:
     outputs: Mapping[str, str]
     started: str
     seconds: float
+    digest: str = ""
+
+    def sealed(self) -> StageRecord:
+        """The same with its digest."""
+        content = {**asdict(self), "digest": ""}
+        return replace(self, digest=value_digest(content))
 
 
 @dataclass(frozen=True)
@@ -97,14 +87,14 @@ class RunDirectory:
         return sorted(str(record.parent.relative_to(root)) for record in records)
 
     def record(self, stage: str) -> StageRecord | None:
-        """Read the record of a finished stage; None if there is none that can be read."""
+        """Read the record of a finished stage; None if there is none, or it is not as the stage wrote it."""
         try:
             content = json.loads((self.stage_path(stage) / RECORD_FILE).read_text())
             record = StageRecord(**content)
-        except (OSError, ValueError, TypeError):
+            intact = record == record.sealed()
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
-        maps = isinstance(record.inputs, dict) and isinstance(record.outputs, dict)
-        return record if maps and record.stage == stage else None
+        return record if intact and record.stage == stage else None
 
     def output_digest(self, name: str) -> str:
         """The recorded digest of an output, given as ``stage/file``; "" if there is none."""
@@ -128,12 +118,19 @@ class RunDirectory:
             return f"damaged: {', '.join(damaged)}"
         return ""
 
-    def damaged(self, stage: str, record: StageRecord) -> list[str]:
-        """The output files of a stage that are missing or not as it wrote them."""
+    def damaged(self, stage: str, record: StageRecord, kinds: Collection[str] | None = None) -> list[str]:
+        """The output files of a stage that are missing or not as it wrote them.
+
+        Args:
+            stage: its name.
+            record: its record.
+            kinds: only files with these suffixes; None = all.
+        """
         return [
             name
             for name, digest in record.outputs.items()
-            if file_digest(self.stage_path(stage) / name) != digest
+            if (kinds is None or Path(name).suffix in kinds)
+            and found_digest(self.stage_path(stage) / name) != digest
         ]
 
     @contextlib.contextmanager
@@ -146,11 +143,11 @@ class RunDirectory:
             StorageError: the disk is full, read-only or broken.
         """
         final = self.stage_path(stage)
-        partial, old = _sibling(final, PARTIAL), _sibling(final, OLD)
+        partial, old = sibling(final, PARTIAL), sibling(final, OLD)
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         try:
             with storage_errors(final, only=STORAGE_TROUBLE):
-                _remove(partial)
+                remove(partial)
                 partial.mkdir(parents=True)
                 yield partial
                 outputs = {
@@ -160,14 +157,14 @@ class RunDirectory:
                 }
                 seconds = round(time.monotonic() - clock, 3)
                 record = StageRecord(stage, dict(inputs), outputs, started, seconds)
-                write_json(partial / RECORD_FILE, asdict(record))
-                _fsync(partial)
+                write_json(partial / RECORD_FILE, asdict(record.sealed()))
+                flush(partial)
                 if final.exists():
-                    _remove(old)
+                    remove(old)
                     final.rename(old)
                 partial.rename(final)
-                _fsync(final.parent)
-                _remove(old)
+                flush(final.parent)
+                remove(old)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -180,23 +177,31 @@ class RunDirectory:
             RunDirectoryError: another process holds it.
             StorageError: the lock file cannot be written.
         """
+        lock = self.path / LOCK_FILE
         with storage_errors(self.path):
-            file = (self.path / LOCK_FILE).open("a+")
+            file = lock.open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise RunDirectoryError(
-                    f"Another prunekit is at work in this run directory ({file.read(100).strip()})",
-                    where=str(self.path),
-                    remedy="Wait until it has finished, or choose another run directory with --run-dir",
-                ) from error
+                raise self._in_use(file.read(100).strip()) from error
+            if not _is_at(
+                file.fileno(), lock
+            ):  # whoever held the lock has just taken back the directory that it had made
+                raise self._in_use("which is just ending")
             with storage_errors(self.path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()}")
                 file.flush()
             yield
+
+    def _in_use(self, who: str) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"Another prunekit is at work in this run directory ({who})",
+            where=str(self.path),
+            remedy="Wait until it has finished, or choose another run directory with --run-dir",
+        )
 
     def keep_only(self, stages: Collection[str]) -> list[str]:
         """Remove the results of stages that no longer are part of the run; return their names."""
@@ -204,91 +209,34 @@ class RunDirectory:
         with storage_errors(self.path):
             for stage in gone:
                 place = self.stage_path(stage)
-                _remove(place)
+                remove(place)
                 if "/" in stage and not any(place.parent.iterdir()):
                     place.parent.rmdir()
         return gone
 
 
-@contextlib.contextmanager
-def open_run(path: Path, identity: Identity, recipe: bytes) -> Iterator[RunDirectory]:
-    """Open a run directory to work in, made if need be, and hold its lock.
-
-    Args:
-        path: the directory.
-        identity: what it must belong to.
-        recipe: the recipe file, which is kept as ``recipe.yaml``.
-
-    Raises:
-        RunDirectoryError: it belongs to another recipe, is something else, or another process works in it.
-        StorageError: it cannot be written to.
-    """
-    with storage_errors(path):
-        if path.exists() and not path.is_dir():
-            raise RunDirectoryError(
-                "It is a file",
-                expected="a directory",
-                where=str(path),
-                remedy="Choose another with --run-dir",
-            )
-        _refuse_foreign(path, identity)
-        path.mkdir(parents=True, exist_ok=True)
-    directory = RunDirectory(path)
-    with directory.locked():
-        with storage_errors(path):
-            _refuse_foreign(path, identity)
-            _clean(path)
-            write_atomically(path / RECIPE_FILE, recipe)
-            write_atomically(path / RUN_FILE, _json(asdict(identity)).encode())
-        yield directory
-
-
-def read_run(path: Path) -> RunDirectory:
-    """Open a run directory only to read it.
-
-    Raises:
-        RunDirectoryError: it is not a run directory.
-    """
-    if not (path / RUN_FILE).is_file():
-        raise RunDirectoryError(
-            f"There is no {RUN_FILE} in it" if path.is_dir() else "There is no such directory",
-            expected="a run directory, as `prunekit run` makes it",
-            where=str(path),
-        )
-    return RunDirectory(path)
-
-
-def file_digest(path: Path) -> str:
+def found_digest(path: Path) -> str:
     """SHA-256 of a file, or "" where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:
         return ""
 
 
 def value_digest(value: object) -> str:
     """SHA-256 of a value made of plain JSON types."""
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+    return content_digest(json.dumps(plain(value), sort_keys=True).encode())
+
+
+def as_json(value: object) -> str:
+    """A value as indented JSON; what is not a finite number becomes null."""
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON and fsync the file."""
-    path.write_text(_json(value))
-    _fsync(path)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = _sibling(path, PARTIAL)
-    try:
-        temporary.write_bytes(content)
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a value as JSON and flush the file to the disk."""
+    path.write_text(as_json(value))
+    flush(path)
 
 
 def plain(value: Any) -> Any:
@@ -313,80 +261,34 @@ def storage_errors(path: Path, *, only: Collection[int] | None = None) -> Iterat
         if only is not None and error.errno not in only:
             raise
         raise StorageError(
-            f"It cannot be written: {error.strerror or error}",
+            f"It cannot be read or written: {error.strerror or error}",
             where=str(error.filename or path),
-            remedy="Make room or give write access there, or choose another place with --run-dir; finished "
-            "stages are kept",
+            remedy="Make room or give access there, or choose another place with --run-dir; finished stages "
+            "are kept",
         ) from error
 
 
-def _json(value: object) -> str:
-    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
-
-
-def _refuse_foreign(path: Path, identity: Identity) -> None:
-    """Rule 4."""
-    if not path.is_dir():
-        return
-    run_file = path / RUN_FILE
-    if not run_file.exists():
-        if any(not entry.name.startswith(".") for entry in path.iterdir() if entry.name != RECIPE_FILE):
-            raise RunDirectoryError(
-                f"The directory has files in it and no {RUN_FILE}",
-                expected="a run directory, an empty directory or none",
-                where=str(path),
-                remedy="Choose another with --run-dir",
-            )
-        return
-    try:
-        content = json.loads(run_file.read_text())
-        belongs = {"name": content["name"], "workload": content["workload"]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunDirectoryError(
-            f"Its {RUN_FILE} is damaged",
-            where=str(path),
-            remedy="Choose another run directory with --run-dir, or delete this one",
-        ) from error
-    for key, found in belongs.items():
-        if found != getattr(identity, key):
-            raise RunDirectoryError(
-                f"It belongs to another recipe: its {key} is {found!r}",
-                expected=f"the {key} {getattr(identity, key)!r}",
-                where=str(path),
-                remedy="Choose another run directory with --run-dir, or delete this one",
-            )
-
-
-def _clean(path: Path) -> None:
-    """Rule 2."""
-    leftovers = [entry for suffix in (PARTIAL, OLD) for entry in path.glob(f".*{suffix}")]
-    leftovers += [entry for suffix in (PARTIAL, OLD) for entry in path.glob(f"stages/**/.*{suffix}")]
-    for entry in leftovers:
-        _remove(entry)
-
-
-def _sibling(path: Path, suffix: str) -> Path:
+def sibling(path: Path, suffix: str) -> Path:
+    """The hidden name beside ``path`` of what is not in place yet, or no longer."""
     return path.with_name(f".{path.name}{suffix}")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _settle(path: Path) -> str:
     """Make sure a file is on the disk; return its digest."""
-    _fsync(path)
-    digest = file_digest(path)
-    assert digest, path
-    return digest
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path)
+    return file_digest(path)
