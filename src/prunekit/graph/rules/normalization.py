@@ -77,6 +77,7 @@ def weight_norm(call: Call) -> Dims | tuple[Dims, ...]:
     for axis, dim in enumerate(own):
         if axis == kept:
             call.unify(dim, scale[axis])
+            call.atoms.mark_not_mask_equivalent(dim, call.reason("a direction of zeros has no norm"))
         else:
             call.reduces(dim, (own[kept],), OVER)
     if isinstance(call.node.meta["val"], tuple | list):

@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     "aten.grid_sampler_2d": grid_sample,
     "aten.grid_sampler_3d": grid_sample,
     "aten.bucketize": bucketize,
+    "wrap_with_autocast": frozen("it runs in a region of lower precision"),
     "aten.meshgrid": frozen("its values are laid out as positions"),
     "aten.as_strided": frozen("it is read by memory offsets"),
     "aten.affine_grid_generator": frozen("its values are geometry"),
