@@ -212,13 +212,14 @@ class Structure:
         found = list(axes)
         holds: set[tuple[int, int]] = set()
         for product in self.solution.products:
-            inside = [self._axis_of_factor(factor, axes) for factor in product.factors]
+            factors = [_distinct(factor) for factor in product.factors]
+            inside = [self._axis_of_factor(factor, axes) for factor in factors]
             for position, number in enumerate(inside):
                 if number is None or axes[number].reason is not None or found[number].blocks:
                     continue
                 outer = [
                     factor
-                    for factor in product.factors[:position]
+                    for factor in factors[:position]
                     if not any((number, holder) in holds for holder in self.axis_of[factor].tolist())
                     and self._separate(number, factor)
                 ]
@@ -275,6 +276,12 @@ class Structure:
 
     def _labels_completely(self, dim: IntArray, outer: IntArray) -> bool:
         return bool((np.isin(self.members(dim), outer).sum(axis=1) == 1).all())
+
+
+def _distinct(factor: IntArray) -> IntArray:
+    """The classes of a factor, each once, in order: those of a dimension merged with a batch repeat."""
+    _, first = np.unique(factor, return_index=True)
+    return factor[np.sort(first)]
 
 
 def block_of(members: IntArray, outers: tuple[IntArray, ...]) -> IntArray:

@@ -278,6 +278,44 @@ def _slice(change: _Rewriting) -> None:
     change.set("end", int(kept[:stop].sum()))
 
 
+def _narrow(change: _Rewriting) -> None:
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    dim = change.dims("self")[axis]
+    if isinstance(dim, Fixed) or change.count(dim) == len(dim):
+        return
+    kept, start = change.kept(dim), change.arguments["start"]
+    stop = start + change.arguments["length"]
+    change.set("start", int(kept[:start].sum()))
+    change.set("length", int(kept[start:stop].sum()))
+
+
+def _repeat(argument: str) -> Callable[[_Rewriting], None]:
+    """``repeat`` and ``tile``: a dimension of one that is repeated becomes as long as its labels say."""
+
+    def step(change: _Rewriting) -> None:
+        given, dims, own = list(change.arguments[argument]), change.out(), change.dims("self")
+        behind = len(dims) - len(own)
+        for axis, dim in enumerate(dims):
+            source = own[axis - behind] if axis >= behind else None
+            place = axis - (len(dims) - len(given))
+            if isinstance(dim, Fixed) or place < 0 or (source is not None and not isinstance(source, Fixed)):
+                continue
+            given[place] = change.count(dim)
+        change.set(argument, given)
+
+    return step
+
+
+def _squeeze(change: _Rewriting) -> None:
+    """Without a list of dimensions, one that shrinks to a single index would go as well."""
+    own = change.dims("self")
+    if "dim" in change.arguments or all(isinstance(dim, Fixed) for dim in own):
+        return
+    single = [axis for axis, dim in enumerate(own) if isinstance(dim, Fixed) and dim.size == 1]
+    change.node.target = torch.ops.aten.squeeze.dims
+    change.node.args = (change.node.args[0], single)
+
+
 def _blocks(tensor: str, axis: int, argument: str) -> Callable[[_Rewriting], None]:
     """The number of groups that still have an index in dimension ``axis`` of ``tensor``."""
 
@@ -325,6 +363,7 @@ REWRITES: dict[str, Callable[[_Rewriting], None]] = {
     "aten.reshape": _sizes("shape"),
     "aten._unsafe_view": _sizes("size"),
     "aten.expand": _sizes("size"),
+    "aten.broadcast_to": _sizes("size"),
     "aten.zeros": _sizes("size"),
     "aten.ones": _sizes("size"),
     "aten.full": _sizes("size"),
@@ -337,7 +376,15 @@ REWRITES: dict[str, Callable[[_Rewriting], None]] = {
     "aten.split": _pieces,
     "aten.chunk": _pieces,
     "aten.split_with_sizes": _pieces,
+    "aten.unsafe_split": _pieces,
+    "aten.unsafe_chunk": _pieces,
+    "aten.unsafe_split_with_sizes": _pieces,
+    "aten.tensor_split": _pieces,
     "aten.slice": _slice,
+    "aten.narrow": _narrow,
+    "aten.repeat": _repeat("repeats"),
+    "aten.tile": _repeat("dims"),
+    "aten.squeeze": _squeeze,
     "aten.conv1d": _blocks("weight", 0, "groups"),
     "aten.conv2d": _blocks("weight", 0, "groups"),
     "aten.conv3d": _blocks("weight", 0, "groups"),

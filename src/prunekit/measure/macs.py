@@ -48,18 +48,12 @@ def einsum_macs(equation: str, shapes: Sequence[Shape]) -> int:
         equation: such as ``bij,bkj->bik``; an ellipsis is allowed, and so is an implied output.
         shapes: one per operand.
     """
-    sides = equation.replace(" ", "").split("->")
-    terms = [_indices(term, shape) for term, shape in zip(sides[0].split(","), shapes, strict=True)]
+    terms, output = einsum_terms(equation, [len(shape) for shape in shapes])
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, shapes, strict=True):
         for index, size in zip(term, shape, strict=True):
             sizes[index] = max(size, sizes.get(index, 1))
-    flat = [index for term in terms for index in term]
-    wanted = (
-        set(sides[1].replace("...", "")) | {index for index in flat if len(index) > 1}
-        if len(sides) == 2
-        else {index for index in flat if flat.count(index) == 1 or len(index) > 1}
-    )
+    wanted = set(output)
     total, left = 0, set(terms[0])
     for position, term in enumerate(terms[1:], start=1):
         kept = wanted | {index for later in terms[position + 1 :] for index in later}
@@ -69,10 +63,24 @@ def einsum_macs(equation: str, shapes: Sequence[Shape]) -> int:
     return total
 
 
-def _indices(term: str, shape: Shape) -> list[str]:
-    """One name per dimension; the dimensions of an ellipsis are ``...1``, ``...2`` from the right."""
+def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """One name per dimension of every operand and of the output.
+
+    The dimensions of an ellipsis are ``...1``, ``...2`` from the right. Where the equation names no output,
+    it has the ellipsis and then, in alphabetical order, every index that occurs once.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = [_names(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
+    flat = [name for term in terms for name in term]
+    hidden = sorted({name for name in flat if len(name) > 1}, key=lambda name: -int(name[3:]))
+    if arrow:
+        return terms, _names(right, len(right.replace("...", "")) + (len(hidden) if "..." in right else 0))
+    return terms, [*hidden, *sorted(name for name in flat if len(name) == 1 and flat.count(name) == 1)]
+
+
+def _names(term: str, rank: int) -> list[str]:
     before, dots, after = term.partition("...")
-    hidden = len(shape) - len(before) - len(after) if dots else 0
+    hidden = rank - len(before) - len(after) if dots else 0
     return [*before, *(f"...{hidden - place}" for place in range(hidden)), *after]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,8 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
+from prunekit.graph.rewrite import PrunedGraph
+from prunekit.surgery.tensors import copied
 
 FORM_TOLERANCE = 1e-9
 """Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
@@ -78,7 +79,7 @@ def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
 
 def in_float64(model: nn.Module) -> nn.Module:
     """A copy in double precision, in evaluation mode; plain tensor attributes included."""
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     twin._apply(_doubled)
     for module in twin.modules():
         for name, value in list(vars(module).items()):
@@ -146,32 +147,63 @@ def input_batches(graph: Graph, *, double: bool = True) -> list[tuple[tuple, dic
 
 @dataclass(frozen=True)
 class Precision:
-    """How exactly a user's class can be compared with its graph.
+    """How a user's class and its graph are made comparable.
 
     Attributes:
-        double: both run in double precision; else in the precision the model has, because it pins one.
+        name: ``double`` (all of it), ``double as written`` (but for the dtypes written into the model's code)
+            or ``own`` (the precision the model has, because it does not run in another).
         tolerance: relative. The same operators run on the same weights in the same order.
     """
 
-    double: bool
+    name: Literal["double", "double as written", "own"]
     tolerance: float
 
     def of(self, model: nn.Module) -> nn.Module:
-        """A copy of the model in this precision."""
-        return in_float64(model) if self.double else copy.deepcopy(model).eval()
+        """A copy of a model in this precision."""
+        if self.name == "own":
+            return copied(model).eval()
+        if self.name == "double" and isinstance(model, PrunedGraph):
+            return double_throughout(model)
+        return in_float64(model)
 
     def batches(self, graph: Graph) -> list[tuple[tuple, dict[str, Any]]]:
         """The example inputs in this precision."""
-        return input_batches(graph, double=self.double)
+        return input_batches(graph, double=self.name != "own")
+
+    def distance(self, model: nn.Module, other: nn.Module, graph: Graph) -> float:
+        """Largest relative difference of the outputs over all batches; both already in this precision."""
+        worst = 0.0
+        for args, kwargs in self.batches(graph):
+            worst = max(worst, max_relative_error(outputs(model, args, kwargs), outputs(other, args, kwargs)))
+        return worst
 
 
-def precision_of(model: nn.Module, graph: Graph) -> Precision:
-    """Double precision with 1e-9 where ``model`` runs in it, else its own with 16 machine epsilons."""
-    args, kwargs = input_batches(graph)[0]
-    try:
-        outputs(in_float64(model), args, kwargs)
-    except Exception:  # whatever the user's forward raises when a dtype it pins meets another
-        floating = [tensor for tensor in model.parameters() if tensor.is_floating_point()]
-        widest = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=1.2e-7)
-        return Precision(double=False, tolerance=16 * widest)
-    return Precision(double=True, tolerance=FORM_TOLERANCE)
+def precision_of(model: nn.Module, dense: nn.Module, graph: Graph) -> tuple[Precision, float]:
+    """The highest precision in which ``model`` computes what the graph it was traced into computes.
+
+    Args:
+        model: the user's model.
+        dense: the graph as a module, with the model's tensors.
+        graph: the traced graph.
+
+    Returns:
+        The precision, and how far the two are apart in it; more than its tolerance means that the graph
+        is not the model: it was traced while something else held.
+    """
+    floating = [tensor for tensor in model.parameters() if tensor.is_floating_point()]
+    epsilon = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=1.2e-7)
+    found = []
+    for precision in (
+        Precision("double", FORM_TOLERANCE),
+        Precision("double as written", FORM_TOLERANCE),
+        Precision("own", 16 * epsilon),
+    ):
+        try:
+            error = precision.distance(precision.of(dense), precision.of(model), graph)
+        except Exception:  # whatever the user's forward raises when a dtype it pins meets another
+            error = float("inf")
+        if error <= precision.tolerance:
+            return precision, error
+        found.append((error, precision))
+    error, precision = min(found, key=lambda pair: pair[0])
+    return precision, error

@@ -280,22 +280,18 @@ class Laws:
 
 def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask) -> LawResult:
     """The dense model is its graph, and the small one the pruned graph."""
-    precision = precision_of(model, groups.graph)
-    worst = 0.0
-    note = "" if precision.double else "in the model's own precision, which it pins"
-    for mask, found_in in (({}, model), (keep, small)):
-        graph = precision.of(reduced_graph(model, mask, groups))
-        own = precision.of(found_in)
-        for args, kwargs in precision.batches(groups.graph):
-            expected = outputs(graph, args, kwargs)
-            try:
-                found = outputs(own, args, kwargs)
-            except Exception as error:  # whatever the user's forward raises
-                worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
-                break
-            worst = max(worst, max_relative_error(expected, found))
+    graph = groups.graph
+    precision, worst = precision_of(model, reduced_graph(model, {}, groups), graph)
+    note = "" if worst <= precision.tolerance else "the model does not compute what its traced graph computes"
+    if precision.name == "own":
+        note = note or "in the model's own precision, the only one it runs in"
+    pruned = precision.of(reduced_graph(model, keep, groups))
+    try:
+        worst = max(worst, precision.distance(pruned, precision.of(small), graph))
+    except Exception as error:  # whatever the user's forward raises
+        worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)
-    sizes = tuple(groups.graph.batch_size + more for more in range(2 if groups.graph.batch_is_open else 1))
+    sizes = tuple(graph.batch_size + more for more in range(2 if graph.batch_is_open else 1))
     return LawResult("form", tuple(keep), worst, tolerance, sizes, worst <= tolerance, note)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +14,11 @@ from prunekit.errors import PlanError
 from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change, rewrite
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import precision_of
+from prunekit.surgery.compare import evaluating, precision_of
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import follow_constants, follow_shapes
 from prunekit.surgery.rivals import Rivals
-from prunekit.surgery.tensors import read, replace_everywhere
+from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
 
 @dataclass(frozen=True)
@@ -59,12 +58,14 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
     keep = plan.keep_mask()
     names = touched(groups, keep)
     narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
-    own = copy.deepcopy(model)
+    own = copied(model)
     for name, tensor in narrowed.items():
         replace_everywhere(own, model, name, tensor.detach().clone())
     graph_module, changes = _graph_form(model, groups, keep, narrowed)
-    follow_shapes(own, narrowed, changes)
-    rival = Rivals(own, graph_module, groups, precision_of(model, groups.graph))
+    with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
+        follow_shapes(own, narrowed, changes)
+    precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
+    rival = Rivals(own, graph_module, groups, precision)
     error, reason = rival.distance()
     if error > rival.tolerance:
         guessed = follow_constants(own, changes)
@@ -82,7 +83,7 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
 
 def _runs_in_training(model: nn.Module, groups: Groups) -> bool:
     """A copy of the model gets through one forward pass in training mode on the example inputs."""
-    twin = copy.deepcopy(model).train()
+    twin = copied(model).train()
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
         (groups.graph.args, groups.graph.kwargs),
@@ -107,7 +108,7 @@ def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
 
 def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
     """:func:`mask` for a keep mask instead of a plan."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     for name in touched(groups, keep):
         tensor = read(twin, name)
         if tensor is not None:

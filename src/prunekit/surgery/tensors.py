@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
+
+from prunekit.errors import PlanError
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        PlanError: the model holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever an attribute's own __deepcopy__ or __reduce__ raises
+        raise PlanError(
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
+            expected="a model that copy.deepcopy copies, because the one given is left as it is",
+            remedy="Replace tensors with a gradient history among its attributes, such as the weight that "
+            "torch.nn.utils.weight_norm leaves; torch.nn.utils.parametrizations.weight_norm leaves none",
+        ) from error
 
 
 def owner(model: nn.Module, name: str) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ import numpy as np
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.label import Call, Dims, Rule
 from prunekit.graph.rules.elementwise import broadcast
+from prunekit.measure.macs import einsum_terms
 from prunekit.types import Granularity
 
 
@@ -116,21 +117,94 @@ def _state_groups(call: Call, merged: np.ndarray, outer: np.ndarray, inside: Dim
 
 
 def attention(call: Call) -> Dims | None:
-    """``softmax(q[..., L, E] @ k[..., S, E].T) @ v[..., S, V]``; the heads lie in front."""
-    if call["enable_gqa"]:
-        call.refusal = "its heads share keys and values in a way that is not followed yet"
-        return None
+    """``softmax(q[..., L, E] @ k[..., S, E].T) @ v[..., S, V]``; the heads lie in front.
+
+    With ``enable_gqa`` each key and value head serves as many neighbouring query heads.
+    """
     query, key, value = call.dims("query"), call.dims("key"), call.dims("value")
     call.contract(query[-1], key[-1], weight=None)
     positions = call.unify(key[-2], value[-2])
     call.reduces(positions, (*query[:-2], query[-2]), "attention normalises over it")
-    lead = broadcast(call, [query[:-2], key[:-2], value[:-2]])
+    if call["enable_gqa"]:
+        shared = call.unify(key[-3], value[-3])
+        call.kind(Granularity.HEAD, (shared,))
+        lead = (
+            *broadcast(call, [query[:-3], key[:-3], value[:-3]]),
+            call.unify(query[-3], _repeated(call, shared, _size(query[-3]))),
+        )
+    else:
+        lead = broadcast(call, [query[:-2], key[:-2], value[:-2]])
     call.kind(Granularity.HEAD, lead)
     call.kind(Granularity.HEAD_DIM, (query[-1], value[-1]))
     mask = call.dims("attn_mask")
     if mask:
         broadcast(call, [(*lead, query[-2], positions), mask])
     return (*lead, query[-2], value[-1])
+
+
+def _repeated(call: Call, dim: Dim, size: int) -> Dim:
+    """``dim`` with each index repeated in place, every copy a unit of its own, up to ``size``."""
+    count = _size(dim)
+    if count == size:
+        return dim
+    merged = call.atoms.fresh(size)
+    call.atoms.product(merged, (call.atoms.labelled(dim), call.atoms.fresh(size // count)))
+    return merged
+
+
+def einsum(call: Call) -> Dims | None:
+    """Any contraction: equal names stand together, names the output lacks are summed over."""
+    nodes = call["tensors"]
+    terms, output = einsum_terms(call["equation"], [len(call.dims(node)) for node in nodes])
+    if any(len(set(term)) < len(term) for term in terms):
+        call.refusal = "one tensor's diagonal is taken"
+        return None
+    found: dict[str, Dim] = {}
+    static = [call.is_static(node) for node in nodes]
+    for name in dict.fromkeys(name for term in terms for name in term):
+        holding = [place for place, term in enumerate(terms) if name in term]
+        dims = [(call.dims(nodes[place])[terms[place].index(name)], place) for place in holding]
+        widest = max(_size(dim) for dim, _ in dims)
+        dims = [(dim, place) for dim, place in dims if _size(dim) == widest]
+        found[name] = call.unify_all([dim for dim, _ in dims])
+        weights = [dim for dim, place in dims if static[place]]
+        if name not in output and len(dims) > 1:
+            call.contract(dims[0][0], dims[1][0], weight=weights[0] if weights else None)
+        elif weights and len(holding) == 1:
+            call.produces(weights[0])
+    for name in found.keys() - set(output):
+        if sum(name in term for term in terms) == 1:
+            rest = [found[other] for other in output]
+            call.reduces(found[name], rest, "one value is computed over all of this dimension")
+    summed = [name for name in terms[0] if name not in output]
+    if not any(static) and len(nodes) == 2 and summed:
+        shared = [name for name in output if all(name in term for term in terms)]
+        call.kind(Granularity.HEAD, [found[name] for name in shared])
+        beside = [name for name in terms[1] if name in output and name not in terms[0]]
+        call.kind(Granularity.HEAD_DIM, [found[name] for name in (*summed, *beside)])
+    return tuple(found[name] for name in output)
+
+
+def _size(dim: Dim) -> int:
+    return dim.size if isinstance(dim, Fixed) else len(dim)
+
+
+def bilinear(call: Call) -> Dims:
+    """``x1[..., i] W[out, i, j] x2[..., j] + bias[out]``."""
+    out, first, second = call.dims("weight")
+    *lead, left = call.dims("input1")
+    *other, right = call.dims("input2")
+    call.contract(left, first, weight=first)
+    call.contract(right, second, weight=second)
+    call.produces(out)
+    for bias in call.dims("bias"):
+        call.unify(out, bias)
+    return (*broadcast(call, [tuple(lead), tuple(other)]), out) if lead else (out,)
+
+
+def outer(call: Call) -> Dims:
+    """``x[i] y[j]``."""
+    return (*call.dims("self"), *call.dims("vec2"))
 
 
 RULES: dict[str, Rule] = {
@@ -149,4 +223,9 @@ RULES: dict[str, Rule] = {
     "aten.conv_transpose2d": transposed_convolution,
     "aten.conv_transpose3d": transposed_convolution,
     "aten.scaled_dot_product_attention": attention,
+    "aten.einsum": einsum,
+    "aten.bilinear": bilinear,
+    "aten.outer": outer,
+    "aten.ger": outer,
+    "aten.vdot": matmul,
 }

@@ -60,6 +60,7 @@ UNARY = (
     "feature_dropout alpha_dropout fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite "
     "isinf isnan leaky_relu lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not "
     "logit masked_fill mish nan_to_num neg negative positive rad2deg reciprocal relu relu6 round rrelu rsqrt "
+    "resolve_conj resolve_neg conj _conj real imag angle polar complex "
     "selu sgn sigmoid sign silu sin sinc sinh softplus softshrink softsign special_erf special_expit sqrt "
     "square tan tanh threshold trunc zero"
 )
@@ -68,6 +69,7 @@ BINARY = (
     "addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor copysign div divide eq floor_divide "
     "fmax fmin fmod ge greater greater_equal gt heaviside hypot le lerp less less_equal logaddexp "
     "logaddexp2 logical_and logical_or logical_xor lt maximum minimum mul multiply ne not_equal pow "
+    "__and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ "
     "remainder rsub sub subtract true_divide where xlogy"
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from prunekit.graph.atoms import Dim, Fixed, Reason
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
@@ -49,7 +48,7 @@ def split(call: Call) -> tuple[Dims, ...]:
     over = call["dim"] % len(own)
     lengths = [sizes(item)[over] for item in call.node.meta["val"]]
     pieces = _cut(call, own[over], lengths)
-    if len(set(lengths)) == 1 and call.operator != "aten.split_with_sizes":
+    if len(set(lengths)) == 1 and call.operator in ("aten.split", "aten.chunk"):
         call.atoms.mark_balanced([piece for piece in pieces if not isinstance(piece, Fixed)])
     return tuple((*own[:over], piece, *own[over + 1 :]) for piece in pieces)
 
@@ -98,33 +97,18 @@ def select(call: Call) -> Dims:
     return (*own[:over], *own[over + 1 :])
 
 
-def index(call: Call) -> Dims | None:
-    """``x[..., indices, ...]``: what is looked up by indices is fixed, the other dimensions pass.
-
-    The looked-up dimensions come where the first of them was, or in front if they are not neighbours.
-    """
-    own = call.dims("self")
-    given = [*call["indices"], *[None] * (len(own) - len(call["indices"]))]
-    looked_up = [axis for axis, which in enumerate(given) if which is not None]
-    if any(given[axis].meta["val"].dtype == torch.bool for axis in looked_up):
-        call.refusal = "it is selected by a mask that depends on data"
-        return None
-    call.freeze([own[axis] for axis in looked_up], "its indices are looked up by values")
-    for axis in looked_up:
-        call.freeze(call.dims(given[axis]), "its values look up positions")
-    passing = [axis for axis, which in enumerate(given) if which is None]
-    neighbours = looked_up[-1] - looked_up[0] == len(looked_up) - 1
-    before = [own[axis] for axis in passing if neighbours and axis < looked_up[0]]
-    after = [own[axis] for axis in passing if not neighbours or axis > looked_up[0]]
-    if call.is_static("self"):
-        for dim in (*before, *after):
-            call.produces(dim)
-    shape = call.shape[len(before) : len(call.shape) - len(after)]
-    return (*before, *(call.fixed(size, "looked up by values") for size in shape), *after)
+def narrow(call: Call) -> Dims:
+    """``length`` indices from ``start``."""
+    start = call["start"]
+    return _window(call, slice(start, start + call["length"]) if isinstance(start, int) else None)
 
 
 def slice_(call: Call) -> Dims:
     """``x[start:end:step]`` along one dimension."""
+    return _window(call, slice(call["start"], call["end"], call["step"]))
+
+
+def _window(call: Call, window: slice | None) -> Dims:
     own = call.dims("self")
     over = call["dim"] % len(own)
     dim, size = own[over], call.shape[over]
@@ -132,11 +116,10 @@ def slice_(call: Call) -> Dims:
         piece: Dim = Fixed(size, dim.reason)
     elif size == len(dim):
         piece = dim
-    elif call["step"] != 1:
+    elif window is None or window.step not in (None, 1):
         call.freeze([dim], "every so-many-th index of it is taken")
         piece = call.fixed(size, "every so-many-th index of a dimension")
     else:
-        window = slice(call["start"], call["end"], call["step"])
         taken = dim[window]
         if call.is_static("self"):
             call.freeze([np.delete(dim, np.arange(len(dim))[window])], "these inputs never read it")
@@ -185,12 +168,16 @@ RULES: dict[str, Rule] = {
     "aten.stack": stack,
     "aten.split": split,
     "aten.chunk": split,
+    "aten.unsafe_chunk": split,
+    "aten.unsafe_split": split,
+    "aten.unsafe_split_with_sizes": split,
+    "aten.tensor_split": split,
     "aten.split_with_sizes": split,
     "aten.glu": glu,
-    "aten.index": index,
     "aten.unbind": unbind,
     "aten.select": select,
     "aten.slice": slice_,
+    "aten.narrow": narrow,
     "aten.pad": pad,
     "aten.constant_pad_nd": pad,
     "aten.flip": flip,

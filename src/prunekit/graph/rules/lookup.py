@@ -1,8 +1,12 @@
-"""Tables and new tensors: embedding, zeros, ones, full, ranges."""
+"""Looking up and writing by position, and new tensors: embedding, index, gather, scatter, zeros, ranges."""
 
 from __future__ import annotations
 
-from prunekit.graph.label import SINGLE, Call, Dims, Fixed, Rule
+import torch
+
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.rules.elementwise import broadcast
 
 
 def embedding(call: Call) -> Dims:
@@ -11,6 +15,110 @@ def embedding(call: Call) -> Dims:
     call.freeze([rows], "its rows are looked up by values in the data")
     call.produces(width)
     return (*call.dims("indices"), width)
+
+
+def index(call: Call) -> Dims | None:
+    """``x[..., indices, ...]``: what is looked up by indices is fixed, the other dimensions pass.
+
+    The looked-up dimensions come where the first of them was, or in front if they are not neighbours.
+    """
+    own = call.dims("self")
+    given = [*call["indices"], *[None] * (len(own) - len(call["indices"]))]
+    looked_up = [axis for axis, which in enumerate(given) if which is not None]
+    if any(given[axis].meta["val"].dtype == torch.bool for axis in looked_up):
+        call.refusal = "it is selected by a mask that depends on data"
+        return None
+    call.freeze([own[axis] for axis in looked_up], "its indices are looked up by values")
+    for axis in looked_up:
+        call.freeze(call.dims(given[axis]), "its values look up positions")
+    passing = [axis for axis, which in enumerate(given) if which is None]
+    neighbours = looked_up[-1] - looked_up[0] == len(looked_up) - 1
+    before = [own[axis] for axis in passing if neighbours and axis < looked_up[0]]
+    after = [own[axis] for axis in passing if not neighbours or axis > looked_up[0]]
+    if call.is_static("self"):
+        for dim in (*before, *after):
+            call.produces(dim)
+    shape = call.shape[len(before) : len(call.shape) - len(after)]
+    return (*before, *(call.fixed(size, "looked up by values") for size in shape), *after)
+
+
+def index_select(call: Call) -> Dims:
+    """``x.index_select(dim, indices)``."""
+    own = list(call.dims("self"))
+    axis = call["dim"] % len(own)
+    call.freeze([own[axis]], "its indices are looked up by values")
+    call.freeze(call.dims("index"), "its values look up positions")
+    own[axis] = call.fixed(call.shape[axis], "looked up by values")
+    return tuple(own)
+
+
+def gather(call: Call) -> Dims:
+    """``out[i, j] = x[i, index[i, j]]``: the other dimensions of both stand together."""
+    own, chosen = call.dims("self"), call.dims("indices" if "indices" in call.arguments else "index")
+    if call["dim"] is None or not own:
+        call.freeze((*own, *chosen), "its values are looked up by position")
+        return tuple(call.fixed(size, "looked up by values") for size in call.shape)
+    axis = call["dim"] % len(own)
+    call.freeze([own[axis], chosen[axis]], "its indices are looked up by values")
+    return _beside(call, axis, [own, chosen])
+
+
+def scatter(call: Call) -> Dims:
+    """``x[i, index[i, j]] = source[i, j]``: the dimension written to keeps its indices."""
+    own, chosen = call.dims("self"), call.dims("index")
+    if not own:
+        return own
+    axis = call["dim"] % len(own)
+    name = next((name for name in ("src", "source") if name in call.arguments), None)
+    tensors = [own, chosen, *([call.dims(name)] if name else [])]
+    if len(chosen) < len(own):  # index_add and its kin take a list of positions
+        tensors = [own, *([call.dims(name)] if name and len(call.dims(name)) == len(own) else [])]
+        call.freeze(chosen, "its values are positions")
+    call.freeze([dims[axis] for dims in tensors], "values are written to positions in it")
+    _beside(call, axis, tensors)
+    return own
+
+
+def _beside(call: Call, axis: int, tensors: list[Dims]) -> Dims:
+    """All dimensions but ``axis`` stand together; where one tensor is shorter, it keeps its indices."""
+    out: list[Dim] = []
+    for place in range(len(tensors[0])):
+        dims = [dims[place] for dims in tensors]
+        size = call.shape[place]
+        lengths = {dim.size if isinstance(dim, Fixed) else len(dim) for dim in dims}
+        if place != axis and lengths == {size}:
+            out.append(call.unify_all(dims))
+        else:
+            call.freeze(dims, "values are looked up at positions in it")
+            out.append(call.fixed(size, "looked up by values") if size > 1 else Fixed(1, SINGLE))
+    return tuple(out)
+
+
+def index_put(call: Call) -> Dims | None:
+    """``x[..., indices, ...] = values``."""
+    own, values = call.dims("self"), call.dims("values")
+    given = [*call["indices"], *[None] * (len(own) - len(call["indices"]))]
+    places = [axis for axis, which in enumerate(given) if which is not None]
+    if any(given[axis].meta["val"].dtype == torch.bool for axis in places):
+        if len(places) == 1 and len(call.dims(given[places[0]])) == len(own) and not values:
+            return broadcast(call, [own, call.dims(given[places[0]])])
+        call.refusal = "it is selected by a mask that depends on data"
+        return None
+    call.freeze([own[axis] for axis in places], "values are written to positions in it")
+    for axis in places:
+        call.freeze(call.dims(given[axis]), "its values are positions")
+    passing = [axis for axis in range(len(own)) if axis not in places]
+    behind = [axis for axis in passing if axis > places[-1]]
+    if len(values) >= len(behind) and behind:
+        broadcast(call, [tuple(own[axis] for axis in behind), values[len(values) - len(behind) :]])
+    call.freeze(values[: max(0, len(values) - len(behind))], "they are written to positions")
+    call.freeze([own[axis] for axis in passing if axis < places[-1]], "values are written beside it")
+    return own
+
+
+def one_hot(call: Call) -> Dims:
+    """A last dimension that counts the values."""
+    return (*call.dims("self"), call.fixed(call.shape[-1], "its positions are values"))
 
 
 def uniform(call: Call) -> Dims:
@@ -32,6 +140,21 @@ def positions(call: Call) -> Dims:
 
 RULES: dict[str, Rule] = {
     "aten.embedding": embedding,
+    "aten.index": index,
+    "aten.index_select": index_select,
+    "aten.gather": gather,
+    "aten.take_along_dim": gather,
+    "aten.scatter": scatter,
+    "aten.scatter_add": scatter,
+    "aten.scatter_reduce": scatter,
+    "aten.index_add": scatter,
+    "aten.index_copy": scatter,
+    "aten.index_fill": scatter,
+    "aten.index_put": index_put,
+    "aten.one_hot": one_hot,
+    "aten.rand": positions,
+    "aten.randn": positions,
+    "aten.hann_window": positions,
     "aten.zeros": uniform,
     "aten.ones": uniform,
     "aten.full": uniform,

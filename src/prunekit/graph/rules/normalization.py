@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunekit.graph.atoms import Fixed
 from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.rules.elementwise import broadcast
 
 OVER = "it is normalised over this dimension, so zeros in it change what remains"
 
@@ -69,6 +70,30 @@ def softmax(call: Call) -> Dims:
     return own
 
 
+def weight_norm(call: Call) -> Dims | tuple[Dims, ...]:
+    """``v * g / |v|``, the norm taken over all dimensions of ``v`` but one."""
+    own, scale = call.dims("v"), call.dims("g")
+    kept = call["dim"] % len(own)
+    for axis, dim in enumerate(own):
+        if axis == kept:
+            call.unify(dim, scale[axis])
+            call.atoms.mark_not_mask_equivalent(dim, call.reason("a direction of zeros has no norm"))
+        else:
+            call.reduces(dim, (own[kept],), OVER)
+    if isinstance(call.node.meta["val"], tuple | list):
+        return own, tuple(scale)
+    return own
+
+
+def cosine_similarity(call: Call) -> Dims:
+    """The product of two tensors over one dimension, divided by their norms."""
+    joined = broadcast(call, [call.dims("x1"), call.dims("x2")])
+    over = call["dim"] % len(joined)
+    rest = [dim for axis, dim in enumerate(joined) if axis != over]
+    call.reduces(joined[over], rest, OVER)
+    return tuple(rest)
+
+
 RULES: dict[str, Rule] = {
     "aten.batch_norm": batch_norm,
     "aten.instance_norm": instance_norm,
@@ -79,4 +104,7 @@ RULES: dict[str, Rule] = {
     "aten._softmax": softmax,
     "aten.log_softmax": softmax,
     "aten._log_softmax": softmax,
+    "aten._weight_norm": weight_norm,
+    "aten._weight_norm_interface": weight_norm,
+    "aten.cosine_similarity": cosine_similarity,
 }

@@ -113,6 +113,12 @@ def transpose(call: Call) -> Dims:
     return tuple(own)
 
 
+def transpose_last(call: Call) -> Dims:
+    """``mT`` and ``adjoint``: the last two dimensions swapped."""
+    *lead, rows, columns = call.dims("self")
+    return (*lead, columns, rows)
+
+
 def reverse_dims(call: Call) -> Dims:
     """``numpy_T``: all dimensions in reverse."""
     return call.dims("self")[::-1]
@@ -154,6 +160,136 @@ def expand(call: Call) -> Dims:
     )
 
 
+def move_dims(call: Call) -> Dims:
+    """``movedim``: some dimensions put in other places, the rest in their order."""
+    own = call.dims("self")
+    rank = len(own)
+    given = [call["source"], call["destination"]]
+    sources, places = ([axis % rank for axis in (one if isinstance(one, list) else [one])] for one in given)
+    rest = iter([axis for axis in range(rank) if axis not in sources])
+    order = [sources[places.index(place)] if place in places else next(rest) for place in range(rank)]
+    return tuple(own[axis] for axis in order)
+
+
+def roll(call: Call) -> Dims:
+    """Dimensions read in a circle from another start; their indices keep their places."""
+    own = list(call.dims("self"))
+    axes = call["dims"]
+    if not axes:
+        call.freeze(own, "it is rolled together with all other dimensions")
+        return tuple(call.fixed(size, "a rolled dimension") for size in call.shape)
+    for axis in axes:
+        call.freeze([own[axis]], "its indices are rolled by a number of places")
+        own[axis] = call.fixed(call.shape[axis], "a rolled dimension")
+    return tuple(own)
+
+
+def repeat(call: Call) -> Dims:
+    """``repeat`` and ``tile``: whole dimensions one after the other; a dimension of one is repeated freely."""
+    own, shape = call.dims("self"), call.shape
+    own = (*(Fixed(1, SINGLE) for _ in range(len(shape) - len(own))), *own)
+    symbolic = [not isinstance(size, int) for size in call.node.meta["val"].shape]
+    out: list[Dim] = []
+    for dim, size, is_open in zip(own, shape, symbolic, strict=True):
+        if _size(dim) == size:
+            out.append(dim)
+        elif is_open:
+            out.append(call.fixed(size, "it is repeated to the batch size"))
+        elif _size(dim) == 1:
+            out.append(call.atoms.fresh(size))
+        elif isinstance(dim, Fixed):
+            out.append(Fixed(size, dim.reason))
+        else:
+            out.append(np.tile(dim, size // len(dim)))
+    return tuple(out)
+
+
+def repeat_interleave(call: Call) -> Dims | None:
+    """Every index repeated in place, a fixed number of times; the copies go together."""
+    own = list(call.dims("self")) if "self" in call.arguments else []
+    times, axis = call["repeats"], call.arguments.get("dim")
+    if not own or not isinstance(times, int) or axis is None:
+        call.refusal = "how often an index is repeated depends on data"
+        return None
+    own[axis] = _each_repeated(own[axis], call.shape[axis])
+    return tuple(own)
+
+
+def _each_repeated(dim: Dim, size: int) -> Dim:
+    if isinstance(dim, Fixed):
+        return Fixed(size, dim.reason)
+    return np.repeat(dim, size // len(dim))
+
+
+def pixel_shuffle(call: Call) -> Dims:
+    """``[..., c * r * r, h, w]`` to ``[..., c, h * r, w * r]``."""
+    *lead, channels, height, width = call.dims("self")
+    call.freeze((height, width), "channels are moved into space")
+    *_, count, new_height, new_width = call.shape
+    kept, inside = _regroup(call, (channels,), (count, _size(channels) // count))
+    call.freeze([inside], "it is moved into space")
+    space = (call.fixed(size, "channels are moved into space") for size in (new_height, new_width))
+    return (*lead, kept, *space)
+
+
+def pixel_unshuffle(call: Call) -> Dims:
+    """``[..., c, h * r, w * r]`` to ``[..., c * r * r, h, w]``: a channel goes with all its places."""
+    *lead, channels, height, width = call.dims("self")
+    call.freeze((height, width), "space is moved into channels")
+    *_, count, new_height, new_width = call.shape
+    space = [call.fixed(size, "space is moved into channels") for size in (new_height, new_width)]
+    return (*lead, _each_repeated(channels, count), *space)
+
+
+def columns(call: Call) -> Dims:
+    """``im2col``: ``[b?, c, h, w]`` to ``[b?, c * kernel, places]``."""
+    *lead, channels, height, width = call.dims("self")
+    call.freeze((height, width), "a window slides over it")
+    *_, count, places = call.shape
+    return (*lead, _each_repeated(channels, count), call.fixed(places, "the places of a sliding window"))
+
+
+def from_columns(call: Call) -> Dims:
+    """``col2im``: ``[b?, c * kernel, places]`` to ``[b?, c, h, w]``."""
+    *lead, merged, places = call.dims("self")
+    call.freeze([places], "the places of a sliding window are added up")
+    *_, count, height, width = call.shape
+    kept, inside = _regroup(call, (merged,), (count, _size(merged) // count))
+    call.freeze([inside], "the inside of a sliding window")
+    space = (call.fixed(size, "the places of a sliding window are added up") for size in (height, width))
+    return (*lead, kept, *space)
+
+
+def windows(call: Call) -> Dims:
+    """``unfold``: windows of one dimension, their inside as a last dimension."""
+    own = list(call.dims("self"))
+    axis = call["dimension"]
+    call.freeze([own[axis]], "a window slides over it")
+    own[axis] = call.fixed(call.shape[axis], "the places of a sliding window")
+    return (*own, call.fixed(call["size"], "the inside of a sliding window"))
+
+
+def channel_shuffle(call: Call) -> Dims:
+    """``[b, g * c, ...]`` read as ``[b, c * g, ...]``."""
+    own = list(call.dims("self"))
+    size, groups = _size(own[1]), call["groups"]
+    outer, inner = _regroup(call, (own[1],), (groups, size // groups))
+    (own[1],) = _regroup(call, (inner, outer), (size,))
+    return tuple(own)
+
+
+def to_complex(call: Call) -> Dims:
+    """``view_as_complex``: the last dimension, real and imaginary part, disappears."""
+    *own, pair = call.dims("self")
+    call.freeze([pair], "its two indices are a real and an imaginary part")
+    return tuple(own)
+
+
+def to_real(call: Call) -> Dims:
+    """``view_as_real``: a last dimension for the real and the imaginary part."""
+    return (*call.dims("self"), call.fixed(2, "its two indices are a real and an imaginary part"))
+
+
 RULES: dict[str, Rule] = {
     "aten.view": reshape,
     "aten.reshape": reshape,
@@ -169,4 +305,25 @@ RULES: dict[str, Rule] = {
     "aten.unsqueeze": unsqueeze,
     "aten.expand": expand,
     "aten.expand_as": expand,
+    "aten.view_as": reshape,
+    "aten.reshape_as": reshape,
+    "aten.ravel": reshape,
+    "aten.movedim": move_dims,
+    "aten.moveaxis": move_dims,
+    "aten.swapdims": transpose,
+    "aten.mT": transpose_last,
+    "aten.adjoint": transpose_last,
+    "aten.roll": roll,
+    "aten.repeat": repeat,
+    "aten.tile": repeat,
+    "aten.repeat_interleave": repeat_interleave,
+    "aten.broadcast_to": expand,
+    "aten.pixel_shuffle": pixel_shuffle,
+    "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.im2col": columns,
+    "aten.col2im": from_columns,
+    "aten.unfold": windows,
+    "aten.channel_shuffle": channel_shuffle,
+    "aten.view_as_complex": to_complex,
+    "aten.view_as_real": to_real,
 }
