@@ -31,6 +31,7 @@ class Granularity(StrEnum):
     CHANNEL_GROUP = "channel_group"
     NEURON = "neuron"
     HEAD = "head"
+    HEAD_GROUP = "head_group"
     HEAD_DIM = "head_dim"
     EXPERT = "expert"
     LAYER = "layer"

@@ -106,14 +106,16 @@ class _Describer:
     def granularity(self, axis: Axis, slices: tuple[Slice, ...]) -> Granularity:
         """What one unit is, by what the operators say of it and by what produces it.
 
-        1. Attention gives heads and head dimensions their meaning.
+        1. Attention gives heads and head dimensions their meaning; a key and value head around several query
+           heads is a head group.
         2. An axis that only ever lies outside others in the same dimension counts groups.
         3. Linear layers and embeddings that are added up produce the hidden units of a residual stream, other
            linear layers neurons, convolutions channels.
         """
         for members, kind in self._kinds:
             if np.isin(axis.roots, members).all():
-                return kind
+                shared = kind is Granularity.HEAD and self._holds_heads(axis)
+                return Granularity.HEAD_GROUP if shared else kind
         if _lies_outside(axis, slices) and all(self._holds_others(axis, part) for part in slices):
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
@@ -121,6 +123,16 @@ class _Describer:
         if 2 in ranks and any(np.isin(axis.roots, members).any() for members in self._summed):
             return Granularity.HIDDEN
         return Granularity.NEURON if ranks == {2} else Granularity.CHANNEL
+
+    def _holds_heads(self, axis: Axis) -> bool:
+        """Other heads are chosen inside each unit of this axis."""
+        return any(
+            np.isin(outer, axis.roots).any() and np.isin(inner.roots, members).all()
+            for inner in self.structure.axes
+            for outer in inner.blocks
+            for members, kind in self._kinds
+            if kind is Granularity.HEAD
+        )
 
     def _holds_others(self, axis: Axis, part: Slice) -> bool:
         """Every unit covers several indices, because another axis lies inside it."""

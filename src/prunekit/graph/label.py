@@ -31,11 +31,13 @@ class Labels:
         atoms: every fact stated about them.
         dims: per node, the labels of its output (a tuple of outputs for operators that give several).
         tensors: per parameter, buffer or constant, its labels.
+        origins: per node, the operators with weights whose outputs it is made of without another in between.
     """
 
     atoms: Atoms
     dims: dict[Node, Any] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
+    origins: dict[Node, frozenset[Node]] = field(default_factory=dict)
 
 
 def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
@@ -52,7 +54,11 @@ def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
         elif node.op == "call_function":
             if node.all_input_nodes and all(source in static for source in node.all_input_nodes):
                 static.add(node)
+            labels.origins[node] = _origins(node, labels)
+            produced = len(labels.atoms.produced)
             labels.dims[node] = _call(node, labels, rules, static)
+            if len(labels.atoms.produced) > produced:
+                labels.origins[node] = frozenset((node,))
         elif node.op == "output":
             for source in _kept_outputs(graph, node):
                 reason = Reason("output", "the model's outputs keep their shape", source_line(source))
@@ -105,6 +111,11 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
         return _fixed_like(value, reason)
     _check(call, outcome, value)
     return outcome
+
+
+def _origins(node: Node, labels: Labels) -> frozenset[Node]:
+    found = {labels.origins.get(source, frozenset()) for source in node.all_input_nodes}
+    return next(iter(found)) if len(found) == 1 else frozenset().union(*found)
 
 
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async")
@@ -269,6 +280,10 @@ class Call:
         """The argument is computed from parameters alone."""
         node = self[which] if isinstance(which, str) else which
         return node in self._static
+
+    def origins(self, node: Node) -> frozenset[Node]:
+        """The operators with weights whose outputs an argument is made of (see ``Labels``)."""
+        return self._labels.origins.get(node, frozenset())
 
     def fixed(self, size: int, text: str) -> Fixed:
         """A dimension that carries no labels, for the reason ``text``."""

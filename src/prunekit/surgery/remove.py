@@ -15,8 +15,9 @@ from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change, rewrite
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import evaluating, precision_of
+from prunekit.surgery.configuration import describe
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import follow_constants, follow_shapes
+from prunekit.surgery.repair import attempts, follow_shapes
 from prunekit.surgery.rivals import Rivals
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
@@ -68,17 +69,32 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
     rival = Rivals(own, graph_module, groups, precision)
     error, reason = rival.distance()
     if error > rival.tolerance:
-        guessed = follow_constants(own, changes)
-        if guessed:
+        for guesses in attempts(own, changes):
             error, reason = rival.distance()
-        if error <= rival.tolerance:
-            rival.undo_needless(guessed)
+            if error <= rival.tolerance:
+                rival.undo_needless(guesses)
+                break
     if error <= rival.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
         error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
     if error <= rival.tolerance:
-        return Removal(own, "own class", "it computes what the pruned graph computes", error)
+        described = describe(own, _sizes(plan, groups), rival.is_own)
+        reason = "it computes what the pruned graph computes"
+        if described is not None and described.holds:
+            reason += "; its configuration builds it again"
+        elif described is not None:
+            reason += f"; its configuration does not build it again: {described.reason}"
+        return Removal(own, "own class", reason, error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+
+
+def _sizes(plan: PruningPlan, groups: Groups) -> set[tuple[int, int]]:
+    """Sizes of groups, in all and per block, before and after."""
+    found: set[tuple[int, int]] = set()
+    for name, (before, after) in plan.widths.items():
+        blocks = groups.whole(name).blocks
+        found |= {(before, after), (before // blocks, after // blocks)}
+    return {(before, after) for before, after in found if before != after}
 
 
 def _runs_in_training(model: nn.Module, groups: Groups) -> bool:

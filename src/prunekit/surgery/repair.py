@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice, product
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Chan
         if path in owners:
             _known(module)
     for change in changes:
-        module = _module(model, change)
+        module = _innermost(model, change)
         if change.argument == "groups" and isinstance(module, nn.modules.conv._ConvNd):
             module.groups = change.new
             _known(module)
@@ -29,45 +30,110 @@ def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Chan
             module.normalized_shape = tuple(change.new)
 
 
-@dataclass(frozen=True)
-class Attribute:
-    """An attribute that was set, and what it was."""
+@dataclass
+class Guess:
+    """An attribute that may have to follow, the same in all modules of a kind.
 
-    module: nn.Module
+    Attributes:
+        holders: the modules and configurations that have it.
+        name: of the attribute.
+        old: its value in the dense model.
+        options: what it may become, the likeliest first.
+    """
+
+    holders: list[Any]
     name: str
     old: Any
-    new: Any
+    options: list[Any]
+
+    def set(self, value: Any) -> None:
+        """Give it this value everywhere."""
+        for holder in self.holders:
+            setattr(holder, self.name, value)
 
 
-def follow_constants(model: nn.Module, changes: Iterable[Change]) -> list[Attribute]:
-    """Set integer attributes, of the module an operator runs in, that equal a constant that changed.
+ATTEMPTS = 64
+"""At most so many combinations of guesses are tried before the class is given up."""
 
-    A guess, which is why the caller proves it: the class is only given to the user if it computes what
-    the pruned graph computes.
 
-    Returns:
-        The attributes that were set.
+def attempts(model: nn.Module, changes: Sequence[Change]) -> Iterator[list[Guess]]:
+    """Set integer attributes that equal a constant that changed; each step is another combination.
+
+    Attributes of the module an operator runs in, of the one around it, and of the configuration objects they
+    share. Where one value may become several, the likeliest comes first, then ever more departures from it.
+
+    A guess, which is why the caller proves it: the class is only given to the user if it computes what the
+    pruned graph computes. When the caller asks for the next combination, the last one is undone.
+
+    Yields:
+        The attributes that are set.
     """
-    done: dict[tuple[int, str], Attribute] = {}
+    guesses = _guesses(model, changes)
+    for picks in islice(combinations_by_departure([len(guess.options) for guess in guesses]), ATTEMPTS):
+        for guess, pick in zip(guesses, picks, strict=True):
+            guess.set(guess.options[pick])
+        yield guesses
+        for guess in guesses:
+            guess.set(guess.old)
+
+
+def combinations_by_departure(counts: list[int]) -> Iterator[tuple[int, ...]]:
+    """Every combination of options, those with fewer departures from the first options first."""
+    for departures in range(len(counts) + 1 if counts else 0):
+        for places in combinations(range(len(counts)), departures):
+            for picks in product(*(range(1, counts[place]) for place in places)):
+                chosen = dict(zip(places, picks, strict=True))
+                yield tuple(chosen.get(place, 0) for place in range(len(counts)))
+
+
+def _guesses(model: nn.Module, changes: Sequence[Change]) -> list[Guess]:
+    found: dict[tuple[type, str, str], Guess] = {}
     for change in changes:
-        module = _module(model, change)
-        if module is None:
-            continue
-        for attribute, value in list(vars(module).items()):
-            new = _new_value(value, change)
-            if new is not None and (id(module), attribute) not in done:
-                setattr(module, attribute, new)
-                done[id(module), attribute] = Attribute(module, attribute, value, new)
-    return list(done.values())
+        for holder in _holders(model, change):
+            for name, value in list(vars(holder).items()):
+                options = [] if name.startswith("_") else _new_values(value, change)
+                if not options:
+                    continue
+                key = (type(holder), name, repr(value))
+                guess = found.setdefault(key, Guess([], name, value, []))
+                if all(holder is not other for other in guess.holders):
+                    guess.holders.append(holder)
+                guess.options.extend(options)
+    for guess in found.values():
+        distinct = {repr(value): value for value in guess.options}
+        guess.options = [
+            *sorted(distinct.values(), key=lambda value: -guess.options.count(value)),
+            guess.old,
+        ]
+    return list(found.values())
 
 
-def _new_value(value: Any, change: Change) -> Any:
-    """What an attribute that equals the old constant, or a number in it, becomes; None where it does not."""
+def _holders(model: nn.Module, change: Change) -> list[Any]:
+    """The module the operator ran in, the one around it, and the configurations they hold."""
+    stack = list((change.node.meta.get("nn_module_stack") or {}).values())[-2:]
+    modules = [module for path, _ in stack if (module := submodule(model, path)) is not None]
+    configurations = {
+        id(value): value for module in modules for value in vars(module).values() if _is_configuration(value)
+    }
+    return [*modules[::-1], *configurations.values()]
+
+
+def _is_configuration(value: Any) -> bool:
+    return (
+        hasattr(value, "__dict__")
+        and not callable(value)
+        and not isinstance(value, nn.Module | Tensor | type)
+        and any(type(item) is int for item in vars(value).values())
+    )
+
+
+def _new_values(value: Any, change: Change) -> list[Any]:
+    """What an attribute that equals the old constant, or a number in it, may become."""
     if type(value) is int:
-        return next((new for old, new in _pairs(change.old, change.new) if old == value), None)
+        return [new for old, new in _pairs(change.old, change.new) if old == value]
     if isinstance(value, list | tuple) and value and list(value) == change.old:
-        return type(value)(change.new)
-    return None
+        return [type(value)(change.new)]
+    return []
 
 
 def _pairs(old: Any, new: Any) -> list[tuple[int, int]]:
@@ -78,15 +144,17 @@ def _pairs(old: Any, new: Any) -> list[tuple[int, int]]:
     return []
 
 
-def _module(model: nn.Module, change: Change) -> nn.Module | None:
-    """The innermost module the operator ran in."""
-    stack = list((change.node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack else ""
-    path = path.removeprefix("L['self'].").removeprefix("L['self']")
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path as torch.export writes it in a node's module stack."""
     try:
-        return model.get_submodule(path)
+        return model.get_submodule(path.removeprefix("L['self'].").removeprefix("L['self']"))
     except AttributeError:
         return None
+
+
+def _innermost(model: nn.Module, change: Change) -> nn.Module | None:
+    stack = list((change.node.meta.get("nn_module_stack") or {}).values())
+    return submodule(model, stack[-1][0] if stack else "")
 
 
 def _known(module: nn.Module) -> None:

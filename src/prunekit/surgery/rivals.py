@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.errors import ProofError
 from prunekit.graph import Groups
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
-from prunekit.surgery.repair import Attribute
+from prunekit.surgery.repair import Guess
 from prunekit.surgery.tensors import replace_everywhere
 
 
@@ -51,12 +51,23 @@ class Rivals:
             worst, reason = self._difference(own, graph, redrawn=True)
         return worst, reason
 
-    def undo_needless(self, guessed: Iterable[Attribute]) -> None:
+    def is_own(self, other: nn.Module) -> bool:
+        """Another model computes what the class computes."""
+        own = self.precision.of(self.own)
+        try:
+            return self.precision.distance(own, self.precision.of(other), self.groups.graph) <= self.tolerance
+        except Exception:  # whatever the user's forward raises
+            return False
+
+    def undo_needless(self, guesses: Iterable[Guess]) -> None:
         """An attribute that only happened to have the old width goes back to what it was."""
-        for attribute in guessed:
-            setattr(attribute.module, attribute.name, attribute.old)
+        for guess in guesses:
+            new = getattr(guess.holders[0], guess.name)
+            if new == guess.old:
+                continue
+            guess.set(guess.old)
             if self.distance()[0] > self.tolerance:
-                setattr(attribute.module, attribute.name, attribute.new)
+                guess.set(new)
 
     def _difference(
         self, own: nn.Module, graph_module: nn.Module, *, redrawn: bool = False

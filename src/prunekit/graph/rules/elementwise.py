@@ -26,9 +26,10 @@ def elementwise(call: Call) -> Dims:
 
 
 def add(call: Call) -> Dims:
-    """A sum of two activations makes a residual stream of the dimensions they share."""
+    """A sum of activations that different operators produced makes a residual stream of their dimensions."""
     dims = elementwise(call)
-    if sum(not call.is_static(node) for node in call.inputs) > 1:
+    origins = {call.origins(node) for node in call.inputs if not call.is_static(node)}
+    if len(origins) > 1:
         call.atoms.summed.extend(dim for dim in dims if not isinstance(dim, Fixed))
     return dims
 

@@ -1,0 +1,168 @@
+"""Letting a model's configuration describe its narrower self, so that its class builds it again from there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.surgery.repair import combinations_by_departure
+
+BUILDS = 300
+"""At most so many configurations are tried, each by building the class on the meta device."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Whether a model's configuration describes it.
+
+    Attributes:
+        holds: building the class from the configuration gives every tensor of the state dict its shape.
+        changed: the fields that were set: name -> (before, after).
+        reason: why it does not hold, else "".
+    """
+
+    holds: bool
+    changed: Mapping[str, tuple[Any, Any]]
+    reason: str = ""
+
+
+def describe(
+    model: nn.Module, known: Iterable[tuple[int, int]], is_equal: Callable[[nn.Module], bool]
+) -> Described | None:
+    """Set the integer fields of ``model.config`` so that ``type(model)(config)`` is the model again.
+
+    Every field may take the values that a group's size or a changed shape suggests. A configuration counts if
+    the class built from it takes the state dict and then computes what the model computes.
+
+    Args:
+        model: a pruned model; only its ``config`` is changed, and only if it then holds.
+        known: sizes of groups before and after.
+        is_equal: whether a rebuilt model computes what ``model`` computes.
+
+    Returns:
+        None where the model has no configuration that its class can be built from.
+    """
+    original = getattr(model, "config", None)
+    if original is None or not hasattr(original, "__dict__"):
+        return None
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    build = _Builder(type(model))
+    dense = build(original)
+    if dense is None or dense.keys() != wanted.keys():
+        return None
+    fields = _fields(original, {*known}, _pairs(dense, wanted))
+    misfit = ""
+    for picks in combinations_by_departure([len(options) for options in fields.values()]):
+        config = copy.deepcopy(original)
+        for (name, options), pick in zip(fields.items(), picks, strict=True):
+            setattr(config, name, options[pick])
+        shapes = build(config)
+        if shapes != wanted:
+            misfit = misfit or (_misfit(shapes, wanted) if shapes and shapes.keys() == wanted.keys() else "")
+            if build.is_spent:
+                break
+            continue
+        if _builds(model, config, is_equal):
+            return Described(True, _adopt(model, original, config, is_equal))
+        misfit = "a model built from it has these shapes but computes something else"
+    return Described(False, {}, misfit or "its class does not accept the new sizes")
+
+
+def _builds(model: nn.Module, config: Any, is_equal: Callable[[nn.Module], bool]) -> bool:
+    """The class built from the configuration takes the model's tensors and computes what it computes."""
+    with torch.random.fork_rng(devices=[]):
+        rebuilt = type(model)(copy.deepcopy(config))
+    state = model.state_dict()
+    if {name: tensor.shape for name, tensor in rebuilt.state_dict().items()} != {
+        name: tensor.shape for name, tensor in state.items()
+    }:
+        return False
+    rebuilt.load_state_dict(state)
+    return is_equal(rebuilt)
+
+
+def _adopt(
+    model: nn.Module, original: Any, config: Any, is_equal: Callable[[nn.Module], bool]
+) -> dict[str, tuple[Any, Any]]:
+    """Set in ``original`` what has to differ; a field that only happened to have an old size stays."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for name, old in list(vars(original).items()):
+        new = vars(config)[name]
+        if new == old:
+            continue
+        setattr(config, name, old)
+        if not _builds(model, config, is_equal):
+            setattr(config, name, new)
+            changed[name] = (old, new)
+    for name, (_, new) in changed.items():
+        setattr(original, name, new)
+    return changed
+
+
+class _Builder:
+    """Builds a class from a configuration without memory or values, at most :data:`BUILDS` times."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self._kind = kind
+        self._left = BUILDS
+
+    @property
+    def is_spent(self) -> bool:
+        """No more configurations are tried."""
+        return self._left <= 0
+
+    def __call__(self, config: Any) -> Shapes | None:
+        """The shapes of the state dict; None where the class cannot be built from that."""
+        self._left -= 1
+        if self._left < 0:
+            return None
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                built = self._kind(copy.deepcopy(config))
+        except Exception:  # whatever the user's class raises about a configuration it does not accept
+            return None
+        return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+
+
+def _pairs(have: Shapes, want: Shapes) -> set[tuple[int, int]]:
+    """Sizes of dimensions before and after, where they changed."""
+    return {
+        (before, after)
+        for name in want
+        for before, after in zip(have[name], want[name], strict=False)
+        if before != after
+    }
+
+
+def _fields(config: Any, known: set[tuple[int, int]], pairs: set[tuple[int, int]]) -> dict[str, list[Any]]:
+    """The fields that may have to change, each with the values it may take, the likeliest first."""
+    found: dict[str, list[Any]] = {}
+    for name, value in vars(config).items():
+        options: list[Any] = []
+        if name.startswith("_"):
+            continue
+        if type(value) is int and value > 1:
+            options = sorted({after for before, after in known | pairs if before == value and after > 0})
+        elif isinstance(value, list) and value and all(type(item) is int for item in value):
+            swapped = dict(sorted(known | pairs))
+            options = [[swapped.get(item, item) for item in value]]
+        elif value is None and name.endswith(("_dim", "_inner", "_kv")):
+            options = sorted({after for _, after in known | pairs})
+        options = [option for option in options if option != value]
+        if options and value is not None:
+            found[name] = [*options, value]
+        elif options:
+            found[name] = [None, *options]
+    return found
+
+
+def _misfit(shapes: Shapes, wanted: Shapes) -> str:
+    name = next(name for name in wanted if shapes[name] != wanted[name])
+    return f"no configuration gives {name} the shape {list(wanted[name])}"
