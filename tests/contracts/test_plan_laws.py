@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunekit.errors import GoalError
+from prunekit.errors import GoalError, SelectionError
 from prunekit.graph import find_groups, trace
-from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.plan import Goal, Limits, PruningPlan, allocate
+from prunekit.plan.limits import limits_by_group
 from prunekit.surgery import remove
 
 
@@ -80,11 +81,17 @@ def check(plan, groups):
 @given(percent=st.integers(0, 99), seed=st.integers(0, 9), ties=st.sampled_from([1, 2, 100]))
 def test_uniform_sparsity_gives_the_exact_count_in_every_group(groups, percent, seed, ties):
     """Oracle: integer arithmetic, the nearest count per block, a half kept, at least one."""
-    plan = allocate(groups, tied_scores(groups, seed, ties), Goal("sparsity", remove=percent / 100))
-    check(plan, groups)
 
     def kept_of(units):
         return max(1, (units * (100 - percent) + 50) // 100)
+
+    scores, goal = tied_scores(groups, seed, ties), Goal("sparsity", remove=percent / 100)
+    if percent and all(kept_of(group.units_per_block) == group.units_per_block for group in groups):
+        with pytest.raises(GoalError, match="removes nothing at all"):
+            allocate(groups, scores, goal)
+        return
+    plan = allocate(groups, scores, goal)
+    check(plan, groups)
 
     blocks_left = {"stem:channel": kept_of(4), "grouped:channel": kept_of(4)}  # inside stem:channel_group
     for group in groups:
@@ -174,6 +181,25 @@ def test_plans_made_one_after_the_other_compose_into_one(name, scope, kinds):
     assert groups.cost(whole.keep_mask()) == whole.after
     with torch.no_grad():
         torch.testing.assert_close(at_once(inputs), small(inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_patterns_of_limits_match_what_patterns_of_a_selection_match(name):
+    """Oracle: ``Groups.select``; the groups it leaves are those that a limit of no removal keeps whole."""
+    model, inputs = made(name)
+    found = find_groups(trace(model, (inputs,), {}))
+    tensors = [tensor for group in found for tensor in group.tensors]
+    patterns = {group.name for group in found} | set(tensors) | {t.rpartition(".")[0] for t in tensors}
+    for pattern in sorted(patterns | {"*.weight", "*:channel"}):
+        try:
+            matched = {group.name for group in found.select(only=[pattern])}
+        except SelectionError:
+            with pytest.raises(SelectionError, match="matches no prunable group"):
+                limits_by_group(tuple(found), Limits(), {pattern: Limits(round_to=2)})
+            continue
+        held = limits_by_group(tuple(found), Limits(), {pattern: Limits(round_to=2)})
+        own = {group.name for group, limits in zip(found, held, strict=True) if limits.round_to == 2}
+        assert own == matched
 
 
 def test_the_same_question_gives_the_same_plan(groups):

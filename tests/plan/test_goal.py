@@ -17,6 +17,7 @@ def test_a_fraction_outside_zero_to_one_is_refused(kind, remove):
     ("arguments", "message"),
     [
         ({"kind": "latency", "remove": 0.5}, "The goal is 'latency'"),
+        ({"kind": ["macs"], "remove": 0.5}, r"The goal is '\['macs'\]'"),
         ({"kind": "macs"}, "exactly one of them"),
         ({"kind": "macs", "remove": 0.5, "reach": 10}, "exactly one of them"),
         ({"kind": "macs", "reach": 0}, "an integer above 0"),

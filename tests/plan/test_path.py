@@ -9,13 +9,22 @@ from hypothesis import strategies as st
 
 from prunekit.errors import SelectionError
 from prunekit.plan import Limits
-from prunekit.plan.path import allowed_counts, global_path, uniform_levels, uniform_path
+from prunekit.plan.limits import allowed_counts
+from prunekit.plan.path import global_path, uniform_levels, uniform_path
 from prunekit.plan.select import keep_order
 from prunekit.types import Granularity, Group
 
 
 def group_of(size, blocks=1, name="g"):
     return Group(name, Granularity.CHANNEL, size, blocks, ())
+
+
+def counts_of(groups):
+    return [allowed_counts(group, Limits()) for group in groups]
+
+
+def orders_of(groups, scores):
+    return [keep_order(score, group.blocks) for score, group in zip(scores, groups, strict=True)]
 
 
 @given(
@@ -58,7 +67,7 @@ def test_half_of_seven_removes_three():
 
 def test_the_uniform_path_passes_through_every_uniform_share():
     groups = [group_of(7, name="a"), group_of(64, name="b"), group_of(24, 4, name="c")]
-    path = uniform_path(groups, Limits())
+    path = uniform_path(groups, counts_of(groups))
     points = {tuple(path.levels(steps)) for steps in range(len(path.order) + 1)}
     for share in np.linspace(0, 0.999, 211):
         assert tuple(uniform_levels(counts, float(share)) for counts in path.counts) in points
@@ -71,7 +80,7 @@ def test_the_global_path_takes_the_lowest_scores_of_all_groups(seed, ties):
     groups = [group_of(7, name="a"), group_of(12, name="b"), group_of(3, name="c")]
     scores = [draw.integers(0, ties, g.size).astype(np.float32) for g in groups]
     orders = [keep_order(s, 1) for s in scores]
-    path = global_path(groups, orders, scores, Limits())
+    path = global_path(groups, counts_of(groups), orders, scores)
     lowest = sorted(np.concatenate(scores).tolist())
     # the last unit of a group cannot go, so only prefixes that leave every group one unit are compared
     for steps in range(len(path.order) + 1):
@@ -87,7 +96,7 @@ def test_the_global_path_takes_the_lowest_scores_of_all_groups(seed, ties):
 def test_equal_scores_empty_no_group_before_the_others():
     groups = [group_of(10, name="a"), group_of(100, name="b")]
     scores = [np.ones(g.size, dtype=np.float32) for g in groups]
-    path = global_path(groups, [keep_order(s, 1) for s in scores], scores, Limits())
+    path = global_path(groups, counts_of(groups), [keep_order(s, 1) for s in scores], scores)
     levels = path.levels(55)
     assert levels.tolist() == [5, 50]
 
@@ -96,14 +105,10 @@ def test_a_step_of_several_units_counts_by_their_mean():
     """Blocks: unit pairs (1, 5) and (2, 2) have the means 3 and 2 against 2.5 in the other group."""
     groups = [group_of(4, 2, name="a"), group_of(2, name="b")]
     scores = [np.float32([1, 9, 5, 9]), np.float32([2.5, 9])]
-    path = global_path(
-        groups, [keep_order(s, g.blocks) for s, g in zip(scores, groups, strict=True)], scores, Limits()
-    )
+    path = global_path(groups, counts_of(groups), orders_of(groups, scores), scores)
     assert path.order.tolist() == [1, 0]
     scores[0] = np.float32([2, 9, 2, 9])
-    path = global_path(
-        groups, [keep_order(s, g.blocks) for s, g in zip(scores, groups, strict=True)], scores, Limits()
-    )
+    path = global_path(groups, counts_of(groups), orders_of(groups, scores), scores)
     assert path.order.tolist() == [0, 1]
 
 
@@ -115,6 +120,8 @@ def test_a_step_of_several_units_counts_by_their_mean():
         {"round_to": 0},
         {"max_sparsity": 1.1},
         {"max_sparsity": math.nan},
+        {"max_sparsity": "half"},
+        {"round_to": "8"},
     ],
 )
 def test_limits_outside_their_range_are_refused(arguments):

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -62,6 +63,31 @@ def test_a_plan_is_a_value():
     assert copy.copy(PLAN) == PLAN
     assert json.loads(json.dumps(dataclasses.asdict(PLAN)))["keep"] == {"a": [0, 2, 3], "b": [1]}
     assert make({"a": (0, 2, 4), "b": (1,)}, {"a": 6, "b": 2, "c": 4}).digest != PLAN.digest
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "json": lambda plan: PruningPlan.from_json(plan.to_json()),
+    "replace": dataclasses.replace,
+    **{
+        f"pickle {protocol}": lambda plan, protocol=protocol: pickle.loads(pickle.dumps(plan, protocol))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("way", list(COPIES))
+def test_a_plan_survives_every_way_of_copying_it(way):
+    for plan in (PLAN, make({}, {}), PLAN.then(make({"a": (0,)}, {"a": 3}, before=50))):
+        digest = plan.digest  # a digest that is known already goes along
+        again = COPIES[way](plan)
+        assert again == plan
+        assert hash(again) == hash(plan)
+        assert again.digest == digest
+        assert again.to_json() == plan.to_json()
+        with pytest.raises(TypeError, match="immutable"):
+            again.keep["a"] = (1,)
 
 
 @pytest.mark.parametrize(

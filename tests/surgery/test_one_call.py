@@ -13,7 +13,15 @@ from tests.zoo.toys import BY_NAME, CASES
 from torch import nn
 
 import prunekit as pk
-from prunekit.errors import CalibrationError, GoalError, ProofError, SelectionError, TraceError
+from prunekit.errors import (
+    CalibrationError,
+    GoalError,
+    ProofError,
+    SelectionError,
+    TraceError,
+    WorkloadError,
+)
+from prunekit.plan import Limits
 from prunekit.types import WIDTHS
 from prunekit.workload import Batch
 
@@ -104,6 +112,31 @@ class TestArguments:
         assert result.model.get_parameter("stem.weight").shape == (8, 3, 3, 3)
         assert result.model.get_parameter("blocks.0.conv1.weight").shape == (4, 8, 3, 3)
 
+    @pytest.mark.parametrize(
+        ("one", "several"),
+        [
+            ({"only": "blocks.*"}, {"only": ["blocks.*"]}),
+            ({"ignore": "stem"}, {"ignore": ("stem",)}),
+            ({"granularity": "channel"}, {"granularity": {pk.Granularity.CHANNEL}}),
+            ({"granularity": pk.Granularity.CHANNEL}, {"granularity": ["channel"]}),
+        ],
+    )
+    def test_one_name_stands_for_a_list_of_one(self, one, several):
+        first, second = pruned("basic blocks", **one), pruned("basic blocks", **several)
+        assert first.plan == second.plan
+        assert [group.name for group in first.groups] == [group.name for group in second.groups]
+
+    def test_limits_for_all_groups_and_for_some(self):
+        free = pruned("basic blocks").plan.widths
+        assert free["stem:channel"] == (8, 4)
+        held = pruned(
+            "basic blocks", limits=Limits(min_units=5), per_group={"stem": Limits(min_units=7)}
+        ).plan.widths
+        assert held == {
+            name: (size, 7 if name == "stem:channel" else max(kept, min(size, 5)))
+            for name, (size, kept) in free.items()
+        }
+
     def test_the_random_criterion_follows_its_seed(self):
         plans = [pruned("basic blocks", criterion="random", seed=seed).plan for seed in (1, 1, 2)]
         assert plans[0] == plans[1] != plans[2]
@@ -148,6 +181,63 @@ class TestErrors:
             pruned("perceptron", goal="flops")
         with pytest.raises(SelectionError, match="'local'"):
             pruned("perceptron", scope="local")
+
+    def test_a_sparsity_that_rounds_to_nothing(self):
+        with pytest.raises(GoalError, match=r"removes nothing at all: .*round_to=100"):
+            pruned("basic blocks", limits=Limits(round_to=100))
+        with pytest.raises(GoalError, match=r"0\.03 of it is"):
+            pruned("basic blocks", sparsity=0.03)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"only": [1]}, SelectionError, r"only: \[1\] was given"),
+            ({"only": 3}, SelectionError, "only: 3 was given"),
+            ({"only": {"stem": 1}}, SelectionError, "only: .*was given"),
+            ({"ignore": None}, SelectionError, "ignore: None was given"),
+            ({"ignore": "layer9"}, SelectionError, "'layer9' matches no"),
+            ({"granularity": "chanel"}, SelectionError, "'chanel' is not a granularity"),
+            ({"granularity": [1]}, SelectionError, r"granularity: \[1\] was given"),
+            ({"granularity": 3}, SelectionError, "granularity: 3 was given"),
+            ({"criterion": ["l1"]}, SelectionError, "no criterion"),
+            ({"scope": ["uniform"]}, SelectionError, "The scope is"),
+            ({"goal": ["macs"]}, GoalError, "The goal is"),
+            ({"sparsity": "a"}, GoalError, "is 'a'"),
+            ({"sparsity": math.nan}, GoalError, "is nan"),
+            ({"sparsity": None}, GoalError, "remove=None"),
+            ({"seed": -1}, SelectionError, "The seed is -1"),
+            ({"seed": "x"}, SelectionError, "The seed is 'x'"),
+            ({"seed": 1.5}, SelectionError, "The seed is 1.5"),
+            ({"seed": True}, SelectionError, "The seed is True"),
+            ({"seed": 2**64}, SelectionError, "The seed is"),
+            ({"calibration": 3}, CalibrationError, "calibration: The calibration data are a int"),
+            ({"calibration": torch.zeros(2, 6)}, CalibrationError, "are a Tensor"),
+            ({"limits": 8}, SelectionError, "limits=8"),
+            ({"per_group": {"nowhere": Limits()}}, SelectionError, "'nowhere' matches no prunable group"),
+            ({"per_group": {"0": Limits(min_units=99)}}, SelectionError, "at least 99 units and has"),
+        ],
+    )
+    def test_an_argument_of_another_kind_is_explained(self, arguments, error, message):
+        with pytest.raises(error, match=message) as caught:
+            pruned("perceptron", **arguments)
+        assert caught.value.given
+        assert caught.value.expected
+
+    @pytest.mark.parametrize("batch", [torch.zeros(2, 6), (torch.zeros(2, 6), 1), "x", {"args": ()}])
+    def test_a_batch_that_is_none_says_how_to_make_one(self, batch):
+        with pytest.raises(CalibrationError, match="calibration batch 0: It is a") as caught:
+            pruned("perceptron", criterion="taylor", calibration=[batch], loss=lambda *_: torch.zeros(()))
+        assert "Batch(args=(x,)" in caught.value.remedy
+
+    def test_a_loss_that_cannot_be_called(self):
+        batch = Batch((torch.zeros(2, 6),), {}, None, ("a", "b"))
+        with pytest.raises(CalibrationError, match="need a loss and a int was given"):
+            pruned("perceptron", criterion="taylor", calibration=[batch], loss=3)
+
+    @pytest.mark.parametrize("inputs", [torch.zeros(0, 6), (torch.zeros(0, 6),), 3, "x"])
+    def test_example_inputs_without_an_example(self, inputs):
+        with pytest.raises(WorkloadError, match=r"shape|args is"):
+            pk.prune(BY_NAME["perceptron"].model(), inputs)
 
     def test_a_goal_out_of_reach_says_how_near_it_comes(self):
         with pytest.raises(GoalError, match="nearest found"):

@@ -1,6 +1,7 @@
 """How much each unit matters: calibration statistics and criteria."""
 
 from prunekit.importance.calibration import NEEDS as NEEDS
+from prunekit.importance.calibration import check_batches as check_batches
 from prunekit.importance.calibration import collect as collect
 from prunekit.importance.criteria import CRITERIA as CRITERIA
 from prunekit.importance.criteria import Criterion as Criterion
@@ -9,6 +10,7 @@ from prunekit.importance.scoring import REDUCTIONS as REDUCTIONS
 from prunekit.importance.scoring import score as score
 from prunekit.importance.view import ROLES as ROLES
 from prunekit.importance.view import Statistics as Statistics
+from prunekit.importance.view import check_seed as check_seed
 
 __all__ = [
     "CRITERIA",
@@ -18,6 +20,8 @@ __all__ = [
     "ROLES",
     "Criterion",
     "Statistics",
+    "check_batches",
+    "check_seed",
     "collect",
     "score",
 ]

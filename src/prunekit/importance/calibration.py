@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,8 +60,8 @@ def collect(
         roles: the roles of the slices that take part; give :func:`score` the same.
 
     Raises:
-        CalibrationError: no batches; no loss, or none that is finite, scalar and differentiable; a gradient
-            with NaN or infinity.
+        CalibrationError: no batches, or something else than batches; no loss, or none that is finite, scalar
+            and differentiable; a gradient with NaN or infinity.
         SelectionError: an unknown need or role.
         ShapeError: the groups were found on another model.
     """
@@ -70,9 +70,11 @@ def collect(
     taking_part = check_roles(roles)
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
-    if loss is None:
+    check_batches(batches)
+    if not callable(loss):
+        given = "none was given" if loss is None else f"a {type(loss).__name__} was given"
         raise CalibrationError(
-            f"The statistics {sorted(needs)} need a loss and none was given",
+            f"The statistics {sorted(needs)} need a loss and {given}",
             expected="loss(outputs, batch) that returns the mean loss of the batch",
             where="loss",
         )
@@ -82,6 +84,7 @@ def collect(
     losses: list[float] = []
     with untouched(model, differentiated.values()):
         for number, batch in enumerate(batches):
+            _check_batch(batch, number)
             value = _loss_of(model, batch, loss, number)
             losses.append(float(value.detach()))
             for name, change in _changes(value, differentiated, uses, number).items():
@@ -94,6 +97,36 @@ def collect(
         )
     means = {name: (total / len(losses)).numpy() for name, total in totals.items()}
     return Statistics({FIRST_ORDER: means}, taking_part, len(losses), float(np.mean(losses)))
+
+
+def check_batches(batches: object) -> None:
+    """Refuse what cannot be a series of batches, before anything is run.
+
+    Raises:
+        CalibrationError: it cannot be iterated over, or is a single tensor.
+    """
+    steps = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if not steps or isinstance(batches, Tensor | str | Mapping):
+        raise CalibrationError(
+            f"The calibration data are a {type(batches).__name__}",
+            expected="an iterable of batches",
+            where="calibration",
+            remedy=_AS_BATCH,
+        )
+
+
+_AS_BATCH = "Wrap the inputs and put the batches in a list: [Batch(args=(x,), target=y)]"
+
+
+def _check_batch(batch: object, number: int) -> None:
+    args, kwargs = getattr(batch, "args", None), getattr(batch, "kwargs", None)
+    if not isinstance(args, Sequence) or not isinstance(kwargs, Mapping):
+        raise CalibrationError(
+            f"It is a {type(batch).__name__}",
+            expected="a batch with args, a tuple, and kwargs, a mapping",
+            where=f"calibration batch {number}",
+            remedy=_AS_BATCH,
+        )
 
 
 def _uses(

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit.errors import SelectionError
 from prunekit.importance.criteria import CRITERIA
-from prunekit.importance.view import ROLES, GroupView, Rows, Statistics, check_roles
+from prunekit.importance.view import ROLES, GroupView, Rows, Statistics, check_roles, check_seed
 from prunekit.types import FloatArray, Group
 
 _PerUnit = npt.NDArray[np.float64]
@@ -90,8 +90,7 @@ def score(
     reduce = REDUCTIONS[_known(reduction, REDUCTIONS, "reduction")]
     normaliser = NORMALIZATIONS[_known(normalization, NORMALIZATIONS, "normalization")]
     taking_part = check_roles(roles)
-    if seed < 0:
-        raise SelectionError(f"The seed is {seed}", expected="an integer >= 0", where="seed")
+    check_seed(seed)
     scores: dict[str, FloatArray] = {}
     for group in groups:
         per_unit = reduce(chosen.rows(GroupView(group, model, taking_part, stats, seed)))
@@ -100,6 +99,6 @@ def score(
 
 
 def _known(name: str, table: Mapping[str, object], where: str) -> str:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise SelectionError(f"There is no {where} '{name}'", expected=f"one of {list(table)}", where=where)
     return name

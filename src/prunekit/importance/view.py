@@ -55,6 +55,16 @@ def check_roles(roles: Collection[str]) -> tuple[Role, ...]:
     return tuple(role for role in ROLES if role in roles)
 
 
+def check_seed(seed: object) -> None:
+    """Refuse a seed that NumPy or torch would not take.
+
+    Raises:
+        SelectionError: it is not an integer from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise SelectionError(f"The seed is {seed!r}", expected="an integer from 0 to 2**63 - 1", where="seed")
+
+
 def scored_slices(
     group: Group, parameters: Mapping[str, Tensor], buffers: Collection[str], roles: Collection[str]
 ) -> tuple[Slice, ...]:

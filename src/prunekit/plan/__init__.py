@@ -4,7 +4,7 @@ from prunekit.plan.allocate import PrunableGroups as PrunableGroups
 from prunekit.plan.allocate import allocate as allocate
 from prunekit.plan.goal import GOAL_KINDS as GOAL_KINDS
 from prunekit.plan.goal import Goal as Goal
-from prunekit.plan.path import Limits as Limits
+from prunekit.plan.limits import Limits as Limits
 from prunekit.plan.pruning_plan import SCOPES as SCOPES
 from prunekit.plan.pruning_plan import PruningPlan as PruningPlan
 

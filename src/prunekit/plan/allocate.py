@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Unpack
 
 import numpy as np
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.plan.goal import Goal, GoalKind
+from prunekit.plan.leeway import BOUND
+from prunekit.plan.limits import UNLIMITED, Limits, LimitValues, allowed_counts, limits_by_group
 from prunekit.plan.nesting import Nesting, find_nesting, without_lost_blocks
-from prunekit.plan.path import Limits, Path, global_path, uniform_levels, uniform_path
+from prunekit.plan.path import Path, global_path, uniform_levels, uniform_path
 from prunekit.plan.pruning_plan import SCOPES, PruningPlan
 from prunekit.plan.select import keep_mask, keep_order
 from prunekit.plan.solve import Point, solve
-from prunekit.plan.unreachable import unreachable
+from prunekit.plan.unreachable import nothing_goes, unreachable
 from prunekit.types import BoolArray, Cost, FloatArray, Group, IntArray, KeepMask, Scores
 
 GLOBAL_MAX_SPARSITY = 0.9
@@ -24,17 +26,17 @@ GLOBAL_MAX_SPARSITY = 0.9
 HOW: dict[tuple[str, str], str] = {
     ("sparsity", "uniform"): (
         "every group, and every block of it, loses that fraction of its units, rounded to the nearest "
-        "allowed count, an exact half kept: 0.5 of 7 units removes 3; a limit of a group comes first"
+        "allowed count, an exact half kept: 0.5 of 7 units removes 3; a limit of a group comes first; if no "
+        "group at all loses a unit that way, the goal is refused"
     ),
-    ("sparsity", "global"): "that fraction of the units of all groups together goes, the lowest scores first",
+    ("sparsity", "global"): "that fraction of the units of all groups together goes, the lowest scores "
+    f"first; {BOUND['global']}",
     ("macs", "uniform"): "the share taken from every group is raised, one unit of one group at a time, until "
-    "the exact figure of the whole model is the asked one",
-    ("macs", "global"): "units go in the order of their scores until the exact figure is the asked one",
+    f"the exact figure of the whole model is the asked one; {BOUND['uniform']}",
+    ("macs", "global"): "units go in the order of their scores until the exact figure is the asked one; "
+    f"{BOUND['global']}",
 }
-"""What is done for a kind of goal and a scope; ``params`` as ``macs``.
-
-Where single units are too coarse for the tolerance, a few groups depart from the order by a few units.
-"""
+"""What is done for a kind of goal and a scope; ``params`` as ``macs``."""
 
 
 class PrunableGroups(Protocol):
@@ -61,9 +63,9 @@ def allocate(
     *,
     scope: Literal["uniform", "global"] = "uniform",
     criterion: str = "",
-    min_units: int = 1,
-    max_sparsity: float | None = None,
-    round_to: int = 1,
+    limits: Limits | None = None,
+    per_group: Mapping[str, Limits] | None = None,
+    **plain: Unpack[LimitValues],
 ) -> PruningPlan:
     """Decide which units go.
 
@@ -78,14 +80,17 @@ def allocate(
         goal: what is asked, and within what tolerance.
         scope: ``uniform`` or ``global``.
         criterion: what made the scores; only recorded.
-        min_units: fewest units a group keeps; a group that has no more is kept whole.
-        max_sparsity: largest fraction of one group that may go, in ``[0, 1]``; None = 1, and 0.9 for
+        limits: what no group may be pruned beyond. Without a ``max_sparsity`` it is 1, and 0.9 for
             ``global``, where a ranking can empty a layer (Tanaka et al., 2020, arXiv:2006.05467).
-        round_to: a group that is pruned keeps a multiple of this many units.
+        per_group: limits of the groups that match a shell-style pattern (as those of ``Groups.select``);
+            they come before ``limits``, each limit by itself, and later patterns before earlier ones.
+        **plain: the fields of ``limits`` one by one, in its place: ``round_to=8``.
 
     Raises:
-        GoalError: no plan within the tolerance was found; says the best figure and what limits it.
-        SelectionError: a limit outside its range, or an unknown scope.
+        GoalError: no plan within the tolerance was found; says the best figure and what limits it. Or a
+            uniform sparsity that rounds to nothing in every group.
+        SelectionError: a limit outside its range, or in two places; a pattern that matches nothing, or asks
+            for more units than a group has; an unknown scope.
         ShapeError: scores that do not fit the groups.
         CalibrationError: a score is NaN or infinite.
     """
@@ -94,13 +99,16 @@ def allocate(
     ordered = tuple(groups)
     values = [_scores_of(group, scores) for group in ordered]
     orders = [keep_order(value, group.blocks) for group, value in zip(ordered, values, strict=True)]
-    largest = max_sparsity if max_sparsity is not None else GLOBAL_MAX_SPARSITY if scope == "global" else 1.0
-    limits = Limits(min_units, largest, round_to)
+    default = Limits(max_sparsity=GLOBAL_MAX_SPARSITY) if scope == "global" else UNLIMITED
+    held = limits_by_group(
+        ordered, _limits_for_all(limits, plain).over(default), {} if per_group is None else per_group
+    )
+    counts = [allowed_counts(group, own) for group, own in zip(ordered, held, strict=True)]
     path = (
-        uniform_path(ordered, limits) if scope == "uniform" else global_path(ordered, orders, values, limits)
+        uniform_path(ordered, counts) if scope == "uniform" else global_path(ordered, counts, orders, values)
     )
     choice = Choice(groups, path, orders, find_nesting(ordered), groups.cost())
-    levels = _levels(choice, goal, scope, limits)
+    levels = _levels(choice, goal, scope, held)
     return PruningPlan(
         keep={name: tuple(np.flatnonzero(mask).tolist()) for name, mask in choice.masks(levels).items()},
         sizes={group.name: group.size for group in ordered},
@@ -158,24 +166,43 @@ class Choice:
         return cost.macs if kind == "macs" else cost.params
 
 
-def _levels(choice: Choice, goal: Goal, scope: str, limits: Limits) -> IntArray:
+def _levels(choice: Choice, goal: Goal, scope: str, held: Sequence[Limits]) -> IntArray:
     """How far each group goes, or an error that says why nothing fits."""
     path = choice.path
     nothing = path.levels(0)
     if goal.removes_nothing:
         return nothing
     before = choice.figure(goal.kind, nothing)
-    uniform_sparsity = goal.remove if goal.kind == "sparsity" and scope == "uniform" else None
-    too_much = uniform_sparsity is not None and uniform_sparsity > limits.max_sparsity
+    share = goal.remove if goal.kind == "sparsity" and scope == "uniform" else None
+    too_much = share is not None and all(
+        own.max_sparsity is not None and share > own.max_sparsity for own in held
+    )
     if not path.groups or too_much:
         least = Point(path.last_levels, choice.figure(goal.kind, path.last_levels))
-        raise unreachable(goal, path, limits, least, before)
-    if uniform_sparsity is not None:
-        return np.array([uniform_levels(counts, uniform_sparsity) for counts in path.counts], dtype=np.int64)
+        raise unreachable(goal, scope, path, held, least, before)
+    if share is not None:
+        levels = np.array([uniform_levels(counts, share) for counts in path.counts], dtype=np.int64)
+        if not levels.any():
+            raise nothing_goes(goal, path, held)
+        return levels
     point = solve(path, partial(choice.figure, goal.kind), goal, goal.asked(before))
     if not goal.is_reached(point.left, goal.asked(before)):
-        raise unreachable(goal, path, limits, point, before)
+        raise unreachable(goal, scope, path, held, point, before)
     return point.levels
+
+
+def _limits_for_all(limits: Limits | None, plain: LimitValues) -> Limits:
+    """The limits for all groups, given as one value or one by one."""
+    if limits is None:
+        return Limits(**plain)
+    if plain or not isinstance(limits, Limits):
+        given = f"limits and {', '.join(plain)}" if plain else f"limits={limits!r}"
+        raise SelectionError(
+            f"The limits are given as {given}",
+            expected="Limits(min_units=..., max_sparsity=..., round_to=...), or its fields alone",
+            where="limits",
+        )
+    return limits
 
 
 def _scores_of(group: Group, scores: Mapping[str, FloatArray]) -> FloatArray:

@@ -46,7 +46,7 @@ class Goal:
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.kind not in GOAL_KINDS:
+        if not isinstance(self.kind, str) or self.kind not in GOAL_KINDS:
             raise GoalError(f"The goal is '{self.kind}'", expected=f"one of {list(GOAL_KINDS)}", where="kind")
         if (self.remove is None) == (self.reach is None):
             raise GoalError(

@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from prunekit.errors import SelectionError
-from prunekit.types import Group, IntArray
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What no group may be pruned beyond. A group may always be kept whole.
-
-    Attributes:
-        min_units: fewest units a group keeps, >= 1; a group that has no more is kept whole.
-        max_sparsity: largest fraction of a group's units that may go, in ``[0, 1]``.
-        round_to: a group that is pruned keeps a multiple of this many units, >= 1.
-
-    Raises:
-        SelectionError: a value outside these ranges.
-    """
-
-    min_units: int = 1
-    max_sparsity: float = 1.0
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("min_units", "round_to"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SelectionError(
-                    f"The limit is {value!r}", expected="an integer of at least 1", where=name
-                )
-        if not 0 <= self.max_sparsity <= 1:
-            raise SelectionError(
-                f"The limit is {self.max_sparsity!r}", expected="a number from 0 to 1", where="max_sparsity"
-            )
-
-
-def allowed_counts(group: Group, limits: Limits) -> IntArray:
-    """List the numbers of units each block of a group may keep, from all of them down.
-
-    Every block keeps the same number and at least one unit.
-
-    Returns:
-        ``[levels]`` int64, strictly falling, the first is ``units_per_block``; level 0 = whole.
-    """
-    whole = group.units_per_block
-    step = limits.round_to // math.gcd(limits.round_to, group.blocks)
-    # 1e-9: 10 * (1 - 0.9) is a little above 1 in binary
-    least = max(1, -(-limits.min_units // group.blocks), math.ceil(whole * (1 - limits.max_sparsity) - 1e-9))
-    multiples = np.arange(whole // step * step, -(-least // step) * step - 1, -step, dtype=np.int64)
-    return np.concatenate([[whole], multiples[multiples < whole]]).astype(np.int64)
+from prunekit.plan.leeway import Leeway, global_leeway, uniform_leeway
+from prunekit.types import BoolArray, Group, IntArray
 
 
 @dataclass(frozen=True)
@@ -68,13 +21,16 @@ class Path:
 
     Attributes:
         groups: the groups, in order.
-        counts: for each group the numbers of units a block may keep (:func:`allowed_counts`).
+        counts: for each group the numbers of units a block may keep
+            (:func:`prunekit.plan.limits.allowed_counts`).
         order: ``[steps]`` int64, the group each step belongs to.
+        leeway: for each group how far its levels may lie from the path (:mod:`prunekit.plan.leeway`).
     """
 
     groups: tuple[Group, ...]
     counts: tuple[IntArray, ...]
     order: IntArray
+    leeway: tuple[Leeway, ...]
 
     @property
     def last_levels(self) -> IntArray:
@@ -89,6 +45,36 @@ class Path:
         """How many units each block of each group keeps at these levels."""
         return [int(counts[level]) for counts, level in zip(self.counts, levels, strict=True)]
 
+    def is_near(self, levels: IntArray) -> BoolArray:
+        """Whether there is a place at which every group may be at its level.
+
+        Args:
+            levels: ``[..., groups]``.
+
+        Returns:
+            ``[...]``.
+        """
+        first, last = self.places(levels, range(len(self.groups)))
+        return first <= last
+
+    def places(self, levels: IntArray, groups: Sequence[int]) -> tuple[npt.NDArray, npt.NDArray]:
+        """The first and the last place at which each of these groups may be at its level.
+
+        Args:
+            levels: ``[..., len(groups)]``.
+            groups: indices of groups.
+
+        Returns:
+            Two arrays ``[...]``; the first is above the last where there is no such place.
+        """
+        first = np.full(levels.shape[:-1], -np.inf)
+        last = np.full(levels.shape[:-1], np.inf)
+        for column, group in enumerate(groups):
+            leeway = self.leeway[group][levels[..., column]]
+            first = np.maximum(first, leeway[..., 0])
+            last = np.minimum(last, leeway[..., 1] + 1e-9)  # shares are rounded
+        return first, last
+
 
 def uniform_levels(counts: IntArray, share: float) -> int:
     """Return the level at which a group has given up the share that comes nearest to ``share``.
@@ -102,19 +88,26 @@ def uniform_levels(counts: IntArray, share: float) -> int:
     return int(np.count_nonzero(middles < round(2 * int(counts[0]) * share, 9)))
 
 
-def uniform_path(groups: Sequence[Group], limits: Limits) -> Path:
+def uniform_path(groups: Sequence[Group], counts: Sequence[IntArray]) -> Path:
     """Order the steps so that all groups give up the same share, as nearly as their counts allow.
 
     A step is taken at the share at which :func:`uniform_levels` enters it; steps of equal share go in the
     order of the groups.
+
+    Args:
+        groups: the groups.
+        counts: for each group :func:`prunekit.plan.limits.allowed_counts`.
     """
-    counts = tuple(allowed_counts(group, limits) for group in groups)
     shares = [(2 * c[0] - c[:-1] - c[1:]) / (2 * c[0]) for c in counts]
-    return _ordered(groups, counts, shares)
+    leeway = tuple(uniform_leeway(group, count) for group, count in zip(groups, counts, strict=True))
+    return Path(tuple(groups), tuple(counts), _order(counts, shares), leeway)
 
 
 def global_path(
-    groups: Sequence[Group], orders: Sequence[IntArray], scores: Sequence[npt.NDArray], limits: Limits
+    groups: Sequence[Group],
+    counts: Sequence[IntArray],
+    orders: Sequence[IntArray],
+    scores: Sequence[npt.NDArray],
 ) -> Path:
     """Order the steps by the mean score of the units that go with them, lowest first, across all groups.
 
@@ -123,11 +116,10 @@ def global_path(
 
     Args:
         groups: the groups.
+        counts: for each group :func:`prunekit.plan.limits.allowed_counts`.
         orders: for each group :func:`prunekit.plan.select.keep_order`.
         scores: for each group ``[units]``, comparable across groups.
-        limits: what no group may be pruned beyond.
     """
-    counts = tuple(allowed_counts(group, limits) for group in groups)
     ranks = []
     for order, score, count in zip(orders, scores, counts, strict=True):
         rising = score.astype(np.float64)[order].mean(axis=0)[::-1]
@@ -135,14 +127,14 @@ def global_path(
             np.add.reduceat(rising[: count[0] - count[-1]], count[0] - count[:-1]) if len(count) > 1 else []
         )
         ranks.append(totals / (count[:-1] - count[1:]))
-    return _ordered(groups, counts, ranks)
+    steps = _order(counts, ranks)
+    return Path(tuple(groups), tuple(counts), steps, tuple(global_leeway(groups, counts, steps)))
 
 
-def _ordered(groups: Sequence[Group], counts: tuple[IntArray, ...], ranks: Sequence[npt.NDArray]) -> Path:
+def _order(counts: Sequence[IntArray], ranks: Sequence[npt.NDArray]) -> IntArray:
     """Sort all steps by rank, then by the share of its group that is gone after the step, then by group."""
-    if not groups:
-        return Path((), (), np.zeros(0, dtype=np.int64))
+    if not counts:
+        return np.zeros(0, dtype=np.int64)
     gone = np.concatenate([1 - c[1:] / c[0] for c in counts])
     group = np.concatenate([np.full(len(c) - 1, index) for index, c in enumerate(counts)])
-    order = np.lexsort((group, gone, np.concatenate(ranks)))
-    return Path(tuple(groups), counts, group[order].astype(np.int64))
+    return group[np.lexsort((group, gone, np.concatenate(ranks)))].astype(np.int64)

@@ -31,6 +31,10 @@ class FrozenDict(dict):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict]]:
+        # dict's own way sets the entries one by one
+        return FrozenDict, (dict(self),)
+
     def __copy__(self) -> FrozenDict:
         return self
 

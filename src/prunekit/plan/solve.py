@@ -11,14 +11,16 @@ import numpy as np
 
 from prunekit.plan.goal import Goal
 from prunekit.plan.path import Path
-from prunekit.types import IntArray
+from prunekit.types import BoolArray, IntArray
 
 FINE_GROUPS = 5
 FINE_REACH = 4
 TRIES = (8, 8, 16, 32)
 MOST_CALLS = 58
-SMALL_SPACE = 1024
-"""At most so many combinations of counts are tried one by one before a goal is called unreachable."""
+SMALL_SPACE = 16384
+"""Among at most so many combinations of counts those near the path are listed ..."""
+MOST_COMBINATIONS = 1024
+"""... and at most so many of them tried one by one."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,21 @@ class Point:
 
 
 class Meter:
-    """Reads the figure at given levels, each point once."""
+    """Reads the figure at given levels, each point once, and remembers those that a plan may have."""
 
-    def __init__(self, figure: Callable[[IntArray], int]) -> None:
+    def __init__(self, path: Path, figure: Callable[[IntArray], int]) -> None:
+        self._path = path
         self._figure = figure
         self._seen: dict[bytes, Point] = {}
+        self._near: list[Point] = []
 
     def __call__(self, levels: IntArray) -> Point:
         """The figure at ``levels``."""
         key = levels.astype(np.int64).tobytes()
         if key not in self._seen:
-            self._seen[key] = Point(levels, self._figure(levels))
+            self._seen[key] = point = Point(levels, self._figure(levels))
+            if self._path.is_near(levels):
+                self._near.append(point)
         return self._seen[key]
 
     @property
@@ -49,17 +55,20 @@ class Meter:
         return len(self._seen)
 
     def nearest(self, asked: int) -> Point:
-        """The point seen whose figure is nearest to the asked one; of two the one that keeps more."""
-        return min(self._seen.values(), key=lambda point: (abs(point.left - asked), -point.left))
+        """The point whose figure is nearest, of those seen near the path; of two the one that keeps more."""
+        return min(self._near, key=lambda point: (abs(point.left - asked), -point.left))
 
 
 def solve(path: Path, figure: Callable[[IntArray], int], goal: Goal, asked: int) -> Point:
-    """Find levels whose figure is within the goal's tolerance of the asked one, near the path.
+    """Find levels near the path whose figure is within the goal's tolerance of the asked one.
 
     1. Bisect the path: the figure falls with every step, so the asked one lies between two neighbours.
     2. Where both miss (one step is wider than the tolerance), leave the path by a few steps: measure what one
        step of each neighbouring group changes, predict all small combinations, and try the best.
-    3. Where that misses too and the model is small, try every combination of counts.
+    3. Where that misses too and the model is small, try every combination of counts, from the neighbours
+       on.
+
+    No point is taken that lies further from the path than :mod:`prunekit.plan.leeway` allows.
 
     Args:
         path: the steps.
@@ -70,7 +79,7 @@ def solve(path: Path, figure: Callable[[IntArray], int], goal: Goal, asked: int)
     Returns:
         The nearest point found; ``goal.is_reached(point.left, asked)`` may be false.
     """
-    meter = Meter(figure)
+    meter = Meter(path, figure)
     steps = _bisect(path, meter, asked)
     if goal.is_reached(meter.nearest(asked).left, asked):
         return meter.nearest(asked)
@@ -83,7 +92,7 @@ def solve(path: Path, figure: Callable[[IntArray], int], goal: Goal, asked: int)
         if goal.is_reached(base.left, asked) or meter.calls >= MOST_CALLS:
             break
     if not goal.is_reached(base.left, asked):
-        for levels in _every_combination(path):
+        for levels in _combinations_near(path, path.levels(steps)):
             if goal.is_reached(meter(levels).left, asked):
                 break
     return meter.nearest(asked)
@@ -125,6 +134,7 @@ def _try_beside(
     moves = np.stack(np.meshgrid(*[span] * len(chosen), indexing="ij"), axis=-1).reshape(-1, len(chosen))
     wanted = base.levels[chosen] + moves
     moves = moves[((wanted >= 0) & (wanted <= path.last_levels[chosen])).all(axis=1)]
+    moves = moves[_stay_near(path, base.levels, chosen, moves)]
     miss = np.abs(base.left + moves @ np.array([changes[group] for group in chosen]) - asked)
     distance = np.abs(moves).sum(axis=1)
     beyond = np.maximum(miss - goal.tolerance * asked / 2, 0)
@@ -135,8 +145,18 @@ def _try_beside(
             return
 
 
-def _every_combination(path: Path) -> Iterator[IntArray]:
-    """Every combination of levels if there are few, else none."""
+def _stay_near(path: Path, levels: IntArray, chosen: list[int], moves: IntArray) -> BoolArray:
+    """``[moves]`` whether the point is near the path once the chosen groups have moved."""
+    others = [group for group in range(len(levels)) if group not in set(chosen)]
+    first, last = path.places(levels[others], others)
+    first_moved, last_moved = path.places(levels[chosen] + moves, chosen)
+    return np.maximum(first, first_moved) <= np.minimum(last, last_moved)
+
+
+def _combinations_near(path: Path, start: IntArray) -> Iterator[IntArray]:
+    """The combinations of levels near the path, those fewest steps from ``start`` first; none if too many."""
     if math.prod(int(last) + 1 for last in path.last_levels) <= SMALL_SPACE:
-        for levels in itertools.product(*(range(last + 1) for last in path.last_levels)):
-            yield np.array(levels, dtype=np.int64)
+        every = np.indices(tuple((path.last_levels + 1).tolist())).reshape(len(start), -1).T
+        levels = every[path.is_near(every)]
+        distance = np.abs(levels - start).sum(axis=1)
+        yield from levels[np.argsort(distance, kind="stable")][:MOST_COMBINATIONS]

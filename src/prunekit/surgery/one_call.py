@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
-from prunekit.importance import CRITERIA, Statistics, collect, score
-from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.importance import CRITERIA, Statistics, check_batches, check_seed, collect, score
+from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.surgery.proof import LawResult, Proof, broken_groups, verify
 from prunekit.surgery.remove import remove
 from prunekit.types import WIDTHS, Frozen, Granularity
@@ -50,9 +50,11 @@ def prune(
     criterion: str = "l2",
     goal: Literal["sparsity", "macs", "params"] = "sparsity",
     scope: Literal["uniform", "global"] = "uniform",
-    granularity: Collection[Granularity | str] | None = None,
-    only: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    granularity: Granularity | str | Collection[Granularity | str] | None = None,
+    only: str | Collection[str] = (),
+    ignore: str | Collection[str] = (),
+    limits: Limits | None = None,
+    per_group: Mapping[str, Limits] | None = None,
     calibration: Iterable[Batch] | None = None,
     loss: Callable[[Any, Batch], Tensor] | None = None,
     seed: int = 0,
@@ -68,27 +70,35 @@ def prune(
         criterion: a name in ``CRITERIA``; those that need gradients need ``calibration`` and ``loss``.
         goal: what ``sparsity`` is a fraction of.
         scope: ``uniform`` takes the same share of every group, ``global`` ranks all units together.
-        granularity: kinds of units; default every width kind, hidden width included; layers, experts and
-            channel groups only on request.
-        only: shell-style patterns of groups, tensors or modules to prune.
+        granularity: one kind of unit or several; default every width kind, hidden width included; layers,
+            experts and channel groups only on request.
+        only: one shell-style pattern or several of the groups, tensors or modules to prune.
         ignore: patterns of what to leave alone.
+        limits: what no group may be pruned beyond, such as ``Limits(round_to=8)``.
+        per_group: limits by pattern, which come before ``limits``: :func:`prunekit.plan.allocate`.
         calibration: batches for criteria that need statistics.
         loss: ``loss(outputs, batch)``, a scalar mean, for criteria that need gradients.
         seed: of the random criterion and of the proof's permutations.
 
     Raises:
         TraceError: torch.export cannot follow the model.
-        SelectionError: a pattern matches nothing, an unknown granularity or criterion, nothing to prune.
-        GoalError: the goal is out of reach.
+        SelectionError: a pattern that matches nothing, a limit above a width, an unknown granularity or
+            criterion, a seed that is none, nothing to prune.
+        GoalError: the goal is out of reach, or rounds to nothing.
         CalibrationError: statistics are needed and cannot be gathered.
+        WorkloadError: the model or the example inputs are of the wrong type, or there are no examples.
         ProofError: the removal breaks a law; the model is untouched.
     """
-    if criterion not in CRITERIA:
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise SelectionError(f"there is no criterion {criterion!r}", expected=f"one of {', '.join(CRITERIA)}")
     asked = Goal(kind=goal, remove=sparsity)
-    kinds = WIDTHS if granularity is None else granularity
-    found = find_groups(trace(model, args, kwargs))
-    groups = sound(model, found.select(granularity=kinds, only=only, ignore=ignore), seed=seed)
+    check_seed(seed)
+    batches = () if calibration is None else calibration
+    check_batches(batches)
+    kinds = WIDTHS if granularity is None else _several(granularity, "granularity", "kinds of units")
+    wanted, unwanted = _several(only, "only", "patterns"), _several(ignore, "ignore", "patterns")
+    found = find_groups(trace(model, args, kwargs)).select(granularity=kinds, only=wanted, ignore=unwanted)
+    groups = sound(model, found, seed=seed)
     if not len(groups) and not asked.removes_nothing:
         raise SelectionError(
             f"nothing in {type(model).__name__} can be pruned with these choices",
@@ -98,9 +108,11 @@ def prune(
     stats: Statistics | None = None
     needs = CRITERIA[criterion].needs
     if needs:
-        stats = collect(model, calibration or (), groups=groups, needs=needs, loss=loss)
+        stats = collect(model, batches, groups=groups, needs=needs, loss=loss)
     scores = score(model, groups, criterion, stats=stats, seed=seed)
-    plan = allocate(groups, scores, asked, scope=scope, criterion=criterion)
+    plan = allocate(
+        groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
+    )
     removal = remove(model, plan, groups)
     proof = verify(model, removal.model, plan, groups, seed=seed)
     if not proof.passed:
@@ -109,6 +121,22 @@ def prune(
             remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
         )
     return Pruned(removal.model, plan, groups.frozen, removal.form, removal.reason, proof, groups)
+
+
+def _several(given: object, where: str, what: str) -> tuple[str, ...]:
+    """One string or a collection of strings, as a tuple.
+
+    Raises:
+        SelectionError: something else.
+    """
+    several = (given,) if isinstance(given, str) else given
+    if isinstance(several, Collection) and not isinstance(several, Mapping):
+        strings = tuple(item for item in several if isinstance(item, str))
+        if len(strings) == len(several):
+            return strings
+    raise SelectionError(
+        f"{given!r} was given", expected=f"a string, or a list of strings: {what}", where=where
+    )
 
 
 def sound(model: nn.Module, groups: Groups, *, seed: int = 0) -> Groups:
@@ -128,7 +156,9 @@ _BROKEN: dict[str, Callable[[LawResult], str]] = {
     "permutation": lambda law: (
         f"permuting its units changes the outputs (relative error {law.max_relative_error:.1e})"
     ),
-    "mask": lambda law: law.note or f"removing units differs from zeroing them ({law.max_relative_error:.1e})",
+    "mask": lambda law: (
+        law.note or f"removing units differs from zeroing them ({law.max_relative_error:.1e})"
+    ),
     "removal": lambda law: law.note or "removing units changes the shape of an output",
 }
 

@@ -1,0 +1,45 @@
+"""The examples of the README run, and give what the text around them says."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The names that its Python blocks define, run one after the other."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    path = tmp_path_factory.mktemp("readme") / "example.py"
+    path.write_text("\n\n".join(blocks))
+    torch.manual_seed(0)
+    return runpy.run_path(str(path))
+
+
+def test_one_call_removes_half_of_the_units_and_leaves_the_model_as_it_was(example):
+    result, model = example["result"], example["model"]
+    assert [result.model[place].out_channels for place in (0, 2)] == [32, 32]
+    assert [model[place].out_channels for place in (0, 2)] == [64, 64]
+    assert result.proof.passed
+
+
+def test_the_steps_reach_their_goal_and_removed_is_masked(example):
+    """The oracle of the removal is the masked model: the same outputs, by the mask law."""
+    plan, x = example["plan"], example["x"]
+    assert plan.after.macs / plan.before.macs == pytest.approx(0.5, rel=0.02)
+    assert example["proof"].passed
+    with torch.no_grad():
+        torch.testing.assert_close(example["small"](x), example["masked"](x))
+    assert {name: len(scores) for name, scores in example["scores"].items()} == dict.fromkeys(plan.widths, 64)
+
+
+def test_the_steps_are_all_there(example):
+    text = README.read_text(encoding="utf-8")
+    steps = ("trace", "find_groups", "collect", "score", "allocate", "mask", "remove", "verify")
+    assert [step for step in steps if f"pk.{step}(" not in text] == []
+    assert example["groups"].frozen
