@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from prunekit.errors import PrunekitError
     from prunekit.graph import Graph, Groups, find_groups, trace
     from prunekit.importance import collect, score
-    from prunekit.plan import Goal, PruningPlan, allocate
+    from prunekit.plan import Goal, Limits, PruningPlan, allocate
     from prunekit.surgery import Proof, Pruned, Removal, mask, prune, remove, sound, verify
     from prunekit.types import Granularity
     from prunekit.workload import Batch
@@ -22,6 +22,7 @@ __all__ = [
     "Granularity",
     "Graph",
     "Groups",
+    "Limits",
     "Proof",
     "Pruned",
     "PrunekitError",
@@ -46,6 +47,7 @@ _ROOMS = {
     "Granularity": "types",
     "Graph": "graph",
     "Groups": "graph",
+    "Limits": "plan",
     "Proof": "surgery",
     "Pruned": "surgery",
     "PrunekitError": "errors",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -58,8 +59,8 @@ class Slice:
             same tensor (a grouped convolution's weight), that dimension; else None.
         block_of: ``[shape[block_dim]]`` int64, the block each index of ``block_dim`` belongs to; then
             ``units`` counts inside the block, and the unit is ``block * units_per_block + units``.
-        company: ``[shape[dim]]`` int64 or None; where a unit has several indices, those of two units correspond
-            that have equal values here, and else those in the same order.
+        company: ``[shape[dim]]`` int64 or None; where a unit has several indices, those of two units
+            correspond that have equal values here, and else those in the same order.
     """
 
     tensor: str
@@ -104,6 +105,14 @@ class Group:
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors it touches, each once, in order."""
         return tuple(dict.fromkeys(part.tensor for part in self.slices))
+
+    def matches(self, pattern: str) -> bool:
+        """A shell-style pattern matches its name, one of its tensors or a module around one."""
+        names = [self.name, *self.tensors]
+        for tensor in self.tensors:
+            parts = tensor.split(".")
+            names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
+        return any(fnmatchcase(name, pattern) for name in names)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ CASES = (
         (
             stream("attention.q", "attention.k", "attention.v"),
             group("head", 4, out("attention.q"), into("attention.out"), blocks=2),
-            group("head", 2, out("attention.q", "attention.k", "attention.v"), into("attention.out")),
+            group("head_group", 2, out("attention.q", "attention.k", "attention.v"), into("attention.out")),
             group("head_dim", 8, out("attention.q", "attention.k"), blocks=2, mask_equivalent=False),
             group("head_dim", 8, out("attention.v"), into("attention.out"), blocks=2),
             FEED_FORWARD,

@@ -196,7 +196,9 @@ def _dissolve(module: GraphModule) -> None:
     while pending:
         pending = False
         for node in list(module.graph.nodes):
-            place = _WRAPPERS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
+            place = (
+                _WRAPPERS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
+            )
             if place is None or (place == 4 and node.args[2]):
                 continue
             inner = getattr(module, node.args[place].target)

@@ -6,9 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -126,10 +124,14 @@ class Groups:
         Raises:
             SelectionError: a pattern matches no group at all, or a granularity is unknown.
         """
-        kinds = None if granularity is None else {_granularity(kind) for kind in _several(granularity)}
-        only, ignore = _patterns(only, "only"), _patterns(ignore, "ignore")
+        kinds = (
+            None
+            if granularity is None
+            else {_granularity(kind) for kind in _several(granularity, "granularity")}
+        )
+        only, ignore = _several(only, "only"), _several(ignore, "ignore")
         for pattern in (*only, *ignore):
-            if not any(_matches(group, pattern) for group in self._everything.values()):
+            if not any(group.matches(pattern) for group in self._everything.values()):
                 raise SelectionError(
                     f"the pattern {pattern!r} matches no prunable group, tensor or module",
                     expected="a shell-style pattern such as 'layer1.*' or 'conv1.weight'",
@@ -300,19 +302,18 @@ def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, 
     return count_macs(str(node.target), shapes, output, equation=equation)
 
 
-def _several(given: Any) -> tuple[Any, ...]:
-    """One or several, as a tuple."""
-    return tuple(given) if isinstance(given, Collection) and not isinstance(given, str) else (given,)
+def _several(given: object, where: str) -> tuple[str, ...]:
+    """One string or a collection of strings, as a tuple.
 
-
-def _patterns(given: Any, where: str) -> tuple[str, ...]:
-    patterns = _several(given)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise SelectionError(
-                f"a pattern is {pattern!r}", expected="a shell-style pattern such as 'layer1.*'", where=where
-            )
-    return patterns
+    Raises:
+        SelectionError: something else.
+    """
+    several = (given,) if isinstance(given, str) else given
+    if isinstance(several, Collection) and not isinstance(several, Mapping):
+        strings = tuple(item for item in several if isinstance(item, str))
+        if len(strings) == len(several):
+            return strings
+    raise SelectionError(f"{given!r} was given", expected="a string, or a list of strings", where=where)
 
 
 def _granularity(kind: Granularity | str) -> Granularity:
@@ -325,22 +326,14 @@ def _granularity(kind: Granularity | str) -> Granularity:
         ) from None
 
 
-def _matches(group: Group, pattern: str) -> bool:
-    names = [group.name, *group.tensors]
-    for tensor in group.tensors:
-        parts = tensor.split(".")
-        names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
 def _why_left_out(
     group: Group, kinds: set[Granularity] | None, only: Sequence[str], ignore: Sequence[str]
 ) -> str | None:
     if kinds is not None and group.granularity not in kinds:
         return f"granularity {group.granularity.value} was not asked for"
-    if only and not any(_matches(group, pattern) for pattern in only):
+    if only and not any(group.matches(pattern) for pattern in only):
         return "it matches no pattern of `only`"
     for pattern in ignore:
-        if _matches(group, pattern):
+        if group.matches(pattern):
             return f"it matches the `ignore` pattern {pattern!r}"
     return None

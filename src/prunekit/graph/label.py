@@ -20,7 +20,7 @@ Dims = tuple[Dim, ...]
 Rule = Callable[["Call"], "Dims | tuple[Dims, ...] | None"]
 """Gives the labels of an operator's output(s); None = the operator's tensors are frozen."""
 
-SINGLE = Reason("size 1", "a dimension of size one has nothing to remove")
+SINGLE = Reason("size 1", "a dimension of size one has nothing to remove", obvious=True)
 
 
 @dataclass

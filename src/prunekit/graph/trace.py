@@ -151,7 +151,8 @@ def _released(outputs: tuple[str, ...], patterns: tuple[str, ...]) -> frozenset[
         if not isinstance(pattern, str) or not any(fnmatchcase(path, pattern) for path in outputs):
             raise SelectionError(
                 f"the pattern {pattern!r} matches no output",
-                expected="a shell-style pattern of one of " + ", ".join(path or "''" for path in outputs[:20]),
+                expected="a shell-style pattern of one of "
+                + ", ".join(path or "''" for path in outputs[:20]),
                 where="release",
             )
     return frozenset(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TypedDict
 
 import numpy as np
@@ -108,7 +107,7 @@ def limits_by_group(
     for pattern, own in per_group.items():
         if not isinstance(pattern, str) or not isinstance(own, Limits):
             raise SelectionError(f"It holds {pattern!r}: {own!r}", expected=_PER_GROUP, where="per_group")
-        matched = [index for index, group in enumerate(groups) if matches(group, pattern)]
+        matched = [index for index, group in enumerate(groups) if group.matches(pattern)]
         if not matched:
             raise SelectionError(
                 f"the pattern {pattern!r} matches no prunable group, tensor or module",
@@ -120,15 +119,6 @@ def limits_by_group(
             _check_width(groups[index], own, pattern)
             found[index] = own.over(found[index])
     return tuple(found)
-
-
-def matches(group: Group, pattern: str) -> bool:
-    """Whether a shell-style pattern matches the group's name, one of its tensors or a module around one."""
-    names = [group.name, *group.tensors]
-    for tensor in group.tensors:
-        parts = tensor.split(".")
-        names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
-    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _check_width(group: Group, limits: Limits, pattern: str) -> None:

@@ -2,7 +2,6 @@
 
 from prunekit.surgery.one_call import Pruned as Pruned
 from prunekit.surgery.one_call import prune as prune
-from prunekit.surgery.one_call import sound as sound
 from prunekit.surgery.proof import LawResult as LawResult
 from prunekit.surgery.proof import Proof as Proof
 from prunekit.surgery.proof import check_mask as check_mask
@@ -11,6 +10,7 @@ from prunekit.surgery.proof import verify as verify
 from prunekit.surgery.remove import Removal as Removal
 from prunekit.surgery.remove import mask as mask
 from prunekit.surgery.remove import remove as remove
+from prunekit.surgery.soundness import sound as sound
 
 __all__ = [
     "LawResult",

@@ -51,9 +51,7 @@ def outputs(
     )
     with evaluating(model):
         leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [
-        leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and place not in released
-    ]
+    return [leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and place not in released]
 
 
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:

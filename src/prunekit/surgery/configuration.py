@@ -1,4 +1,4 @@
-"""Letting a model's configuration describe its narrower self, so that its class builds it again from there."""
+"""Letting a model's configuration describe its narrower self, so that its class builds it again from it."""
 
 from __future__ import annotations
 

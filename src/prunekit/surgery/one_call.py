@@ -12,8 +12,9 @@ from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import CRITERIA, Statistics, check_batches, check_seed, collect, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
-from prunekit.surgery.proof import LawResult, Proof, broken_groups, verify
+from prunekit.surgery.proof import Proof, verify
 from prunekit.surgery.remove import remove
+from prunekit.surgery.soundness import sound
 from prunekit.types import WIDTHS, Frozen, Granularity
 from prunekit.workload import Batch
 
@@ -57,6 +58,8 @@ def prune(
     per_group: Mapping[str, Limits] | None = None,
     calibration: Iterable[Batch] | None = None,
     loss: Callable[[Any, Batch], Tensor] | None = None,
+    form: Literal["any", "own class"] = "any",
+    release: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Pruned:
     """Remove units from ``model`` and prove that the smaller model is right; nothing is trained.
@@ -78,6 +81,9 @@ def prune(
         per_group: limits by pattern, which come before ``limits``: :func:`prunekit.plan.allocate`.
         calibration: batches for criteria that need statistics.
         loss: ``loss(outputs, batch)``, a scalar mean, for criteria that need gradients.
+        form: ``own class`` leaves out, and reports, groups that the model's class cannot follow, such as
+            query and value dimensions of different sizes; ``any`` gives the graph as a module then.
+        release: patterns of outputs that may change their shape: :func:`prunekit.trace`.
         seed: of the random criterion and of the proof's permutations.
 
     Raises:
@@ -91,14 +97,16 @@ def prune(
     """
     if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise SelectionError(f"there is no criterion {criterion!r}", expected=f"one of {', '.join(CRITERIA)}")
+    if form not in ("any", "own class"):
+        raise SelectionError(f"there is no form {form!r}", expected="'any' or 'own class'", where="form")
     asked = Goal(kind=goal, remove=sparsity)
     check_seed(seed)
     batches = () if calibration is None else calibration
     check_batches(batches)
-    kinds = WIDTHS if granularity is None else _several(granularity, "granularity", "kinds of units")
-    wanted, unwanted = _several(only, "only", "patterns"), _several(ignore, "ignore", "patterns")
-    found = find_groups(trace(model, args, kwargs)).select(granularity=kinds, only=wanted, ignore=unwanted)
-    groups = sound(model, found, seed=seed)
+    kinds = WIDTHS if granularity is None else granularity
+    traced = trace(model, args, kwargs, release=release)
+    found = find_groups(traced).select(granularity=kinds, only=only, ignore=ignore)
+    groups = sound(model, found, seed=seed, own_class=form == "own class")
     if not len(groups) and not asked.removes_nothing:
         raise SelectionError(
             f"nothing in {type(model).__name__} can be pruned with these choices",
@@ -114,6 +122,11 @@ def prune(
         groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
     )
     removal = remove(model, plan, groups)
+    if removal.form != form != "any":
+        raise ProofError(
+            f"the class cannot follow this plan: {removal.reason}",
+            remedy="Use scope='uniform', leave groups out with ignore=, or allow form='any'",
+        )
     proof = verify(model, removal.model, plan, groups, seed=seed)
     if not proof.passed:
         raise ProofError(
@@ -121,46 +134,6 @@ def prune(
             remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
         )
     return Pruned(removal.model, plan, groups.frozen, removal.form, removal.reason, proof, groups)
-
-
-def _several(given: object, where: str, what: str) -> tuple[str, ...]:
-    """One string or a collection of strings, as a tuple.
-
-    Raises:
-        SelectionError: something else.
-    """
-    several = (given,) if isinstance(given, str) else given
-    if isinstance(several, Collection) and not isinstance(several, Mapping):
-        strings = tuple(item for item in several if isinstance(item, str))
-        if len(strings) == len(several):
-            return strings
-    raise SelectionError(
-        f"{given!r} was given", expected=f"a string, or a list of strings: {what}", where=where
-    )
-
-
-def sound(model: nn.Module, groups: Groups, *, seed: int = 0) -> Groups:
-    """The groups that obey the laws; one that does not is frozen with that reason.
-
-    Raises:
-        ProofError: the laws cannot be checked: no values, or outputs that are not finite.
-    """
-    broken = broken_groups(model, groups, seed=seed)
-    for law in ("permutation", "mask", "removal"):
-        reasons = {name: _BROKEN[law](result) for name, result in broken.items() if result.law == law}
-        groups = groups.freeze(reasons, operator=f"{law} law") if reasons else groups
-    return groups
-
-
-_BROKEN: dict[str, Callable[[LawResult], str]] = {
-    "permutation": lambda law: (
-        f"permuting its units changes the outputs (relative error {law.max_relative_error:.1e})"
-    ),
-    "mask": lambda law: (
-        law.note or f"removing units differs from zeroing them ({law.max_relative_error:.1e})"
-    ),
-    "removal": lambda law: law.note or "removing units changes the shape of an output",
-}
 
 
 def _why_nothing(groups: Groups) -> str:

@@ -143,7 +143,7 @@ def broken_groups(model: nn.Module, groups: Groups, *, seed: int = 0) -> dict[st
     laws = Laws(model, groups, seed=seed)
     names = [group.name for group in groups]
     found = _bisect(laws.permutation, names)
-    keep = _half(groups, np.random.default_rng(seed))
+    keep = half_of(groups, seed)
     found |= _bisect(
         lambda part: laws.removal({name: keep[name] for name in part}),
         [name for name in names if name not in found],
@@ -166,8 +166,9 @@ def _bisect(check: Callable[[list[str]], LawResult], names: list[str]) -> dict[s
     return found
 
 
-def _half(groups: Groups, rng: np.random.Generator) -> dict[str, BoolArray]:
+def half_of(groups: Groups, seed: int) -> dict[str, BoolArray]:
     """Half of the units of every block of every group, at random, at least one."""
+    rng = np.random.default_rng(seed)
     keep: dict[str, BoolArray] = {}
     for group in groups:
         ranks = rng.random((group.blocks, group.units_per_block)).argsort(axis=1).argsort(axis=1)
@@ -262,7 +263,7 @@ class Laws:
                     f"the graph of {type(model).__name__} does not run in float64: "
                     f"{type(error).__name__}: {error}",
                     expected="a graph that runs in double precision, in which removal is proved",
-                    remedy="Leave the part it comes from out: prune a submodule, as in pk.prune(model.body, ...)",
+                    remedy="Leave the part it comes from out: pk.prune(model.body, ...)",
                 ) from error
             if not any(found):
                 raise ProofError(

@@ -17,10 +17,11 @@ from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import evaluating, precision_of
 from prunekit.surgery.configuration import describe
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import attempts, follow_shapes
+from prunekit.surgery.repair import follow_shapes
 from prunekit.surgery.rivals import Rivals
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -56,7 +57,18 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
         ProofError: the pruned graph cannot run.
     """
     check_fits(model, plan, groups)
-    keep = plan.keep_mask()
+    return carry_out(model, plan.keep_mask(), groups)
+
+
+def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bool = True) -> Removal:
+    """:func:`remove` for a keep mask instead of a plan.
+
+    Args:
+        model: the dense model.
+        keep: by group name, ``[units]`` bool.
+        groups: of the dense model.
+        describes: also let the model's configuration describe the smaller one.
+    """
     names = touched(groups, keep)
     narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
     own = copied(model)
@@ -66,33 +78,35 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
-    rival = Rivals(own, graph_module, groups, precision)
-    error, reason = rival.distance()
-    if error > rival.tolerance:
-        for guesses in attempts(own, changes):
-            error, reason = rival.distance()
-            if error <= rival.tolerance:
-                rival.undo_needless(guesses)
-                break
-    if error <= rival.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
+    rivals = Rivals(own, graph_module, groups, precision)
+    error, reason = rivals.settle(changes)
+    if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
         error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
-    if error <= rival.tolerance:
-        described = describe(own, _sizes(plan, groups), rival.is_own)
-        reason = "it computes what the pruned graph computes"
-        if described is not None and described.holds:
-            reason += "; its configuration builds it again"
-        elif described is not None:
-            reason += f"; its configuration does not build it again: {described.reason}"
-        return Removal(own, "own class", reason, error)
+    if error <= rivals.tolerance:
+        configuration = _described(own, keep, groups, rivals) if describes else ""
+        return Removal(own, "own class", SAME + configuration, error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
 
 
-def _sizes(plan: PruningPlan, groups: Groups) -> set[tuple[int, int]]:
+SAME = "it computes what the pruned graph computes"
+
+
+def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:
+    """Let the configuration follow, and say whether it did."""
+    described = describe(own, _sizes(keep, groups), rivals.is_own)
+    if described is None:
+        return ""
+    if described.holds:
+        return "; its configuration builds it again"
+    return f"; its configuration does not build it again: {described.reason}"
+
+
+def _sizes(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
     """Sizes of groups, in all and per block, before and after."""
     found: set[tuple[int, int]] = set()
-    for name, (before, after) in plan.widths.items():
-        blocks = groups.whole(name).blocks
+    for name, mask in keep.items():
+        before, after, blocks = len(mask), int(mask.sum()), groups.whole(name).blocks
         found |= {(before, after), (before // blocks, after // blocks)}
     return {(before, after) for before, after in found if before != after}
 

@@ -185,7 +185,7 @@ def roll(call: Call) -> Dims:
 
 
 def repeat(call: Call) -> Dims:
-    """``repeat`` and ``tile``: whole dimensions one after the other; a dimension of one is repeated freely."""
+    """``repeat`` and ``tile``: whole dimensions one after the other; one of size one is repeated freely."""
     own, shape = call.dims("self"), call.shape
     own = (*(Fixed(1, SINGLE) for _ in range(len(shape) - len(own))), *own)
     symbolic = [not isinstance(size, int) for size in call.node.meta["val"].shape]
