@@ -28,9 +28,9 @@ from prunekit.deploy.inputs import (
     unique_names,
 )
 from prunekit.deploy.onnx_file import clean, write
-from prunekit.deploy.quiet import overheard
 from prunekit.errors import ExportError
 from prunekit.files import file_digest
+from prunekit.quiet import overheard
 from prunekit.workload import device_of, evaluating
 
 OPSET = 20

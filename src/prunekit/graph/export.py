@@ -15,9 +15,11 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export import export as torch_export
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import TraceError
+from prunekit.quiet import overheard
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword inputs."""
@@ -43,7 +45,7 @@ def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
     wide = _batch_of_two(inputs)
     attempts = [(wide, True), (wide, False), (inputs, False)]
     failure: Exception | None = None
-    with _evaluating(model):
+    with _evaluating(model), overheard():  # It logs, and prints the graph of a model it cannot trace.
         while attempts:
             (args, kwargs), is_open = attempts[0]
             try:
@@ -222,12 +224,12 @@ def _inline(module: GraphModule, call: Node, inner: GraphModule, inputs: tuple[A
             if node.op == "placeholder":
                 mapped[node] = next(arguments)
             elif node.op == "output":
-                outputs = torch.fx.node.map_arg(node.args[0], lambda item: mapped[item])
+                outputs = map_arg(node.args[0], lambda item: mapped[item])
             else:
                 copy = module.graph.node_copy(node, lambda item: mapped[item])
                 if node.op == "get_attr":
                     copy.target = f"{call.name}_{node.target}".replace(".", "_")
-                    setattr(module, copy.target, inner.get_parameter_or_buffer(node.target))
+                    setattr(module, copy.target, getattr(inner, node.target))
                 mapped[node] = copy
     for user in list(call.users):
         if user.op == "call_function" and user.target is operator.getitem:

@@ -208,6 +208,20 @@ class Importance(Section):
     )
 
 
+class LimitsSection(Section):
+    """What the groups of one pattern may not be pruned beyond; what is absent is as for all groups."""
+
+    min_units: Count | None = Field(
+        default=None, description="the fewest units they keep, a whole number of 1 or more"
+    )
+    max_sparsity: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="the largest fraction they lose, from 0 to 1"
+    )
+    round_to: Count | None = Field(
+        default=None, description="they keep a multiple of this, a whole number of 1 or more"
+    )
+
+
 class GroupsSection(Section):
     """Which groups may lose units, and how many."""
 
@@ -230,6 +244,11 @@ class GroupsSection(Section):
     )
     round_to: Count = Field(
         default=1, description="a pruned group keeps a multiple of this, a whole number of 1 or more"
+    )
+    per_group: dict[str, LimitsSection] = Field(
+        default_factory=dict,
+        description="limits of the groups that match a pattern, such as `layer1.*: {min_units: 8}`; they "
+        "come before the limits above, a later pattern before an earlier one",
     )
 
     @property

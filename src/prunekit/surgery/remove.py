@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change, rewrite
+from prunekit.graph.rewrite import Change, PrunedGraph, rewrite
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import evaluating, precision_of
 from prunekit.surgery.configuration import describe
@@ -146,7 +146,7 @@ def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
     return twin
 
 
-def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
+def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> PrunedGraph:
     """The pruned graph with the model's own tensors: what any form of the removal must compute."""
     tensors = {
         name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
@@ -212,7 +212,7 @@ def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:
 
 def _graph_form(
     model: nn.Module, groups: Groups, keep: KeepMask, narrowed: dict[str, Tensor]
-) -> tuple[nn.Module, list[Change]]:
+) -> tuple[PrunedGraph, list[Change]]:
     tensors: dict[str, Tensor] = {}
     for name in groups.graph.tensors.values():
         canonical = groups.graph.tied.get(name, name)

@@ -160,7 +160,8 @@ def _innermost(model: nn.Module, change: Change) -> nn.Module | None:
 def _known(module: nn.Module) -> None:
     """Widths of torch's own layers, read off their tensors."""
     if isinstance(module, nn.RNNBase):
-        module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+        state, arriving = module.get_parameter("weight_hh_l0"), module.get_parameter("weight_ih_l0")
+        module.hidden_size, module.input_size = state.shape[1], arriving.shape[1]
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):

@@ -17,7 +17,7 @@ from prunekit.errors import (
 from prunekit.recipe import Places, Recipe
 
 GOAL_KEYS = ("kind", "remove", "reach", "scope", "tolerance")
-LIMITS = ("granularity", "min_units", "max_sparsity", "round_to")
+LIMITS = ("granularity", "min_units", "max_sparsity", "round_to", "per_group")
 
 
 @contextmanager

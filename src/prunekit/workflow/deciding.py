@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save
 
 from prunekit.errors import GoalError, ProofError
 from prunekit.importance import CRITERIA, Statistics, collect, score
-from prunekit.plan import Goal, PrunableGroups, PruningPlan, allocate
+from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
 from prunekit.recipe import Recipe
 from prunekit.recover import TrainingRecord, TrainingSettings, budget_in_epochs, shares, train
 from prunekit.surgery import remove, sound, verify
@@ -51,7 +51,10 @@ def run_baseline(job: Job) -> Result:
     model.eval()
     found = groups_of(model, job.workload)
     groups = sound(model, found, seed=job.seed)
-    unsound = {item.name: item.reason for item in groups.frozen if item.name in found}
+    unsound: dict[str, dict[str, str]] = {}
+    for item in groups.frozen:
+        if item.name in found:
+            unsound.setdefault(item.operator, {})[item.name] = item.reason
     save_weights(model, job.out / "weights.safetensors")
     (job.out / UNSOUND).write_text(json.dumps(unsound, sort_keys=True))
     (job.out / SPENT).write_text(json.dumps({"examples_seen": training.examples_seen if training else None}))
@@ -117,7 +120,13 @@ def run_plan(cycle: int) -> Callable[[Job], Result]:
         scores = continued_scores(
             groups, load_file(job.files[f"{name_of(cycle)}/score/scores.safetensors"]), before
         )
-        plan = joined(_allocate(recipe, continued, scores, goal), continued)
+        try:
+            plan = _allocate(recipe, continued, scores, goal)
+        except GoalError:  # the share of a cycle before the last may be less than one unit of any group
+            if share == 1 or goal.remove is None:
+                raise
+            plan = _allocate(recipe, continued, scores, replace(goal, remove=0.0))
+        plan = joined(plan, continued)
         (job.out / "plan.json").write_text(plan.to_json())
         return {
             "goal": asdict(asked),
@@ -165,9 +174,10 @@ def _allocate(recipe: Recipe, groups: PrunableGroups, scores: Scores, goal: Goal
         goal,
         scope=recipe.goal.scope,
         criterion=recipe.importance.criterion,
-        min_units=recipe.groups.min_units,
-        max_sparsity=recipe.groups.max_sparsity,
-        round_to=recipe.groups.round_to,
+        limits=Limits(recipe.groups.min_units, recipe.groups.max_sparsity, recipe.groups.round_to),
+        per_group={
+            pattern: Limits(**limits.model_dump()) for pattern, limits in recipe.groups.per_group.items()
+        },
     )
 
 

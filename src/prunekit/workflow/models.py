@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from prunekit.deploy.quiet import overheard
 from prunekit.errors import WorkloadError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
@@ -69,15 +68,16 @@ def pruned_model(job: Job, plan: PruningPlan | None, weights: Path) -> nn.Module
 def groups_of(model: nn.Module, workload: DecidingWorkload) -> Groups:
     """Every group of a model, found with calibration examples."""
     example = workload.example_inputs()
-    with overheard():  # torch.export logs, and prints the graph of a model that it cannot trace
-        return find_groups(trace(model, example.args, dict(example.kwargs)))
+    return find_groups(trace(model, example.args, dict(example.kwargs)))
 
 
 def prunable_groups(job: Job) -> Groups:
     """The groups of the parent that may be pruned: sound, and chosen by the recipe."""
     found = groups_of(build(job), job.workload)
-    unsound = json.loads(job.files[f"baseline/{UNSOUND}"].read_text())
-    return select(job.recipe, found.freeze(unsound, operator="permutation law"))
+    unsound: dict[str, dict[str, str]] = json.loads(job.files[f"baseline/{UNSOUND}"].read_text())
+    for law, reasons in unsound.items():
+        found = found.freeze(reasons, operator=law)
+    return select(job.recipe, found)
 
 
 def select(recipe: Recipe, groups: Groups) -> Groups:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from prunekit.deploy.quiet import overheard
+from prunekit.quiet import overheard
 
 
 def test_all_that_is_said_is_kept_and_nothing_is_shown(capfd):
