@@ -1,0 +1,135 @@
+"""Every architecture of the zoo through trace, groups, removal, proof, training, saving and export.
+
+    python -m benchmarks.coverage [--only 'bert*'] [--part 1/8] [--peer] [--no-export] [--json] [--out DIR]
+
+Each row runs in a process of its own, with a limit on time and memory, one after the other; a row that was
+stopped is a row that failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and
+``coverage.md`` with the tables. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra
+``bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage_tables import brief, pages
+from tests.zoo.architectures.row import Row
+from tests.zoo.architectures.table import chosen
+
+from prunekit.measure import environment
+
+SECONDS = 120
+MEMORY_BYTES = 12 << 30
+"""Of address space, which torch reserves far more of than it uses."""
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_row(row: Row, *options: str) -> dict[str, Any]:
+    """The record of one row, from a process of its own."""
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.coverage_row", row.name, *options]
+    stopped: dict[str, Any] = {"name": row.name, "family": row.family, "pruned": False, "correct": False}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            preexec_fn=_limit_memory,
+        )
+    except subprocess.TimeoutExpired:
+        return stopped | {"stage": "time", "error": f"not done after {SECONDS} s", "seconds": SECONDS}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        error = " ".join(done.stderr.strip().splitlines()[-3:])[-600:]
+        stopped |= {"stage": "process", "error": f"exit code {done.returncode}: {error}"}
+        return stopped | {"seconds": round(time.perf_counter() - begin, 2)}
+    return json.loads(lines[-1])
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+def measure(rows: list[Row], asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record per row, with the peer's under ``peer`` where it was asked for."""
+    records = []
+    for row in rows:
+        record = run_row(row, *(["--no-export"] if asked.no_export else []))
+        if asked.peer:
+            record["peer"] = run_row(row, "--peer")
+        records.append(record)
+        print(json.dumps(record) if asked.json else brief(record), flush=True)
+    return records
+
+
+def versions() -> dict[str, str]:
+    """Of what this benchmark needs beside what every measurement records."""
+    found = {}
+    for package in ("transformers", "torch-pruning", "safetensors"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """What was measured: the commit, and whether the sources differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = (int(number) for number in text.split("/"))
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text} is not a part: give K/N with 1 <= K <= N")
+    return part - 1, parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", default="*", help="shell-style pattern of rows")
+    parser.add_argument("--part", type=_part, default=(0, 1), help="K/N: every N-th row, from the K-th on")
+    parser.add_argument("--peer", action="store_true", help="Torch-Pruning on the same rows")
+    parser.add_argument(
+        "--no-export", action="store_true", help="leave ONNX out, which takes half of the time"
+    )
+    parser.add_argument("--json", action="store_true", help="print whole records")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    asked = parser.parse_args()
+    rows = chosen(asked.only, *asked.part)
+    if not rows:
+        parser.error(f"no row is called {asked.only!r}")
+    measured = commit()
+    records = measure(rows, asked)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
+    whole = {
+        "settings": settings | {"seconds": SECONDS, "memory_bytes": MEMORY_BYTES},
+        "commit": measured,
+        "environment": environment(1),
+        "versions": versions(),
+        "rows": records,
+    }
+    (asked.out / "coverage.json").write_text(json.dumps(whole, indent=1) + "\n")
+    text = pages(whole)
+    (asked.out / "coverage.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

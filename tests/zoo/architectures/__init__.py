@@ -1,0 +1,1 @@
+"""Configurations of transformers' architectures, small and randomly initialised."""
