@@ -1,11 +1,11 @@
 """Every architecture of the zoo through trace, groups, removal, proof, training, saving and export.
 
-    python -m benchmarks.coverage [--only 'bert*'] [--part 1/8] [--peer] [--no-export] [--json] [--out DIR]
+    python -m benchmarks.coverage [--only 'bert*'] [--part 1/8] [--peer] [--no-export] [--resume] [--jobs 1]
 
-Each row runs in a process of its own, with a limit on time and memory, one after the other; a row that was
-stopped is a row that failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and
-``coverage.md`` with the tables. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra
-``bench``.
+Each row runs in a process of its own, with a limit on time and memory; a row that was stopped is a row that
+failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and ``coverage.md`` with
+the tables after every row. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra ``bench``;
+``--resume`` keeps the rows that ``coverage.json`` has and adds what is missing, also the peer's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
-from benchmarks.coverage_tables import brief, pages
+from benchmarks.coverage_tables import Record, brief, pages
 from tests.zoo.architectures.row import Row
-from tests.zoo.architectures.table import chosen
+from tests.zoo.architectures.table import ARCHITECTURES, chosen
 
 from prunekit.measure import environment
 
@@ -34,11 +35,11 @@ MEMORY_BYTES = 12 << 30
 ROOT = Path(__file__).parents[1]
 
 
-def run_row(row: Row, *options: str) -> dict[str, Any]:
+def run_row(row: Row, *options: str) -> Record:
     """The record of one row, from a process of its own."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.coverage_row", row.name, *options]
-    stopped: dict[str, Any] = {"name": row.name, "family": row.family, "pruned": False, "correct": False}
+    stopped: Record = {"name": row.name, "family": row.family, "pruned": False, "correct": False}
     try:
         done = subprocess.run(
             command,
@@ -64,16 +65,37 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def measure(rows: list[Row], asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record per row, with the peer's under ``peer`` where it was asked for."""
-    records = []
-    for row in rows:
-        record = run_row(row, *(["--no-export"] if asked.no_export else []))
-        if asked.peer:
+def measure(rows: list[Row], known: dict[str, Record], asked: argparse.Namespace) -> Iterator[Record]:
+    """A record per row as it is done, with the peer's under ``peer`` where it was asked for."""
+
+    def one(row: Row) -> Record:
+        record = known.get(row.name) or run_row(row, *(["--no-export"] if asked.no_export else []))
+        record.setdefault("commit", asked.commit)
+        if asked.peer and "peer" not in record:
             record["peer"] = run_row(row, "--peer")
-        records.append(record)
-        print(json.dumps(record) if asked.json else brief(record), flush=True)
-    return records
+        return record
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for done in as_completed([pool.submit(one, row) for row in rows]):
+            yield done.result()
+
+
+def write(records: dict[str, Record], asked: argparse.Namespace) -> str:
+    """Both files, complete or not at all; the Markdown."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
+    whole = {
+        "settings": settings | {"seconds": SECONDS, "memory_bytes": MEMORY_BYTES},
+        "environment": environment(1),
+        "versions": versions(),
+        "rows": [records[row.name] for row in ARCHITECTURES if row.name in records],
+    }
+    text = pages(whole)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for name, content in (("coverage.json", json.dumps(whole, indent=1) + "\n"), ("coverage.md", text)):
+        unfinished = asked.out / f".{name}"
+        unfinished.write_text(content)
+        unfinished.replace(asked.out / name)
+    return text
 
 
 def versions() -> dict[str, str]:
@@ -108,27 +130,23 @@ def main() -> None:
     parser.add_argument(
         "--no-export", action="store_true", help="leave ONNX out, which takes half of the time"
     )
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the last run")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time; seconds are honest with one")
     parser.add_argument("--json", action="store_true", help="print whole records")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     asked = parser.parse_args()
     rows = chosen(asked.only, *asked.part)
     if not rows:
         parser.error(f"no row is called {asked.only!r}")
-    measured = commit()
-    records = measure(rows, asked)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
-    whole = {
-        "settings": settings | {"seconds": SECONDS, "memory_bytes": MEMORY_BYTES},
-        "commit": measured,
-        "environment": environment(1),
-        "versions": versions(),
-        "rows": records,
-    }
-    (asked.out / "coverage.json").write_text(json.dumps(whole, indent=1) + "\n")
-    text = pages(whole)
-    (asked.out / "coverage.md").write_text(text)
-    print(text)
+    asked.commit = commit()
+    path = asked.out / "coverage.json"
+    old = json.loads(path.read_text())["rows"] if asked.resume and path.exists() else []
+    records = {record["name"]: record for record in old}
+    for record in measure(rows, dict(records), asked):
+        records[record["name"]] = record
+        print(json.dumps(record) if asked.json else brief(record), flush=True)
+        write(records, asked)
+    print(write(records, asked))
 
 
 if __name__ == "__main__":

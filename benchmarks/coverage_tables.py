@@ -56,9 +56,10 @@ def pages(whole: dict[str, Any]) -> str:
 def _environment(whole: dict[str, Any]) -> str:
     found = whole["environment"]
     packages = {**found["packages"], **whole["versions"]}
+    commits = ", ".join(dict.fromkeys(f"`{record['commit']}`" for record in whole["rows"]))
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     return (
-        f"On {found['date'][:10]}, commit `{whole['commit']}` on {found['cpu']['model']}, one thread, "
+        f"On {found['date'][:10]}, commit {commits} on {found['cpu']['model']}, one thread, "
         f"Python {found['python']}, {named}. Every row ran in a process of its own with "
         f"{whole['settings']['seconds']} s and {whole['settings']['memory_bytes'] >> 30} GiB of space. "
         "Half of the units of every prunable group were removed by `pk.prune`'s defaults, without a word "
