@@ -86,6 +86,7 @@ class Group:
         slices: what is narrowed when units go.
         mask_equivalent: removing units gives what zeroing their slices gives.
         not_mask_equivalent_because: the reason where it does not ("layer_norm normalises over it"), else "".
+        least: fewest units that the operators can run with, such as the experts that a router chooses.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Group:
     slices: tuple[Slice, ...]
     mask_equivalent: bool = True
     not_mask_equivalent_because: str = ""
+    least: int = 1
 
     @property
     def units_per_block(self) -> int:

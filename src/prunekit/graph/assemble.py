@@ -47,6 +47,7 @@ def assemble(
                 slices=slices,
                 mask_equivalent=because is None,
                 not_mask_equivalent_because="" if because is None else f"{because.operator}: {because.text}",
+                least=described.least(axis),
             )
         )
     return tuple(prunable), tuple(frozen), names
@@ -61,7 +62,9 @@ class _Describer:
         atoms = structure.labels.atoms
         self._consumed = _flags(atoms.count, atoms.consumed)
         self._produced = _flags(atoms.count, atoms.produced)
+        self._convolved = _flags(atoms.count, atoms.convolved)
         self._kinds = [(structure.members(dim), kind) for dim, kind in atoms.kinds]
+        self._least = [(structure.members(dim), count) for dim, count in atoms.least]
         self._summed = [structure.members(dim) for dim in atoms.summed]
         self._not_mask_equivalent = [
             (structure.members(dim), reason) for dim, reason in atoms.not_mask_equivalent
@@ -119,10 +122,14 @@ class _Describer:
         if _lies_outside(axis, slices) and all(self._holds_others(axis, part) for part in slices):
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
-        ranks = {len(self.graph.tensor(part.tensor).shape) for part in producers}
-        if 2 in ranks and any(np.isin(axis.roots, members).any() for members in self._summed):
+        convolved = [part for part in producers if self._convolved[self._dim(part)].any()]
+        summed = any(np.isin(axis.roots, members).any() for members in self._summed)
+        if len(convolved) < len(producers) and summed:
             return Granularity.HIDDEN
-        return Granularity.NEURON if ranks == {2} else Granularity.CHANNEL
+        return Granularity.CHANNEL if convolved or not producers else Granularity.NEURON
+
+    def _dim(self, part: Slice) -> IntArray:
+        return _labelled(self.structure.labels.tensors[part.tensor][part.dim])
 
     def _holds_heads(self, axis: Axis) -> bool:
         """Other heads are chosen inside each unit of this axis."""
@@ -136,10 +143,13 @@ class _Describer:
 
     def _holds_others(self, axis: Axis, part: Slice) -> bool:
         """Every unit covers several indices, because another axis lies inside it."""
-        dim = _labelled(self.structure.labels.tensors[part.tensor][part.dim])
-        members = self.structure.members(dim)
+        members = self.structure.members(self._dim(part))
         rows = np.isin(members, axis.roots).any(axis=1)
         return bool(((members[rows] >= 0).sum(axis=1) > 1).all())
+
+    def least(self, axis: Axis) -> int:
+        """The fewest units that every operator can run with."""
+        return max((count for members, count in self._least if np.isin(axis.roots, members).any()), default=1)
 
     def not_mask_equivalent(self, axis: Axis) -> Reason | None:
         for members, reason in self._not_mask_equivalent:

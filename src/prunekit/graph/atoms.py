@@ -67,8 +67,10 @@ class Atoms:
         self.balanced: list[tuple[IntArray, ...]] = []
         self.summed: list[IntArray] = []
         self.kinds: list[tuple[IntArray, Granularity]] = []
+        self.least: list[tuple[IntArray, int]] = []
         self.consumed: list[IntArray] = []
         self.produced: list[IntArray] = []
+        self.convolved: list[IntArray] = []
 
     def fresh(self, size: int) -> IntArray:
         """``[size]`` atoms that nothing is known about."""

@@ -32,12 +32,17 @@ class Labels:
         dims: per node, the labels of its output (a tuple of outputs for operators that give several).
         tensors: per parameter, buffer or constant, its labels.
         origins: per node, the operators with weights whose outputs it is made of without another in between.
+        pointers: per node (and output, where there are several), the dimension that its values point into:
+            which experts a router chose.
+        tallies: nodes that count how often each index of their one dimension was pointed to.
     """
 
     atoms: Atoms
     dims: dict[Node, Any] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
     origins: dict[Node, frozenset[Node]] = field(default_factory=dict)
+    pointers: dict[Node | tuple[Node, int], Dim] = field(default_factory=dict)
+    tallies: set[Node] = field(default_factory=set)
 
 
 def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
@@ -63,6 +68,8 @@ def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
             for source in _kept_outputs(graph, node):
                 reason = Reason("output", "the model's outputs keep their shape", source_line(source))
                 _freeze_all(labels, labels.dims.get(source), reason)
+                if source in labels.pointers:
+                    labels.atoms.freeze(labels.pointers[source], reason)
     return labels
 
 
@@ -93,6 +100,9 @@ def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
 def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node]) -> Any:
     value = node.meta.get("val")
     if operator_name(node) == "getitem":
+        pointed = labels.pointers.get((node.args[0], node.args[1]))  # pyright: ignore[reportArgumentType]
+        if pointed is not None:
+            labels.pointers[node] = pointed
         return labels.dims[node.args[0]][node.args[1]]  # pyright: ignore[reportArgumentType]
     if not tensors_of(value):
         if any(tensors_of(source.meta.get("val")) for source in node.all_input_nodes):
@@ -102,14 +112,13 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
     rule = rules.get(call.operator)
     if any(_depends_on_data(item) for item in (value, *(source.meta.get("val") for source in call.inputs))):
         rule, call.refusal = _refuse, "the size of its input or output depends on data"
-    outcome = None if rule is None else rule(call)
+    outcome, text = _follow(call, rule)
+    _pass_pointers(call, labels)
     if outcome is None:
-        text = "no rule says how labels travel through it" if rule is None else call.refusal
         reason = Reason(call.overload, text, source_line(node))
         for source in node.all_input_nodes:
             _freeze_all(labels, labels.dims.get(source), reason)
         return _fixed_like(value, reason)
-    _check(call, outcome, value)
     return outcome
 
 
@@ -117,6 +126,45 @@ def _origins(node: Node, labels: Labels) -> frozenset[Node]:
     found = {labels.origins.get(source, frozenset()) for source in node.all_input_nodes}
     return next(iter(found)) if len(found) == 1 else frozenset().union(*found)
 
+
+def _follow(call: Call, rule: Rule | None) -> tuple[Any, str]:
+    """What the rule says, or None and why there is nothing it says."""
+    if rule is None:
+        return None, "no rule says how labels travel through it"
+    try:
+        outcome = rule(call)
+        if outcome is not None:
+            _check(call, outcome, call.node.meta["val"])
+    except Exception as error:  # a call that the rule's author did not foresee must not be pruned wrongly
+        return None, f"{FAILED} ({type(error).__name__}: {error}); please report it"
+    return outcome, call.refusal
+
+
+_MOVES = (
+    "to _to_copy type_as view reshape flatten unflatten unsqueeze squeeze expand contiguous clone detach "
+    "transpose permute t slice select index gather repeat_interleave alias"
+)
+_POINTING = frozenset(f"aten.{name}" for name in _MOVES.split())
+"""Operators whose outputs are values of their first input, put elsewhere."""
+
+
+def _pass_pointers(call: Call, labels: Labels) -> None:
+    """Values that point into a dimension still do when they are moved; any other use needs their order."""
+    first = call.inputs[:1]
+    for source in dict.fromkeys(call.inputs):
+        pointed = labels.pointers.get(source)
+        if pointed is None or source in call.followed:
+            continue
+        if [source] == first and call.operator in _POINTING:
+            labels.pointers[call.node] = pointed
+        else:
+            labels.atoms.freeze(pointed, call.reason("its positions are computed with"))
+    if first and first[0] in labels.tallies and call.operator in _POINTING:
+        labels.tallies.add(call.node)
+
+
+FAILED = "the rule for it failed"
+"""How a reason begins that is our mistake; no test tolerates it."""
 
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten._assert_async")
 
@@ -236,6 +284,32 @@ class Call:
         self._static = static
         self._arguments = bind(node)
         self._groups: IntArray | None = None
+        self.followed: set[Node] = set()
+
+    def pointed(self, which: str | Node) -> Dim | None:
+        """The dimension that an argument's values point into, if they do; the caller takes care of it."""
+        node = self[which] if isinstance(which, str) else which
+        found = self._labels.pointers.get(node)
+        if found is not None:
+            self.followed.add(node)
+        return found
+
+    def point(self, dim: Dim, *, output: int | None = None) -> None:
+        """The values of (one of) the output(s) point into ``dim``."""
+        self._labels.pointers[self.node if output is None else (self.node, output)] = dim
+
+    def is_tally(self, which: str | Node) -> bool:
+        """An argument counts how often each index of its dimension was pointed to."""
+        return (self[which] if isinstance(which, str) else which) in self._labels.tallies
+
+    def tally(self) -> None:
+        """The output counts how often each index of its dimension was pointed to."""
+        self._labels.tallies.add(self.node)
+
+    def needs(self, dim: Dim, count: int) -> None:
+        """At least ``count`` indices of ``dim`` have to stay."""
+        if not isinstance(dim, Fixed):
+            self.atoms.least.append((dim, count))
 
     def __getitem__(self, name: str) -> Any:
         value = self._arguments.get(name)

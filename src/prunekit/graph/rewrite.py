@@ -316,6 +316,19 @@ def _squeeze(change: _Rewriting) -> None:
     change.node.args = (change.node.args[0], single)
 
 
+def _tally(change: _Rewriting) -> None:
+    dim = change.out()[0]
+    if not isinstance(dim, Fixed):
+        change.set("bins", change.count(dim))
+        change.set("max", change.count(dim) - 1)
+
+
+def _classes(change: _Rewriting) -> None:
+    dim = change.out()[-1]
+    if not isinstance(dim, Fixed):
+        change.set("num_classes", change.count(dim))
+
+
 def _blocks(tensor: str, axis: int, argument: str) -> Callable[[_Rewriting], None]:
     """The number of groups that still have an index in dimension ``axis`` of ``tensor``."""
 
@@ -385,6 +398,8 @@ REWRITES: dict[str, Callable[[_Rewriting], None]] = {
     "aten.repeat": _repeat("repeats"),
     "aten.tile": _repeat("dims"),
     "aten.squeeze": _squeeze,
+    "aten.histc": _tally,
+    "aten.one_hot": _classes,
     "aten.conv1d": _blocks("weight", 0, "groups"),
     "aten.conv2d": _blocks("weight", 0, "groups"),
     "aten.conv3d": _blocks("weight", 0, "groups"),

@@ -172,8 +172,20 @@ def half_of(groups: Groups, seed: int) -> dict[str, BoolArray]:
     keep: dict[str, BoolArray] = {}
     for group in groups:
         ranks = rng.random((group.blocks, group.units_per_block)).argsort(axis=1).argsort(axis=1)
-        keep[group.name] = (ranks < max(1, group.units_per_block // 2)).ravel()
+        least = -(-group.least // group.blocks)
+        keep[group.name] = (ranks < max(least, group.units_per_block // 2)).ravel()
     return keep
+
+
+def _in_every_block(group: Group, mask: BoolArray) -> BoolArray:
+    """The mask with some units kept in blocks that go altogether, as they do with a group around them.
+
+    That group may be left out of the law; where it is not, it takes the block away all the same.
+    """
+    rows = mask.reshape(group.blocks, -1)
+    left = rows.sum(axis=1)
+    front = np.arange(group.units_per_block) < left.max()
+    return np.where(left[:, None] > 0, rows, front).ravel()
 
 
 class Laws:
@@ -203,7 +215,11 @@ class Laws:
 
     def mask(self, keep: KeepMask) -> LawResult:
         """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
-        equivalent = {name: mask for name, mask in keep.items() if self._groups.whole(name).mask_equivalent}
+        equivalent = {
+            name: _in_every_block(self._groups.whole(name), mask)
+            for name, mask in keep.items()
+            if self._groups.whole(name).mask_equivalent
+        }
         left_out = len(keep) - len(equivalent)
         note = f"{left_out} groups are not mask-equivalent" if left_out else ""
         with double_by_default():

@@ -87,6 +87,8 @@ def transposed_convolution(call: Call) -> Dims:
 
 def _convolved(call: Call, out: Dim, spatial: int) -> Dims:
     call.produces(out)
+    if not isinstance(out, Fixed):
+        call.atoms.convolved.append(out)
     for bias in call.dims("bias"):
         call.unify(out, bias)
     space = call.dims("input")[-spatial:]
@@ -189,6 +191,20 @@ def _size(dim: Dim) -> int:
     return dim.size if isinstance(dim, Fixed) else len(dim)
 
 
+def grouped_product(call: Call) -> Dims:
+    """``out[rows of group g] = x[rows of group g, k] @ w[g, k, m]``, the rows in the order of the groups."""
+    rows, inner = call.dims("input")
+    group, contracted, columns = call.dims("weight")
+    (ends,) = call.dims("offs")
+    if not call.is_tally("offs"):
+        call.freeze([group, ends], "its groups lie at positions that are computed")
+    call.unify(group, ends)
+    call.contract(inner, contracted, weight=contracted if call.is_static("weight") else None)
+    if call.is_static("weight"):
+        call.produces(columns)
+    return (rows, columns)
+
+
 def bilinear(call: Call) -> Dims:
     """``x1[..., i] W[out, i, j] x2[..., j] + bias[out]``."""
     out, first, second = call.dims("weight")
@@ -225,6 +241,7 @@ RULES: dict[str, Rule] = {
     "aten.scaled_dot_product_attention": attention,
     "aten.einsum": einsum,
     "aten.bilinear": bilinear,
+    "transformers.grouped_mm_fallback": grouped_product,
     "aten.outer": outer,
     "aten.ger": outer,
     "aten.vdot": matmul,

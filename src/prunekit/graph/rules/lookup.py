@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.fx import Node
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.label import SINGLE, Call, Dims, Rule
@@ -28,8 +29,8 @@ def index(call: Call) -> Dims | None:
     if any(given[axis].meta["val"].dtype == torch.bool for axis in looked_up):
         call.refusal = "it is selected by a mask that depends on data"
         return None
-    call.freeze([own[axis] for axis in looked_up], "its indices are looked up by values")
     for axis in looked_up:
+        _look_up(call, own[axis], given[axis])
         call.freeze(call.dims(given[axis]), "its values look up positions")
     passing = [axis for axis, which in enumerate(given) if which is None]
     neighbours = looked_up[-1] - looked_up[0] == len(looked_up) - 1
@@ -46,7 +47,7 @@ def index_select(call: Call) -> Dims:
     """``x.index_select(dim, indices)``."""
     own = list(call.dims("self"))
     axis = call["dim"] % len(own)
-    call.freeze([own[axis]], "its indices are looked up by values")
+    _look_up(call, own[axis], call["index"])
     call.freeze(call.dims("index"), "its values look up positions")
     own[axis] = call.fixed(call.shape[axis], "looked up by values")
     return tuple(own)
@@ -59,8 +60,9 @@ def gather(call: Call) -> Dims:
         call.freeze((*own, *chosen), "its values are looked up by position")
         return tuple(call.fixed(size, "looked up by values") for size in call.shape)
     axis = call["dim"] % len(own)
-    call.freeze([own[axis], chosen[axis]], "its indices are looked up by values")
-    return _beside(call, axis, [own, chosen])
+    _look_up(call, own[axis], call["indices" if "indices" in call.arguments else "index"])
+    call.freeze([chosen[axis]], "its values look up positions")
+    return _beside(call, axis, [chosen, own])
 
 
 def scatter(call: Call) -> Dims:
@@ -74,9 +76,20 @@ def scatter(call: Call) -> Dims:
     if len(chosen) < len(own):  # index_add and its kin take a list of positions
         tensors = [own, *([call.dims(name)] if name and len(call.dims(name)) == len(own) else [])]
         call.freeze(chosen, "its values are positions")
-    call.freeze([dims[axis] for dims in tensors], "values are written to positions in it")
+    call.freeze([dims[axis] for dims in tensors[1:]], "they are written to positions")
+    _look_up(call, own[axis], call["index"])
     _beside(call, axis, tensors)
     return own
+
+
+def _look_up(call: Call, dim: Dim, positions: Node) -> None:
+    """Indices of ``dim`` are read or written by position: it is frozen unless the positions point into it."""
+    pointed = call.pointed(positions)
+    size = dim.size if isinstance(dim, Fixed) else len(dim)
+    if pointed is not None and not isinstance(pointed, Fixed) and len(pointed) == size:
+        call.unify(dim, pointed)
+    else:
+        call.freeze([dim] if pointed is None else [dim, pointed], "its indices are looked up by values")
 
 
 def _beside(call: Call, axis: int, tensors: list[Dims]) -> Dims:
@@ -88,6 +101,8 @@ def _beside(call: Call, axis: int, tensors: list[Dims]) -> Dims:
         lengths = {dim.size if isinstance(dim, Fixed) else len(dim) for dim in dims}
         if place != axis and lengths == {size}:
             out.append(call.unify_all(dims))
+        elif place == axis:
+            out.append(call.fixed(size, "looked up by values") if size > 1 else Fixed(1, SINGLE))
         else:
             call.freeze(dims, "values are looked up at positions in it")
             out.append(call.fixed(size, "looked up by values") if size > 1 else Fixed(1, SINGLE))
@@ -118,6 +133,11 @@ def index_put(call: Call) -> Dims | None:
 
 def one_hot(call: Call) -> Dims:
     """A last dimension that counts the values."""
+    pointed = call.pointed("self")
+    if pointed is not None and not isinstance(pointed, Fixed) and len(pointed) == call.shape[-1]:
+        return (*call.dims("self"), pointed)
+    if pointed is not None:
+        call.freeze([pointed], "its positions are values")
     return (*call.dims("self"), call.fixed(call.shape[-1], "its positions are values"))
 
 

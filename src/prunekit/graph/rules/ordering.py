@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.types import Granularity
 
 
 def along(text: str) -> Rule:
@@ -37,6 +38,62 @@ def _follow(call: Call, own: Dims, axes: set[int], shape: tuple[int, ...], text:
         else:
             out.append(Fixed(1, SINGLE) if size == 1 else call.fixed(size, text))
     return tuple(out)
+
+
+def top(call: Call) -> Dims | tuple[Dims, ...]:
+    """``topk``, ``sort`` and ``argmax``: values in their order, and which indices they belong to.
+
+    Which values are the largest does not depend on where they stand, so the dimension may lose indices as
+    long as enough are left; the positions point into it (see ``Labels.pointers``).
+    """
+    own = call.dims(call.inputs[0])
+    pointed = call.pointed(call.inputs[0])
+    given = call.arguments.get("dim")
+    value = call.node.meta["val"]
+    shapes = [sizes(item) for item in (value if isinstance(value, tuple | list) else [value])]
+    chosen = 1 if given is None or len(shapes[0]) < len(own) else shapes[0][given]
+    if given is None or _is_whole(own[given], chosen) or pointed is not None:
+        outcome = along("it is put in the order of its values")(call)
+        if pointed is not None and isinstance(outcome, tuple):
+            call.point(pointed, output=0)
+        return outcome or ()
+    axis = given % len(own)
+    dim = own[axis]
+    call.reduces(dim, [other for place, other in enumerate(own) if place != axis], "its largest are chosen")
+    call.kind(Granularity.EXPERT, [dim])
+    call.needs(dim, chosen)
+    outputs = tuple(_follow(call, own, {axis}, shape, "it is in the order of values") for shape in shapes)
+    if isinstance(value, tuple | list):
+        call.point(dim, output=1)
+        return outputs
+    call.point(dim)
+    return outputs[0]
+
+
+def _is_whole(dim: Dim, chosen: int) -> bool:
+    """Nothing is left to choose from, or nothing is labelled."""
+    return isinstance(dim, Fixed) or chosen >= len(dim)
+
+
+def running_total(call: Call) -> Dims | tuple[Dims, ...]:
+    """``cumsum`` and its kin; totals of a tally only say where each index's share begins."""
+    if call.is_tally("self"):
+        call.tally()
+        return call.dims("self")
+    return along("each index takes in all before it")(call) or ()
+
+
+def tally(call: Call) -> Dims:
+    """``histc``: how often each value occurs, where the values point into a dimension as long."""
+    pointed = call.pointed("self")
+    size = call.shape[0]
+    if pointed is None or isinstance(pointed, Fixed) or len(pointed) != size or call["max"] != size - 1:
+        if pointed is not None:
+            call.freeze([pointed], "its positions are counted")
+        call.freeze(call.dims("self"), "its values are counted")
+        return (call.fixed(size, "its positions are values"),)
+    call.tally()
+    return (pointed,)
 
 
 def difference(call: Call) -> Dims | tuple[Dims, ...]:
@@ -89,13 +146,15 @@ _FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rf
 RULES: dict[str, Rule] = {
     **{
         f"aten.{name}": along("each index takes in all before it")
-        for name in ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
+        for name in ("cumprod", "cummax", "cummin", "logcumsumexp")
     },
     **{
         f"aten.{name}": along("it is put in the order of its values")
-        for name in ("sort", "topk", "argsort", "kthvalue", "mode")
+        for name in ("argsort", "kthvalue", "mode")
     },
-    **{f"aten.{name}": along("positions in it are computed") for name in ("argmax", "argmin")},
+    **{f"aten.{name}": top for name in ("topk", "sort", "argmax", "argmin")},
+    "aten.cumsum": running_total,
+    "aten.histc": tally,
     **{f"aten.fft_{name}": along("a Fourier transform runs over it") for name in _FOURIER.split()},
     "aten.diff": difference,
     "aten.tril": triangle,

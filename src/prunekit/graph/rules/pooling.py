@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.label import SINGLE, Call, Dims, Rule, operator_name, sizes
 from prunekit.graph.rules.elementwise import elementwise
 
 
@@ -39,7 +39,9 @@ def reduction(call: Call) -> Dims | tuple[Dims, ...]:
     )
     keep = bool(call["keepdim"]) if "keepdim" in call.arguments else False
     passing = [dim for axis, dim in enumerate(own) if axis not in over]
-    if call.operator in _WITH_POSITIONS and any(user.args[1] == 1 for user in call.node.users):
+    if call.operator in _WITH_POSITIONS and any(
+        operator_name(user) == "getitem" and user.args[1] == 1 for user in call.node.users
+    ):
         call.freeze([own[axis] for axis in over], "positions in it are computed")
     for axis in over:
         call.reduces(own[axis], passing, "one value is computed over all of this dimension")

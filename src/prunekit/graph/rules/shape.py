@@ -263,7 +263,7 @@ def from_columns(call: Call) -> Dims:
 def windows(call: Call) -> Dims:
     """``unfold``: windows of one dimension, their inside as a last dimension."""
     own = list(call.dims("self"))
-    axis = call["dimension"]
+    axis = call["dimension"] % len(own)
     call.freeze([own[axis]], "a window slides over it")
     own[axis] = call.fixed(call.shape[axis], "the places of a sliding window")
     return (*own, call.fixed(call["size"], "the inside of a sliding window"))
