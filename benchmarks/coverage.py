@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from tests.zoo.architectures.table import ARCHITECTURES, chosen
 from prunekit.measure import environment
 
 SECONDS = 120
+"""Of CPU time, so that a busy machine fails no row; a process may take four times that on the clock."""
+
 MEMORY_BYTES = 12 << 30
 """Of address space, which torch reserves far more of than it uses."""
 
@@ -47,12 +50,18 @@ def run_row(row: Row, *options: str) -> Record:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=4 * SECONDS,
             check=False,
-            preexec_fn=_limit_memory,
+            preexec_fn=_limit,
         )
     except subprocess.TimeoutExpired:
-        return stopped | {"stage": "time", "error": f"not done after {SECONDS} s", "seconds": SECONDS}
+        return stopped | {"stage": "time", "error": f"not done after {4 * SECONDS} s", "seconds": 4 * SECONDS}
+    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
+        return stopped | {
+            "stage": "time",
+            "error": f"not done after {SECONDS} s of CPU time",
+            "seconds": SECONDS,
+        }
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         error = " ".join(done.stderr.strip().splitlines()[-3:])[-600:]
@@ -61,7 +70,8 @@ def run_row(row: Row, *options: str) -> Record:
     return json.loads(lines[-1])
 
 
-def _limit_memory() -> None:
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 

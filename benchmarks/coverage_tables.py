@@ -61,7 +61,7 @@ def _environment(whole: dict[str, Any]) -> str:
     return (
         f"On {found['date'][:10]}, commit {commits} on {found['cpu']['model']}, one thread, "
         f"Python {found['python']}, {named}. Every row ran in a process of its own with "
-        f"{whole['settings']['seconds']} s and {whole['settings']['memory_bytes'] >> 30} GiB of space. "
+        f"{whole['settings']['seconds']} s of CPU time and {whole['settings']['memory_bytes'] >> 30} GiB of space. "
         "Half of the units of every prunable group were removed by `pk.prune`'s defaults, without a word "
         "about the model. Written by `python -m benchmarks.coverage`."
     )
