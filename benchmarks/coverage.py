@@ -56,12 +56,9 @@ def run_row(row: Row, *options: str) -> Record:
         )
     except subprocess.TimeoutExpired:
         return stopped | {"stage": "time", "error": f"not done after {4 * SECONDS} s", "seconds": 4 * SECONDS}
-    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
-        return stopped | {
-            "stage": "time",
-            "error": f"not done after {SECONDS} s of CPU time",
-            "seconds": SECONDS,
-        }
+    if done.returncode == -signal.SIGXCPU:
+        stopped |= {"stage": "time", "error": f"not done after {SECONDS} s of CPU time"}
+        return stopped | {"seconds": SECONDS}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         error = " ".join(done.stderr.strip().splitlines()[-3:])[-600:]
