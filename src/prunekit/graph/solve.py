@@ -178,8 +178,7 @@ def _without_stuck_factors(
         else:
             found.inherited.append((factor, reason[factor]))
     if not free:
-        if (reason[product.merged] < 0).any():
-            found.freeze(product.merged, WHOLE)
+        _freeze_merged(product, reason, found)
         return []
     first = tuple(slice(None) if axis in free else slice(0, 1) for axis in range(product.merged.ndim))
     core = product.merged[first]
@@ -190,6 +189,19 @@ def _without_stuck_factors(
         return []
     found.changed = True
     return [Product(core.reshape([len(factor) for factor in factors]), factors)]
+
+
+def _freeze_merged(product: Product, reason: IntArray, found: _Found) -> None:
+    """Nothing of the merged array can go: for the earliest reason of a factor, where one has any."""
+    if (reason[product.merged] >= 0).all():
+        return
+    stated = [int(reason[factor].min()) for factor in product.factors if (reason[factor] >= 0).all()]
+    if stated:
+        merged = product.merged.ravel()
+        found.inherited.append((merged, np.full(len(merged), min(stated))))
+        found.changed = True
+    else:
+        found.freeze(product.merged, WHOLE)
 
 
 def _cannot_lose(factor: IntArray, reason: IntArray) -> bool:
