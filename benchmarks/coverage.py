@@ -131,7 +131,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default="*", help="shell-style pattern of rows")
+    parser.add_argument("--only", default="*", help="shell-style pattern of rows or families")
     parser.add_argument("--part", type=_part, default=(0, 1), help="K/N: every N-th row, from the K-th on")
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning on the same rows")
     parser.add_argument(
