@@ -111,13 +111,17 @@ def test_what_is_left_is_what_was_there(case):
     before = oracles.tensors_of(case.model())
     for level in LEVELS:
         keep = make_plan(case.name, *level).keep_mask()
-        after = oracles.tensors_of(make_removal(case, *level).model)
+        removal = make_removal(case, *level)
+        after = oracles.tensors_of(removal.model)
+        # (new / old) ** (1 / 4), for queries and keys of a class that divides by the root of its own width
+        factors = [mask.mean() ** 0.25 for mask in keep.values()] if "scaled" in removal.reason else []
         read = set(groups.graph.tensors.values()) & set(before)
         assert read <= set(after)
         for name in read:
             canonical = groups.graph.tied.get(name, name)
             expected = oracles.cut_out(groups, keep, canonical, before[name])
-            assert torch.equal(after[name], expected), name
+            scaled = [torch.allclose(after[name], expected * factor, atol=0) for factor in factors]
+            assert torch.equal(after[name], expected) or any(scaled), name
 
 
 def test_exactly_the_planned_number_of_units_goes(case):
