@@ -4,8 +4,8 @@ What its documentation and examples ask of a user is done here for every model a
 model: layers that write the outputs are ignored, the numbers of heads of attention projections are handed in,
 and the attributes that its examples repair afterwards (head sizes) are repaired where the model does not run
 without. Where that fails it is tried again without the numbers of heads, and the better result counts. A row
-counts as pruned correctly if what is left runs, gives outputs of the same shapes, has lost more than 5 % of its
-parameters, trains a step, reloads, and equals the masked model where that can be checked.
+counts as pruned correctly if what is left runs, gives outputs of the same shapes, has lost more than 5 % of
+its parameters, trains a step, reloads, and equals the masked model where that can be checked.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def _says(model: nn.Module, small: nn.Module, inputs: Inputs) -> str:
 def _masked(model: nn.Module, small: nn.Module, inputs: Inputs, removed: Removed) -> Record:
     """Whether removed equals masked, where batch norm is the only norm and no convolution has groups."""
     norms = [type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__]
-    grouped = [module for module in model.modules() if 1 < getattr(module, "groups", 1) < module.in_channels]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    grouped = [layer for layer in convolutions if 1 < layer.groups < layer.in_channels]
     if any("BatchNorm" not in name for name in norms) or grouped or not removed:
         return {}
     masked = copy.deepcopy(model).double()
