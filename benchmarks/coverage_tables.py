@@ -58,12 +58,13 @@ def _environment(whole: dict[str, Any]) -> str:
     packages = {**found["packages"], **whole["versions"]}
     commits = ", ".join(dict.fromkeys(f"`{record['commit']}`" for record in whole["rows"]))
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    settings = whole["settings"]
     return (
         f"On {found['date'][:10]}, commit {commits} on {found['cpu']['model']}, one thread, "
         f"Python {found['python']}, {named}. Every row ran in a process of its own with "
-        f"{whole['settings']['seconds']} s and {whole['settings']['memory_bytes'] >> 30} GiB of space. "
-        "Half of the units of every prunable group were removed by `pk.prune`'s defaults, without a word "
-        "about the model. Written by `python -m benchmarks.coverage`."
+        f"{settings['seconds']} s of CPU time and {settings['memory_bytes'] >> 30} GiB of memory. Half "
+        "of the units of every prunable group were removed by `pk.prune`'s defaults, without a word about "
+        "the model. Written by `python -m benchmarks.coverage`."
     )
 
 

@@ -126,7 +126,7 @@ def heads_of(model: nn.Module) -> dict[nn.Module, int]:
         for names, counts in ((QUERIES, HEADS), (KEYS_AND_VALUES, KEY_VALUE_HEADS)):
             for name in names:
                 layer, count = getattr(owner, name, None), _first(owner, counts)
-                if isinstance(layer, nn.Linear) and count and layer.out_features % count == 0:
+                if isinstance(layer, nn.Linear | nn.Conv1d) and count and len(layer.weight) % count == 0:
                     heads[layer] = count
     return heads
 
@@ -137,10 +137,8 @@ def repair(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
         query = next((getattr(owner, name) for name in QUERIES if getattr(owner, name, None) in heads), None)
         if query is None:
             continue
-        for names, size in (
-            (HEAD_SIZES, query.out_features // heads[query]),
-            (ALL_HEADS_SIZES, query.out_features),
-        ):
+        width = len(query.weight)
+        for names, size in ((HEAD_SIZES, width // heads[query]), (ALL_HEADS_SIZES, width)):
             for name in names:
                 if isinstance(getattr(owner, name, None), int):
                     setattr(owner, name, size)

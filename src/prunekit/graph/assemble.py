@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from prunekit.graph.atoms import Dim, Fixed, Reason
@@ -53,8 +55,11 @@ def assemble(
     return tuple(prunable), tuple(frozen), names
 
 
+_KINDS = tuple(Granularity)
+
+
 class _Describer:
-    """Reads roles, kinds and slices off the stated facts."""
+    """Reads roles, kinds and slices off the stated facts, by basic class, so that an axis is one lookup."""
 
     def __init__(self, graph: Graph, structure: Structure) -> None:
         self.graph = graph
@@ -63,23 +68,52 @@ class _Describer:
         self._consumed = _flags(atoms.count, atoms.consumed)
         self._produced = _flags(atoms.count, atoms.produced)
         self._convolved = _flags(atoms.count, atoms.convolved)
-        self._kinds = [(structure.members(dim), kind) for dim, kind in atoms.kinds]
-        self._least = [(structure.members(dim), count) for dim, count in atoms.least]
-        self._summed = [structure.members(dim) for dim in atoms.summed]
-        self._not_mask_equivalent = [
-            (structure.members(dim), reason) for dim, reason in atoms.not_mask_equivalent
-        ]
+        self._reasons = [reason for _, reason in atoms.not_mask_equivalent]
+        none = len(self._reasons)
+        self._reason = self._first([dim for dim, _ in atoms.not_mask_equivalent], range(none), none)
+        kinds = [_KINDS.index(kind) for _, kind in atoms.kinds]
+        self._kind = self._first([dim for dim, _ in atoms.kinds], kinds, len(_KINDS), keep="first")
+        self._summed = self._first(atoms.summed, [0] * len(atoms.summed), 1) == 0
+        least = [-count for _, count in atoms.least]
+        self._least = self._first([dim for dim, _ in atoms.least], least, -1)
+        self._holds_heads = self._outer_heads()
+        self._places = self._slices_by_axis()
 
-    def slices(self, number: int, axis: Axis) -> tuple[Slice, ...]:
-        found = []
+    def _first(
+        self, dims: list[IntArray], values: Sequence[int], none: int, *, keep: str = "smallest"
+    ) -> IntArray:
+        """``[classes + 1]``: the smallest or the first value of all dimensions that a class is part of."""
+        found = np.full(len(self.structure.axis_of), none, dtype=np.int64)
+        for dim, value in zip(dims, values, strict=True):
+            members = self.structure.members(dim)
+            taken = found[members]
+            found[members] = (
+                np.where(taken == none, value, taken) if keep == "first" else np.minimum(taken, value)
+            )
+        found[-1] = none
+        return found
+
+    def _outer_heads(self) -> BoolArray:
+        """``[classes + 1]`` whether heads are chosen inside a class."""
+        flags = np.zeros(len(self.structure.axis_of), dtype=np.bool_)
+        for axis in self.structure.axes:
+            if axis.blocks and self._stated_kind(axis) is Granularity.HEAD:
+                flags[np.concatenate(axis.blocks)] = True
+        return flags
+
+    def _slices_by_axis(self) -> dict[int, list[tuple[str, int, IntArray]]]:
+        """Where each axis occurs in parameters, buffers and constants."""
+        found: dict[int, list[tuple[str, int, IntArray]]] = {}
         for tensor, dims in self.structure.labels.tensors.items():
             for position, dim in enumerate(dims):
-                if isinstance(dim, Fixed):
-                    continue
-                members = self.structure.members(dim)
-                if (self.structure.axis_of[members] == number).any():
-                    found.append(self._slice(tensor, position, dim, number, axis))
-        return tuple(found)
+                if not isinstance(dim, Fixed):
+                    for number in np.unique(self.structure.axis_of[self.structure.members(dim)]).tolist():
+                        found.setdefault(number, []).append((tensor, position, dim))
+        return found
+
+    def slices(self, number: int, axis: Axis) -> tuple[Slice, ...]:
+        """Every dimension of a parameter, buffer or constant that an axis runs along."""
+        return tuple(self._slice(*place, number, axis) for place in self._places.get(number, []))
 
     def _slice(self, tensor: str, position: int, dim: IntArray, number: int, axis: Axis) -> Slice:
         units, detached = self.structure.units(dim, number, axis)
@@ -115,31 +149,25 @@ class _Describer:
         3. Linear layers and embeddings that are added up produce the hidden units of a residual stream, other
            linear layers neurons, convolutions channels.
         """
-        for members, kind in self._kinds:
-            if np.isin(axis.roots, members).all():
-                shared = kind is Granularity.HEAD and self._holds_heads(axis)
-                return Granularity.HEAD_GROUP if shared else kind
+        kind = self._stated_kind(axis)
+        if kind is not None:
+            shared = kind is Granularity.HEAD and self._holds_heads[axis.roots].any()
+            return Granularity.HEAD_GROUP if shared else kind
         if _lies_outside(axis, slices) and all(self._holds_others(axis, part) for part in slices):
             return Granularity.CHANNEL_GROUP
         producers = [part for part in slices if part.role == "producer"]
         convolved = [part for part in producers if self._convolved[self._dim(part)].any()]
-        summed = any(np.isin(axis.roots, members).any() for members in self._summed)
-        if len(convolved) < len(producers) and summed:
+        if len(convolved) < len(producers) and self._summed[axis.roots].any():
             return Granularity.HIDDEN
         return Granularity.CHANNEL if convolved or not producers else Granularity.NEURON
 
     def _dim(self, part: Slice) -> IntArray:
         return _labelled(self.structure.labels.tensors[part.tensor][part.dim])
 
-    def _holds_heads(self, axis: Axis) -> bool:
-        """Other heads are chosen inside each unit of this axis."""
-        return any(
-            np.isin(outer, axis.roots).any() and np.isin(inner.roots, members).all()
-            for inner in self.structure.axes
-            for outer in inner.blocks
-            for members, kind in self._kinds
-            if kind is Granularity.HEAD
-        )
+    def _stated_kind(self, axis: Axis) -> Granularity | None:
+        """What the operators say one unit is."""
+        kinds = np.unique(self._kind[axis.roots])
+        return _KINDS[kinds[0]] if len(kinds) == 1 and kinds[0] < len(_KINDS) else None
 
     def _holds_others(self, axis: Axis, part: Slice) -> bool:
         """Every unit covers several indices, because another axis lies inside it."""
@@ -149,13 +177,12 @@ class _Describer:
 
     def least(self, axis: Axis) -> int:
         """The fewest units that every operator can run with."""
-        return max((count for members, count in self._least if np.isin(axis.roots, members).any()), default=1)
+        return -int(self._least[axis.roots].min())
 
     def not_mask_equivalent(self, axis: Axis) -> Reason | None:
-        for members, reason in self._not_mask_equivalent:
-            if np.isin(axis.roots, members).any():
-                return reason
-        return None
+        """Why removing units differs from zeroing them; None where it does not."""
+        first = int(self._reason[axis.roots].min())
+        return self._reasons[first] if first < len(self._reasons) else None
 
 
 def _lies_outside(axis: Axis, slices: tuple[Slice, ...]) -> bool:

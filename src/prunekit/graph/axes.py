@@ -213,9 +213,11 @@ class Structure:
         holds: set[tuple[int, int]] = set()
         for product in self.solution.products:
             factors = [_distinct(factor) for factor in product.factors]
-            inside = [self._axis_of_factor(factor, axes) for factor in factors]
-            for position, number in enumerate(inside):
-                if number is None or axes[number].reason is not None or found[number].blocks:
+            inside = [
+                (at, number) for at, factor in enumerate(factors) for number in self._within(factor, axes)
+            ]
+            for position, number in inside:
+                if axes[number].reason is not None or found[number].blocks:
                     continue
                 outer = [
                     factor
@@ -229,12 +231,14 @@ class Structure:
                 holds.update((holder, number) for factor in outer for holder in self.axis_of[factor].tolist())
         return found
 
-    def _axis_of_factor(self, factor: IntArray, axes: list[Axis]) -> int | None:
-        """The axis whose units are exactly the entries of ``factor``."""
-        number = int(self.axis_of[factor[0]])
-        if number < 0 or len(factor) != len(axes[number].roots):
-            return None
-        return number if np.array_equal(np.sort(factor), np.sort(axes[number].roots)) else None
+    def _within(self, factor: IntArray, axes: list[Axis]) -> list[int]:
+        """The axes whose units all are entries of ``factor``."""
+        numbers, counts = np.unique(self.axis_of[factor], return_counts=True)
+        return [
+            number
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+            if number >= 0 and count == len(axes[number].roots)
+        ]
 
     def _always_joint(self, number: int, outers: list[IntArray]) -> bool:
         """In every parameter, the axis lies in one dimension with all of ``outers``."""

@@ -188,11 +188,15 @@ _WRAPPERS = {
 """Higher-order operators that run a graph of their own, and where in their arguments it is."""
 
 
+_CHECKS = ("_assert_tensor_metadata.default", "_assert_scalar.default", "_assert_async.msg")
+"""Operators that only check: dtypes, of which proofs use others, and values, which the model checks."""
+
+
 def _dissolve(module: GraphModule) -> None:
     """Put the operators inside wrappers in the wrappers' place.
 
     Gradients, checkpoints and a disabled autocast change no value in evaluation; an enabled autocast does, so
-    it stays, and freezes what it touches. Checks of dtypes go as well: proofs run in double precision.
+    it stays, and freezes what it touches. Checks go as well.
     """
     pending = True
     while pending:
@@ -207,7 +211,7 @@ def _dissolve(module: GraphModule) -> None:
             _inline(module, node, inner, node.args[place + 1 :])
             pending = True
     for node in list(module.graph.nodes):
-        if str(node.target) == "aten._assert_tensor_metadata.default":
+        if getattr(node.target, "__name__", "") in _CHECKS:
             module.graph.erase_node(node)
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users and isinstance(getattr(module, node.target), GraphModule):

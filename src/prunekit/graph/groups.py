@@ -17,11 +17,20 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure
-from prunekit.graph.label import Dims, bind, label, operator_name, outputs_of, sizes, tensors_of
+from prunekit.graph.label import (
+    Dims,
+    bind,
+    depends_on_data,
+    label,
+    operator_name,
+    outputs_of,
+    sizes,
+    tensors_of,
+)
 from prunekit.graph.rules import RULES
 from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
-from prunekit.measure import count_macs
+from prunekit.measure import contracts, count_macs
 from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
 
 
@@ -196,6 +205,8 @@ class Groups:
         for node in self.graph.nodes:
             if node.op == "call_function" and tensors_of(node.meta.get("val")):
                 sources = _tensor_arguments(node)
+                if any(depends_on_data(item.meta["val"]) for item in (node, *sources) if item is not None):
+                    continue  # How much it computes is not known before the data is.
                 shapes = [sizes(source.meta["val"]) if source else None for source in sources]
                 if _count(node, shapes, sizes(tensors_of(node.meta["val"])[0])) is not None:
                     found.append((node, sources))
@@ -203,14 +214,17 @@ class Groups:
 
     @cached_property
     def uncounted(self) -> tuple[str, ...]:
-        """Operators that :meth:`cost` counts no MACs for because nothing is known about them."""
+        """Operators that :meth:`cost` counts no MACs for: without a rule, or of sizes that depend on data."""
         known = {node for node, _ in self._multiplying}
         unknown = {
             operator_name(node)
             for node in self.graph.nodes
-            if node.op == "call_function" and tensors_of(node.meta.get("val")) and node not in known
+            if node.op == "call_function"
+            and tensors_of(node.meta.get("val"))
+            and node not in known
+            and (operator_name(node) not in RULES or contracts(str(node.target)))
         }
-        return tuple(sorted(unknown - RULES.keys() - {"getitem"}))
+        return tuple(sorted(unknown - {"getitem"}))
 
     def _node_shape(self, node: Node, keep: KeepMask) -> tuple[int, ...]:
         return self._shape(outputs_of(self._labels, node)[0], keep)

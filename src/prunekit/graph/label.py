@@ -110,7 +110,7 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
         return None
     call = Call(node, labels, static)
     rule = rules.get(call.operator)
-    if any(_depends_on_data(item) for item in (value, *(source.meta.get("val") for source in call.inputs))):
+    if any(depends_on_data(item) for item in (value, *(source.meta.get("val") for source in call.inputs))):
         rule, call.refusal = _refuse, "the size of its input or output depends on data"
     outcome, text = _follow(call, rule)
     _pass_pointers(call, labels)
@@ -173,7 +173,7 @@ def _refuse(call: Call) -> None:
     """The rule for what cannot be followed."""
 
 
-def _depends_on_data(value: Any) -> bool:
+def depends_on_data(value: Any) -> bool:
     """Some size is only known once the data is."""
     return any(
         isinstance(size, torch.SymInt) and size.node.hint is None
@@ -212,7 +212,7 @@ def _freeze_all(labels: Labels, dims: Any, reason: Reason) -> None:
 
 def _fixed_like(value: Any, reason: Reason) -> Any:
     if isinstance(value, Tensor):
-        known = [0] * value.ndim if _depends_on_data(value) else sizes(value)
+        known = [0] * value.ndim if depends_on_data(value) else sizes(value)
         return tuple(Fixed(size, reason) for size in known)
     return tuple(_fixed_like(item, reason) for item in value) if isinstance(value, tuple | list) else None
 

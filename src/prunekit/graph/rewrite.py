@@ -152,6 +152,8 @@ def _follow_training_mode(module: GraphModule, names: set[str]) -> None:
         argument = _TRAINING_ARGUMENT.get(operator_name(node)) if node.name in names else None
         if argument is None:
             continue
+        if operator_name(node) == "aten.batch_norm" and bind(node)["training"]:
+            continue  # It was traced in evaluation mode, so it uses its input's statistics in both.
         if operator_name(node) == "aten.instance_norm":
             continue  # Statistics of the input are used in both modes unless running ones are tracked.
         with module.graph.inserting_before(node):

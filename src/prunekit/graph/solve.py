@@ -178,8 +178,7 @@ def _without_stuck_factors(
         else:
             found.inherited.append((factor, reason[factor]))
     if not free:
-        if (reason[product.merged] < 0).any():
-            found.freeze(product.merged, WHOLE)
+        _freeze_merged(product, reason, found)
         return []
     first = tuple(slice(None) if axis in free else slice(0, 1) for axis in range(product.merged.ndim))
     core = product.merged[first]
@@ -190,6 +189,19 @@ def _without_stuck_factors(
         return []
     found.changed = True
     return [Product(core.reshape([len(factor) for factor in factors]), factors)]
+
+
+def _freeze_merged(product: Product, reason: IntArray, found: _Found) -> None:
+    """Nothing of the merged array can go: for the earliest reason of a factor, where one has any."""
+    if (reason[product.merged] >= 0).all():
+        return
+    stated = [int(reason[factor].min()) for factor in product.factors if (reason[factor] >= 0).all()]
+    if stated:
+        merged = product.merged.ravel()
+        found.inherited.append((merged, np.full(len(merged), min(stated))))
+        found.changed = True
+    else:
+        found.freeze(product.merged, WHOLE)
 
 
 def _cannot_lose(factor: IntArray, reason: IntArray) -> bool:
@@ -306,28 +318,28 @@ def _expand(count: int, products: list[Product]) -> IntArray:
     """``[roots, k]`` basic classes of every class, following products of products."""
     parts = np.arange(count, dtype=np.int64)[:, None]
     for _ in range(len(products) + 1):
-        wider = parts
+        found = []
         for product in products:
             grids = np.meshgrid(*product.factors, indexing="ij")
-            pieces = np.concatenate([parts[grid.ravel()] for grid in grids], axis=1)
-            wider = _assign(wider, product.merged.ravel(), pieces)
-        if wider.shape == parts.shape and np.array_equal(wider, parts):
+            found.append(_distinct(np.concatenate([parts[grid.ravel()] for grid in grids], axis=1)))
+        wider = np.full((count, max([parts.shape[1], *(pieces.shape[1] for pieces in found)])), -1)
+        wider[:, : parts.shape[1]] = parts
+        for product, pieces in zip(products, found, strict=True):
+            rows = product.merged.ravel()
+            wider[rows] = -1
+            wider[rows, : pieces.shape[1]] = pieces
+        if np.array_equal(wider, parts):
             break
         parts = wider
     return parts
 
 
-def _assign(parts: IntArray, rows: IntArray, pieces: IntArray) -> IntArray:
-    """``parts`` with ``rows`` set to the distinct members of ``pieces``, -1 filled at the end."""
+def _distinct(pieces: IntArray) -> IntArray:
+    """The distinct members of every row, falling, -1 filled at the end of the shorter ones."""
     pieces = np.sort(pieces, axis=1)[:, ::-1].copy()
     pieces[:, 1:][pieces[:, 1:] == pieces[:, :-1]] = -1
     pieces = np.sort(pieces, axis=1)[:, ::-1]
-    width = max(parts.shape[1], int((pieces >= 0).sum(axis=1).max(initial=1)))
-    out = np.full((parts.shape[0], width), -1, dtype=np.int64)
-    out[:, : parts.shape[1]] = parts
-    out[rows] = -1
-    out[rows, : min(width, pieces.shape[1])] = pieces[:, :width]
-    return out
+    return pieces[:, : max(1, int((pieces >= 0).sum(axis=1).max(initial=1)))]
 
 
 def _spread(reason: IntArray, parts: IntArray) -> IntArray:

@@ -10,7 +10,7 @@ from prunekit.measure.latency import (
     paired_speedup,
     percentiles,
 )
-from prunekit.measure.macs import MACS, count_macs, einsum_macs
+from prunekit.measure.macs import MACS, contracts, count_macs, einsum_macs
 from prunekit.measure.memory import MemoryUse, peak_memory
 from prunekit.measure.runtimes import OnnxRunner, Runner, open_onnx
 from prunekit.measure.session import SPINNING, Spinning
@@ -30,6 +30,7 @@ __all__ = [
     "available_cores",
     "check_threads",
     "compare_latency",
+    "contracts",
     "count_macs",
     "einsum_macs",
     "environment",

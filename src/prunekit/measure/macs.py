@@ -38,6 +38,12 @@ def count_macs(
     return None if formula is None else formula(present, output)
 
 
+def contracts(operator: str) -> bool:
+    """Whether ``operator`` is known to contract something."""
+    name = operator.rpartition(".")[0]
+    return name in MACS or name == "aten.einsum"
+
+
 def einsum_macs(equation: str, shapes: Sequence[Shape]) -> int:
     """Multiply-accumulates of an einsum that contracts its operands from left to right, as torch does.
 

@@ -129,12 +129,20 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def input_batches(graph: Graph, *, double: bool = True) -> list[tuple[tuple, dict[str, Any]]]:
-    """The example inputs (in double precision) and, where the batch is open, with one example more."""
+    """The example inputs (in double precision) and, where the batch is open, with one example more.
+
+    Not where another tensor of as many examples stays closed: the two would no longer fit.
+    """
     leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
     if double:
         leaves = [_doubled(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     batches = [pytree.tree_unflatten(leaves, spec)]
-    if graph.batch_is_open:
+    closed = {
+        leaf.shape[0]
+        for leaf, grows in zip(leaves, graph.open_inputs, strict=True)
+        if isinstance(leaf, Tensor) and leaf.ndim and not grows
+    }
+    if graph.batch_is_open and graph.batch_size not in closed:
         longer = [
             torch.cat([leaf, leaf[:1]]) if grows else leaf
             for leaf, grows in zip(leaves, graph.open_inputs, strict=True)

@@ -77,8 +77,11 @@ def describe(
 
 def _builds(model: nn.Module, config: Any, is_equal: Callable[[nn.Module], bool]) -> bool:
     """The class built from the configuration takes the model's tensors and computes what it computes."""
-    with torch.random.fork_rng(devices=[]):
-        rebuilt = type(model)(copy.deepcopy(config))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            rebuilt = type(model)(copy.deepcopy(config))
+    except Exception:  # whatever the user's class raises about a configuration it does not accept
+        return False
     state = model.state_dict()
     if {name: tensor.shape for name, tensor in rebuilt.state_dict().items()} != {
         name: tensor.shape for name, tensor in state.items()

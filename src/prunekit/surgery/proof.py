@@ -308,7 +308,7 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
     except Exception as error:  # whatever the user's forward raises
         worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)
-    sizes = tuple(graph.batch_size + more for more in range(2 if graph.batch_is_open else 1))
+    sizes = tuple(graph.batch_size + more for more in range(len(precision.batches(graph))))
     return LawResult("form", tuple(keep), worst, tolerance, sizes, worst <= tolerance, note)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo.architectures.row import Row, ids, normal, padded
+from tests.zoo.architectures.row import Refusal, Row, ids, normal, padded
 
 WAVES = {
     "vocab_size": 32,
@@ -185,5 +185,6 @@ ROWS = (
             "sampling_rate": 24000,
         },
         {"input_values": normal(1, 320)},
+        refused=Refusal("TraceError", "length <= max_pad"),
     ),
 )

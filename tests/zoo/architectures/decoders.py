@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo.architectures.row import Row, ids
+from tests.zoo.architectures.row import Refusal, Row, ids
 
 GROUPED = {
     "vocab_size": 99,
@@ -223,6 +223,7 @@ EXPERT_MODELS = (
             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
             "ffn_config": {"ffn_hidden_size": 28, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 48},
         },
+        refused=Refusal("TraceError", "for expert_idx in expert_hit"),
     ),
 )
 

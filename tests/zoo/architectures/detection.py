@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo.architectures.row import Draw, Row, ids, images, normal, padded
+from tests.zoo.architectures.row import Draw, Refusal, Row, ids, images, normal, padded
 from tests.zoo.architectures.vision import SWIN, VIT
 
 BACKBONE = {
@@ -67,9 +67,16 @@ def _detector(
 
 
 def _segmenter(
-    name: str, architecture: str, settings: Mapping[str, Any], size: int = 64, **inputs: Any
+    name: str,
+    architecture: str,
+    settings: Mapping[str, Any],
+    size: int = 64,
+    refused: Refusal | None = None,
+    **inputs: Any,
 ) -> Row:
-    return Row(name, "segmentation", architecture, settings, {"pixel_values": images(size), **inputs})
+    return Row(
+        name, "segmentation", architecture, settings, {"pixel_values": images(size), **inputs}, refused
+    )
 
 
 DETECTION = (
@@ -259,6 +266,7 @@ SEGMENTATION = (
         "EomtForUniversalSegmentation",
         {**VIT, "num_hidden_layers": 3, "num_blocks": 1, "num_queries": 7, "num_upscale_blocks": 1},
         32,
+        refused=Refusal("TraceError", "self.attn_mask_probs"),
     ),
     Row(
         "clipseg",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo.architectures.row import Row, ids, padded
+from tests.zoo.architectures.row import Refusal, Row, ids, padded
 
 T5 = {
     "vocab_size": 99,
@@ -39,13 +39,13 @@ BART = {
 }
 
 
-def _row(name: str, architecture: str, settings: Mapping[str, Any], length: int = 9) -> Row:
+def _row(name: str, architecture: str, settings: Mapping[str, Any], length: int = 9, **more: Any) -> Row:
     inputs = {
         "input_ids": ids(length),
         "attention_mask": padded(length),
         "decoder_input_ids": ids(7),
     }
-    return Row(name, "encoder-decoder", architecture, settings, inputs)
+    return Row(name, "encoder-decoder", architecture, settings, inputs, **more)
 
 
 ROWS = (
@@ -61,6 +61,7 @@ ROWS = (
         "switch-transformers",
         "SwitchTransformersForConditionalGeneration",
         {**T5, "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        refused=Refusal("TraceError", "self.classifier.to(self.dtype)"),
     ),
     _row("bart", "BartForConditionalGeneration", BART),
     _row("mbart", "MBartForConditionalGeneration", BART),
@@ -83,11 +84,13 @@ ROWS = (
             "attention_window": 4,
         },
         8,
+        refused=Refusal("TraceError", "if is_global_attn"),
     ),
     _row(
         "nllb-moe",
         "NllbMoeForConditionalGeneration",
         {**BART, "num_experts": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
+        refused=Refusal("TraceError", "self.classifier.to(self.dtype)"),
     ),
     _row(
         "prophetnet",

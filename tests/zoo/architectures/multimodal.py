@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.zoo.architectures.decoders import GROUPED
-from tests.zoo.architectures.row import Fixed, Row, ids, images, normal, ones, padded
+from tests.zoo.architectures.row import Fixed, Refusal, Row, ids, images, normal, ones, padded
 from tests.zoo.architectures.text_encoders import TEXT
 from tests.zoo.architectures.vision import VIT
 
@@ -110,6 +110,7 @@ ROWS = (
         "ViltForQuestionAnswering",
         {**TEXT, **VIT},
         {**BOTH, "pixel_mask": ones(32, 32)},
+        refused=Refusal("TraceError", "nn.functional.interpolate"),
     ),
     Row(
         "flava",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo.architectures.row import Draw, Row, ids, padded
+from tests.zoo.architectures.row import Draw, Refusal, Row, ids, padded
 
 TEXT = {
     "vocab_size": 99,
@@ -165,6 +165,7 @@ ROWS = (
         "NystromformerForSequenceClassification",
         {**TEXT, "segment_means_seq_len": 8, "num_landmarks": 4, "conv_kernel_size": 3},
         {"input_ids": ids(8)},
+        refused=Refusal("TraceError", "attention_scores + attention_mask"),
     ),
     Row(
         "yoso",
@@ -179,6 +180,7 @@ ROWS = (
         "LongformerForSequenceClassification",
         {**TEXT, "attention_window": 4},
         {"input_ids": ids(8), "attention_mask": padded(8)},
+        refused=Refusal("TraceError", "if is_global_attn"),
     ),
     Row(
         "big-bird",

@@ -182,7 +182,8 @@ def einsum(call: Call) -> Dims | None:
     if not any(static) and len(nodes) == 2 and summed:
         shared = [name for name in output if all(name in term for term in terms)]
         call.kind(Granularity.HEAD, [found[name] for name in shared])
-        beside = [name for name in terms[1] if name in output and name not in terms[0]]
+        heads = any(not isinstance(found[name], Fixed) for name in shared)
+        beside = [name for name in terms[1] if heads and name in output and name not in terms[0]]
         call.kind(Granularity.HEAD_DIM, [found[name] for name in (*summed, *beside)])
     return tuple(found[name] for name in output)
 

@@ -131,6 +131,25 @@ def index_put(call: Call) -> Dims | None:
     return own
 
 
+def masked_scatter(call: Call) -> Dims:
+    """Places where a mask holds take the values of ``source`` one after the other.
+
+    Whole last dimensions are written wherever this is used (features at the places of their tokens), so the
+    last dimensions stand together; the permutation law finds out where they are not.
+    """
+    own = broadcast(call, [call.dims("self"), call.dims("mask")])
+    source = call.dims("source")
+    if not own or not source or _length(own[-1]) != _length(source[-1]):
+        call.freeze((*own, *source), "values are written where a mask says")
+        return own
+    call.freeze((*own[:-1], *source[:-1]), "values are written where a mask says")
+    return (*own[:-1], call.unify(own[-1], source[-1]))
+
+
+def _length(dim: Dim) -> int:
+    return dim.size if isinstance(dim, Fixed) else len(dim)
+
+
 def one_hot(call: Call) -> Dims:
     """A last dimension that counts the values."""
     pointed = call.pointed("self")
@@ -171,6 +190,7 @@ RULES: dict[str, Rule] = {
     "aten.index_copy": scatter,
     "aten.index_fill": scatter,
     "aten.index_put": index_put,
+    "aten.masked_scatter": masked_scatter,
     "aten.one_hot": one_hot,
     "aten.rand": positions,
     "aten.randn": positions,
