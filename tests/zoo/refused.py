@@ -103,7 +103,6 @@ CASES = (
         lambda x: x / (1 + x.argmax(-1, keepdim=True)),
         "aten.add.Tensor",
     ),
-    between("scaled by the first one", lambda x: x * x[:, :1].cos(), "aten.slice.Tensor"),
     Case(
         "gather where the data says",
         lambda: Between(lambda x: x.gather(-1, x.argsort(-1))),
@@ -119,6 +118,13 @@ CASES = (
     between("top values", lambda x: x.topk(8, -1).values, "aten.topk.default"),
     picking("select one", lambda x: x[:, 3, None], "aten.select.int"),
     picking("select some", lambda x: x[:, [0, 2, 5]].sum(-1, keepdim=True), "aten.index.Tensor"),
+    Case(
+        "scaled by the first one",
+        lambda: Between(lambda x: x * x[:, :1].cos()),
+        rows(6),
+        (group("neuron", 7, HIDDEN), *SURVIVOR),  # The first one has to stay where it is, the others need not.
+        {"input": into("first"), "aten.slice.Tensor": HIDDEN, "output": out("last")},
+    ),
     Case(
         "one branch sorted",
         OneBranch,

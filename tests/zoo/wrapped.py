@@ -145,7 +145,7 @@ CASES = (
             group("channel", 6, spectral("2"), reads_spectral("5")),
             group("neuron", 7, spectral("5"), into("7")),
         ),
-        {"input": reads_spectral("0"), "output": out("7")},
+        {"input": at("0.parametrizations.weight.original", 1), "output": out("7")},
     ),
     Case(
         "wrappers",
