@@ -1,4 +1,4 @@
-"""Pruned transformers: built again from their configuration, saved and loaded, and generating with a cache."""
+"""Pruned transformers: built again from their configuration, saved, loaded, generating with a cache."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def test_caches_shrink_and_other_outputs_do_not():
     assert {group.granularity for group in pruned.groups} == {"head", "head_dim"}
     assert look(pruned.model(X)) == [(2, 5, 4), (2, 5, 8), (2, 2, 5, 2), (2, 2, 5, 2)]
     assert type(pruned.model(X)) is Given
-    assert {"first.weight:0", "last.weight:0"} <= {item.name for item in pruned.frozen if item.operator == "output"}
+    assert {"first.weight:0", "last.weight:0"} <= {
+        item.name for item in pruned.frozen if item.operator == "output"
+    }
 
 
 def test_a_released_output_shrinks_and_the_rest_stays():

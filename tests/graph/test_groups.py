@@ -132,7 +132,9 @@ def test_channels_go_with_all_places_they_come_from_or_go_to():
     assert units("unfold and fold", "mix", 1, 6) == np.repeat(np.arange(6), 9).tolist()
     assert units("unfold and fold", "mix", 0, 7) == np.repeat(np.arange(7), 4).tolist()
     assert units("sliding windows", "last.weight", 1, 8) == np.repeat(np.arange(8), 3).tolist()
-    assert units("spectral norm", "2.parametrizations.weight.0._v", 0, 8) == np.repeat(np.arange(8), 9).tolist()
+    assert (
+        units("spectral norm", "2.parametrizations.weight.0._v", 0, 8) == np.repeat(np.arange(8), 9).tolist()
+    )
 
 
 def test_gates_and_directions_of_a_recurrent_layer_repeat_its_units():
@@ -142,7 +144,10 @@ def test_gates_and_directions_of_a_recurrent_layer_repeat_its_units():
 
 
 def test_rotary_pairs_are_units():
-    for name, pairs in (("rotary code by halves", [0, 1, 0, 1]), ("rotary code by complex numbers", [0, 0, 1, 1])):
+    for name, pairs in (
+        ("rotary code by halves", [0, 1, 0, 1]),
+        ("rotary code by complex numbers", [0, 0, 1, 1]),
+    ):
         assert units(name, "attention.q.weight", 0, 2) == pairs * 3
         assert units(name, "attention.frequency", 0, 2) == [0, 1]
 
@@ -150,7 +155,10 @@ def test_rotary_pairs_are_units():
 def test_parts_of_a_joined_layer_lie_where_they_are_cut():
     through, past = [-1] * 5 + [*range(5)] * 3, [*range(5)] + [-1] * 15
     found = [
-        part.units.tolist() for group in groups_of("c2f") for part in group.slices if part.tensor == "join.weight"
+        part.units.tolist()
+        for group in groups_of("c2f")
+        for part in group.slices
+        if part.tensor == "join.weight"
     ]
     assert sorted(found[:3]) == sorted([through, past, [*range(9)]])
     assert units("state space", "select.weight", 0, 4) == [-1] * 3 + [*range(4)] * 2

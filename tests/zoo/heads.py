@@ -91,7 +91,9 @@ class Rotary(Heads):
     def turn(self, x):
         angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * self.frequency
         if not self.halves:
-            turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)
+            turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
+                torch.ones_like(angle), angle
+            )
             return torch.view_as_real(turned).flatten(-2)
         angle = torch.cat([angle, angle], -1)
         half = x.shape[-1] // 2

@@ -222,7 +222,9 @@ def _share(a: int, b: int, n: int):
             self.k, self.v = nn.Linear(a, groups * width), nn.Linear(a, groups * width)
 
         def forward(self, x):
-            q, k, v = (part(x).unflatten(-1, (-1, width)).transpose(1, 2) for part in (self.q, self.k, self.v))
+            q, k, v = (
+                part(x).unflatten(-1, (-1, width)).transpose(1, 2) for part in (self.q, self.k, self.v)
+            )
             mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
             return x + self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -235,7 +237,10 @@ def _name(a: int, b: int, n: int):
 
         def __init__(self) -> None:
             super().__init__()
-            self.into, self.out = nn.Parameter(torch.randn(a, 2, 2 + n)), nn.Parameter(torch.randn(2, 2 + n, a))
+            self.into, self.out = (
+                nn.Parameter(torch.randn(a, 2, 2 + n)),
+                nn.Parameter(torch.randn(2, 2 + n, a)),
+            )
 
         def forward(self, x):
             inner = torch.tanh(torch.einsum("bld,dhe->blhe", x, self.into))

@@ -122,7 +122,10 @@ CASES = (
         "scaled by the first one",
         lambda: Between(lambda x: x * x[:, :1].cos()),
         rows(6),
-        (group("neuron", 7, HIDDEN), *SURVIVOR),  # The first one has to stay where it is, the others need not.
+        (
+            group("neuron", 7, HIDDEN),
+            *SURVIVOR,
+        ),  # The first one has to stay where it is, the others need not.
         {"input": into("first"), "aten.slice.Tensor": HIDDEN, "output": out("last")},
     ),
     Case(

@@ -90,7 +90,9 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.stem(x))
-        grid = F.affine_grid(self.map(x.mean((2, 3))).unflatten(1, (2, 3)), list(x.shape), align_corners=False)
+        grid = F.affine_grid(
+            self.map(x.mean((2, 3))).unflatten(1, (2, 3)), list(x.shape), align_corners=False
+        )
         return self.head(F.grid_sample(x, grid, align_corners=False))
 
 
