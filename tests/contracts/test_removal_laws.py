@@ -158,8 +158,8 @@ def test_what_is_left_is_what_was_there(case):
 
 
 def test_exactly_the_planned_number_of_units_goes(case):
-    """Of every block the nearest count, a half kept, at least as many as operators need; a block inside a unit
-    that goes, goes."""
+    """Of every block the nearest count, a half kept, at least what operators need; a block inside a unit that
+    goes, goes."""
     groups = groups_of(case.name)
     for sparsity, seed in LEVELS:
         keep = make_plan(case.name, sparsity, seed).keep_mask()

@@ -35,7 +35,7 @@ def test_the_class_stays_or_the_error_says_what_it_cannot_follow(name):
 
 
 def test_only_what_the_class_cannot_follow_is_left_out():
-    """Fewer query and key dimensions change the scale, and the class has one head width for those and values."""
+    """Fewer query and key dimensions change the scale; one attribute is the width of those and of values."""
     case = BY_NAME["attention"]
     pruned = pk.prune(case.model(), *case.inputs(), form="own class")
     left_out = [item for item in pruned.frozen if item.operator == "own class"]

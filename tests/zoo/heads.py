@@ -91,10 +91,8 @@ class Rotary(Heads):
     def turn(self, x):
         angle = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * self.frequency
         if not self.halves:
-            turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
-                torch.ones_like(angle), angle
-            )
-            return torch.view_as_real(turned).flatten(-2)
+            turns = torch.polar(torch.ones_like(angle), angle)
+            return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
         angle = torch.cat([angle, angle], -1)
         half = x.shape[-1] // 2
         return x * angle.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angle.sin()

@@ -1,4 +1,4 @@
-"""Nets that read and write by position: gathered, scattered and selected rows, one-hot tables, masked writes."""
+"""Nets that read and write by position: gathered, scattered, selected and masked rows, one-hot tables."""
 
 from __future__ import annotations
 

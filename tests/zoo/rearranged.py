@@ -1,4 +1,4 @@
-"""Nets that contract by name, repeat, fold and rearrange: einsum, repeat, pixel shuffle, windows, moved dimensions."""
+"""Nets that contract by name, repeat, fold and move: einsum, repeat, pixel shuffle, windows."""
 
 from __future__ import annotations
 

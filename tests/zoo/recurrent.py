@@ -151,8 +151,8 @@ CASES = (
         rows(5, 6),
         (
             group("hidden", 8, out("embed", "narrow"), into("widen", "head")),
-            group(
-                "channel",
+            group(  # Its skip adds what different layers gave, so it is a stream, if a short one.
+                "hidden",
                 10,
                 out("widen", "conv", "step"),
                 at("decay"),

@@ -1,4 +1,4 @@
-"""Nets whose tensors or operators are wrapped: weight and spectral norm, checkpoints, autocast, pinned dtypes."""
+"""Nets whose tensors or operators are wrapped: weight and spectral norm, checkpoint, autocast, pinned dtype."""
 
 from __future__ import annotations
 
