@@ -1,4 +1,4 @@
-"""Nets whose tensors or operators are wrapped: weight and spectral norm, checkpoint, autocast, pinned dtype."""
+"""Nets whose tensors or operators are wrapped: weight and spectral norm, checkpoint, autocast, dtypes."""
 
 from __future__ import annotations
 
