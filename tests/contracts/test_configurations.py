@@ -61,9 +61,11 @@ def outputs(model: nn.Module) -> torch.Tensor:
             {"num_attention_heads": 2, "hidden_size": 12, "intermediate_size": 20},
         ),
         (mixtral, ("expert", "neuron"), {"num_local_experts": 3, "intermediate_size": 20}),
+        (llama, ("head_group",), {"num_attention_heads": 2, "num_key_value_heads": 1}),
+        (mixtral, ("hidden",), {"hidden_size": 12, "head_dim": 6}),
         (bert, ("neuron",), {"intermediate_size": 20}),
     ],
-    ids=["llama", "mixtral", "bert"],
+    ids=["llama", "mixtral", "llama, head groups", "mixtral, derived head width", "bert"],
 )
 def test_the_configuration_builds_the_pruned_model_again(build, granularity, changed, tmp_path):
     """Halves by hand; of five experts, of which a router chooses two, three stay."""

@@ -25,8 +25,8 @@ def case(request) -> Case:
 
 
 UNSEEN = ("lstm", "bilinear", "spectral norm", "einsum", "experts", "lower precision")
-"""Toys with products that torch's counter does not see, its own or einsum's over dimensions of one; of the last
-one ``Groups.cost`` leaves out what runs in lower precision.
+"""Toys with products that torch's counter does not see, its own or einsum's over dimensions of one; of
+"lower precision" ``Groups.cost`` leaves out what runs in it.
 """
 
 
