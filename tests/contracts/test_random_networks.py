@@ -46,14 +46,13 @@ def assert_laws(model: nn.Module, x: Tensor, seed: int, *, may_freeze: bool) -> 
     Only where a network cuts through the blocks of an axis may the permutation law find one that the labels
     took for exchangeable.
     """
-    model = away_from_the_start(model)
+    model, x = away_from_the_start(model).double(), x.double()
     found = find_groups(trace(model, x))
     groups = sound(model, found)
     assert len(groups) == len(found) or may_freeze
     if not len(groups):
         assert groups.frozen
         return
-    model.double()
     batches = [oracles.in_double(batch) for batch in (((x,), {}), oracles.more(((x,), {})))]
     dense = [oracles.run(model, batch) for batch in batches]
     assert_permutations(model, groups, batches, dense, seed)

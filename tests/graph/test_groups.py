@@ -9,6 +9,7 @@ from tests.zoo.oracles import tensors_of
 from tests.zoo.toys import BY_NAME, CASES, groups_of
 
 from prunekit.graph import find_groups, trace
+from prunekit.graph.label import FAILED
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
@@ -29,10 +30,11 @@ def test_groups_are_those_found_by_hand(case):
     assert described(groups_of(case.name)) == expected
 
 
-def test_mask_equivalence_is_as_found_by_hand(case):
-    by_hand = {(g.granularity, g.places, g.blocks): g.mask_equivalent for g in case.groups}
+def test_mask_equivalence_and_fewest_units_are_as_found_by_hand(case):
+    by_hand = {(g.granularity, g.places, g.blocks): (g.mask_equivalent, g.least) for g in case.groups}
     for group in groups_of(case.name):
-        assert group.mask_equivalent == by_hand[group.granularity, places(group.slices), group.blocks]
+        expected = by_hand[group.granularity, places(group.slices), group.blocks]
+        assert (group.mask_equivalent, group.least) == expected
         assert group.mask_equivalent == (not group.not_mask_equivalent_because)
 
 
@@ -46,6 +48,10 @@ def test_frozen_axes_name_the_operator_that_froze_them(case):
         assert axis.reason
         assert axis.size == max(int(part.units.max()) + 1 for part in axis.slices)
     assert found == case.frozen
+
+
+def test_no_rule_fails(case):
+    assert [axis for axis in groups_of(case.name).frozen if axis.reason.startswith(FAILED)] == []
 
 
 def test_every_index_of_every_parameter_is_accounted_for(case):
@@ -112,6 +118,51 @@ def test_concatenated_channels_follow_each_other():
 
 def test_gated_units_lie_half_a_width_apart():
     assert units("gated unit, chunk", "widen.weight", 0, 8) == [*range(8), *range(8)]
+
+
+def test_repeated_units_repeat_as_a_whole_or_in_place():
+    assert units("repeat", "second.weight", 1, 5) == [*range(5), *range(5)]
+    assert units("repeat", "third.weight", 1, 7) == [*range(7)] * 3
+    assert units("repeat", "last.weight", 1, 9) == np.repeat(np.arange(9), 2).tolist()
+
+
+def test_channels_go_with_all_places_they_come_from_or_go_to():
+    assert units("pixel shuffle", "2.weight", 1, 6) == np.repeat(np.arange(6), 4).tolist()
+    assert units("pixel shuffle", "2.weight", 0, 5) == np.repeat(np.arange(5), 4).tolist()
+    assert units("unfold and fold", "mix", 1, 6) == np.repeat(np.arange(6), 9).tolist()
+    assert units("unfold and fold", "mix", 0, 7) == np.repeat(np.arange(7), 4).tolist()
+    assert units("sliding windows", "last.weight", 1, 8) == np.repeat(np.arange(8), 3).tolist()
+    assert (
+        units("spectral norm", "2.parametrizations.weight.0._v", 0, 8) == np.repeat(np.arange(8), 9).tolist()
+    )
+
+
+def test_gates_and_directions_of_a_recurrent_layer_repeat_its_units():
+    assert units("lstm", "lstm.weight_ih_l1", 0, 7) == [*range(7)] * 4
+    assert units("lstm", "lstm.weight_ih_l1", 1, 7) == [*range(7)] * 2
+    assert units("gru with a state handed over", "decoder.weight_hh_l0", 0, 5) == [*range(5)] * 3
+
+
+def test_rotary_pairs_are_units():
+    for name, pairs in (
+        ("rotary code by halves", [0, 1, 0, 1]),
+        ("rotary code by complex numbers", [0, 0, 1, 1]),
+    ):
+        assert units(name, "attention.q.weight", 0, 2) == pairs * 3
+        assert units(name, "attention.frequency", 0, 2) == [0, 1]
+
+
+def test_parts_of_a_joined_layer_lie_where_they_are_cut():
+    through, past = [-1] * 5 + [*range(5)] * 3, [*range(5)] + [-1] * 15
+    found = [
+        part.units.tolist()
+        for group in groups_of("c2f")
+        for part in group.slices
+        if (part.tensor, part.dim) == ("join.weight", 1)
+    ]
+    assert sorted(found) == sorted([through, past])
+    assert units("state space", "select.weight", 0, 4) == [-1] * 3 + [*range(4)] * 2
+    assert units("state space", "select.weight", 0, 3) == [0, 1, 2] + [-1] * 8
 
 
 def test_heads_cover_their_width():

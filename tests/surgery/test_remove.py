@@ -65,6 +65,11 @@ class TestOwnClass:
             ("slopes", "slope", {"num_parameters": 4}),
             ("one dimension", "4", {"in_channels": 3, "out_channels": 2}),
             ("attention spelt out", "attention", {"heads": 2, "head_width": 2}),
+            ("lstm", "lstm", {"hidden_size": 4, "input_size": 6}),
+            ("gru with a state handed over", "decoder", {"hidden_size": 3, "input_size": 6}),
+            ("linear attention", "attention", {"heads": 2}),
+            ("weight norm", "2", {"in_channels": 4, "out_channels": 3}),
+            ("spectral norm", "5", {"in_features": 48, "out_features": 4}),
         ],
     )
     def test_attributes_state_the_new_widths(self, name, path, attributes):
@@ -316,18 +321,57 @@ def test_a_plan_survives_being_written_down():
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_an_error_half_way_leaves_the_model_alone(monkeypatch):
-    model = BY_NAME["basic blocks"].model()
-    before = copy.deepcopy(model.state_dict())
+STEPS = ("narrow", "copied", "replace_everywhere", "_graph_form", "follow_shapes", "precision_of", "Rivals")
+"""What removal does one after the other; the first and the third more than once."""
 
-    def fails(*args):
-        raise MemoryError("half-way")
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["basic blocks", "attention spelt out", "spectral norm"])
+def test_an_error_half_way_leaves_the_model_alone(monkeypatch, name, step):
+    model = BY_NAME[name].model()
+    before = copy.deepcopy(oracles.tensors_of(model))
+    attributes = [{key: repr(value) for key, value in vars(part).items()} for part in model.modules()]
     room = sys.modules["prunekit.surgery.remove"]  # The room's own name is that of its function.
-    monkeypatch.setattr(room, "_graph_form", fails)
-    with pytest.raises(MemoryError):
-        removal_of("basic blocks", model)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    right, calls = getattr(room, step), []
+
+    def fails(*args, **kwargs):
+        calls.append(step)
+        if len(calls) > (step in ("narrow", "replace_everywhere")):
+            raise MemoryError("half-way")
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(room, step, fails)
+    with pytest.raises(MemoryError, match="half-way"):
+        removal_of(name, model)
+    after = oracles.tensors_of(model)
+    assert list(after) == list(before)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+    assert [{key: repr(value) for key, value in vars(part).items()} for part in model.modules()] == attributes
+
+
+def test_a_constant_in_the_code_is_narrowed_in_the_graph():
+    """The oracle computes what is left by hand."""
+    model = Ramp()
+    plan, groups = plan_for(model, torch.randn(2, 6))
+    removal = remove(model, plan, groups)
+    assert removal.form == "graph module"
+    (kept,) = (torch.tensor(units) for units in plan.keep.values())
+    x = torch.randn(5, 6)
+    hidden = torch.relu(model.first(x))[:, kept] * (kept + 1)
+    expected = hidden @ model.last.weight[:, kept].T + model.last.bias
+    assert len(kept) == 4
+    assert torch.allclose(removal.model(x), expected, atol=1e-5)
+
+
+class Ramp(nn.Module):
+    """Scales its neurons by numbers in its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
 
 
 def test_a_plan_with_other_sizes_is_refused():

@@ -25,6 +25,7 @@ class Expected:
         places: the dimensions it lies along.
         blocks: in which equal numbers stay.
         mask_equivalent: zeroing its units is removing them.
+        least: the fewest that operators can run with.
     """
 
     granularity: Granularity
@@ -32,6 +33,7 @@ class Expected:
     places: frozenset[Place]
     blocks: int = 1
     mask_equivalent: bool = True
+    least: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +112,15 @@ def norm(*layers: str) -> set[Place]:
 
 
 def group(
-    granularity: str, units: int, *places: set[Place], blocks: int = 1, mask_equivalent: bool = True
+    granularity: str,
+    units: int,
+    *places: set[Place],
+    blocks: int = 1,
+    mask_equivalent: bool = True,
+    least: int = 1,
 ) -> Expected:
     """An :class:`Expected`."""
-    return Expected(Granularity(granularity), units, _union(places), blocks, mask_equivalent)
+    return Expected(Granularity(granularity), units, _union(places), blocks, mask_equivalent, least)
 
 
 def _union(places: Iterable[set[Place]]) -> frozenset[Place]:

@@ -140,6 +140,23 @@ def _residual(a: int, b: int, n: int):
     return Block(), [a]
 
 
+def _pixels(a: int, b: int, n: int):
+    """Channels into space and back by a mean; or space into channels, at one place of four."""
+    if a % 4 == 0 and a >= 8:
+        return nn.Sequential(nn.PixelShuffle(2), nn.AvgPool2d(2)), [a // 4]
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Upsample(scale_factor=2)), [4 * a]
+
+
+def _repeat(a: int, b: int, n: int):
+    if n % 2:
+        return (lambda x, y: x.repeat(1, 2, 1, 1)), [2 * a]
+    return (lambda x, y: x.repeat_interleave(2, 1)), [2 * a]
+
+
+def _roll(a: int, b: int, n: int):
+    return (lambda x, y: x.roll((1, n), (2, 3))), [a]
+
+
 IMAGES: dict[str, Callable] = {
     "conv": _conv,
     "depthwise": _depthwise,
@@ -157,6 +174,9 @@ IMAGES: dict[str, Callable] = {
     "narrow": _narrow,
     "shuffle": _shuffle,
     "residual": _residual,
+    "pixels": _pixels,
+    "repeat": _repeat,
+    "roll": _roll,
 }
 """What a step does to images: ``(width of the first, of the second, number) -> (layer, new widths)``."""
 
@@ -190,6 +210,71 @@ def _gated(a: int, b: int, n: int):
     return Gated(), [a]
 
 
+def _share(a: int, b: int, n: int):
+    groups, width = 1 + n % 2, 2 + n % 3
+
+    class Sharing(nn.Module):
+        """Two query heads to each key and value head."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(a, 2 * groups * width), nn.Linear(2 * groups * width, a)
+            self.k, self.v = nn.Linear(a, groups * width), nn.Linear(a, groups * width)
+
+        def forward(self, x):
+            q, k, v = (
+                part(x).unflatten(-1, (-1, width)).transpose(1, 2) for part in (self.q, self.k, self.v)
+            )
+            mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+            return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+    return Sharing(), [a]
+
+
+def _name(a: int, b: int, n: int):
+    class Named(nn.Module):
+        """A product over two dimensions of a weight, spelt by names."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = (
+                nn.Parameter(torch.randn(a, 2, 2 + n)),
+                nn.Parameter(torch.randn(2, 2 + n, a)),
+            )
+
+        def forward(self, x):
+            inner = torch.tanh(torch.einsum("bld,dhe->blhe", x, self.into))
+            return x + torch.einsum("blhe,hed->bld", inner, self.out)
+
+    return Named(), [a]
+
+
+def _walk(a: int, b: int, n: int):
+    class Walk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(a, 2 + n % 3, batch_first=True, bidirectional=n % 2 > 0)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    return Walk(), [(2 + n % 3) * (1 + n % 2)]
+
+
+def _pick(a: int, b: int, n: int):
+    """Steps of the sequence by their places: in a circle, or gathered."""
+
+    def pick(x, y):
+        order = (torch.arange(LENGTH) * (1 + n) % LENGTH)[None, :, None]
+        return x.gather(1, order.expand(x.shape))
+
+    return ((lambda x, y: x.roll(n, 1)) if n % 2 else pick), [a]
+
+
+def _glu(a: int, b: int, n: int):
+    return ((lambda x, y: F.glu(x, -1)), [a // 2]) if a % 2 == 0 and a >= 4 else ((lambda x, y: -x), [a])
+
+
 SEQUENCES: dict[str, Callable] = {
     "linear": lambda a, b, n: (nn.Linear(a, 2 + n, bias=n % 2 > 0), [2 + n]),
     "layer norm": lambda a, b, n: (nn.LayerNorm(a) if n % 2 else nn.RMSNorm(a), [a]),
@@ -202,6 +287,11 @@ SEQUENCES: dict[str, Callable] = {
     "cat": _cat(-1),
     "chunk": _chunk(-1),
     "split": _split(-1),
+    "share": _share,
+    "name": _name,
+    "walk": _walk,
+    "pick": _pick,
+    "glu": _glu,
 }
 """The same for sequences of vectors."""
 

@@ -10,11 +10,11 @@ from torch import nn
 class Between(nn.Module):
     """An operation between two hidden layers: the first one's neurons meet it, the second one's do not."""
 
-    def __init__(self, operation) -> None:
+    def __init__(self, operation, width: int = 8) -> None:
         super().__init__()
         self.operation = operation
         self.first = nn.Linear(6, 8)
-        self.middle = nn.Linear(8, 10)
+        self.middle = nn.Linear(width, 10)
         self.last = nn.Linear(10, 4)
 
     def forward(self, x):
@@ -68,13 +68,13 @@ HIDDEN: set[Place] = out("first") | into("middle")
 SURVIVOR = (group("neuron", 10, out("middle"), into("last")),)
 
 
-def between(name: str, operation, operator: str, frozen: set[Place] = HIDDEN) -> Case:
+def between(name: str, operation, operator: str, *, width: int = 8, shape: tuple[int, ...] = (6,)) -> Case:
     return Case(
         name,
-        lambda: Between(operation),
-        rows(6),
+        lambda: Between(operation, width),
+        rows(*shape),
         SURVIVOR,
-        {"input": into("first"), operator: frozen, "output": out("last")},
+        {"input": into("first"), operator: HIDDEN, "output": out("last")},
     )
 
 
@@ -92,6 +92,17 @@ CASES = (
     between("sort", lambda x: x.sort(-1).values, "aten.sort.default"),
     between("cumulative sum", lambda x: x.cumsum(-1), "aten.cumsum.default"),
     between("roll by one", lambda x: x.roll(1, -1), "aten.roll.default"),
+    between("Fourier transform", lambda x: torch.fft.fft(x).real, "aten.fft_fft.default"),
+    between("differences", lambda x: x.diff(), "aten.diff.default", width=7),
+    between("triangle", lambda x: x.tril(), "aten.tril.default", shape=(5, 6)),
+    between("ramp over neurons", lambda x: x * torch.arange(1.0, 9.0), "aten.arange.start"),
+    between("reflected", lambda x: nn.functional.pad(x, (2, 1), "reflect"), "aten.pad.default", width=11),
+    between("every other", lambda x: x[:, ::2], "aten.slice.Tensor", width=4),
+    between(
+        "computed with the largest one's place",
+        lambda x: x / (1 + x.argmax(-1, keepdim=True)),
+        "aten.add.Tensor",
+    ),
     Case(
         "gather where the data says",
         lambda: Between(lambda x: x.gather(-1, x.argsort(-1))),
@@ -107,6 +118,16 @@ CASES = (
     between("top values", lambda x: x.topk(8, -1).values, "aten.topk.default"),
     picking("select one", lambda x: x[:, 3, None], "aten.select.int"),
     picking("select some", lambda x: x[:, [0, 2, 5]].sum(-1, keepdim=True), "aten.index.Tensor"),
+    Case(
+        "scaled by the first one",
+        lambda: Between(lambda x: x * x[:, :1].cos()),
+        rows(6),
+        (
+            group("neuron", 7, HIDDEN),
+            *SURVIVOR,
+        ),  # The first one has to stay where it is, the others need not.
+        {"input": into("first"), "aten.slice.Tensor": HIDDEN, "output": out("last")},
+    ),
     Case(
         "one branch sorted",
         OneBranch,

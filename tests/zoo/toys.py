@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from functools import cache
 
-from tests.zoo import attention, convolutional, interfaces, joins, norms, parameters, refused, residual
+from tests.zoo import (
+    attention,
+    convolutional,
+    experts,
+    heads,
+    interfaces,
+    joins,
+    lookups,
+    norms,
+    parameters,
+    rearranged,
+    recurrent,
+    refused,
+    residual,
+    vision,
+    wrapped,
+)
 from tests.zoo.case import Case
 
 from prunekit.graph import Groups, find_groups, trace
@@ -16,6 +32,13 @@ CASES: tuple[Case, ...] = (
     *norms.CASES,
     *parameters.CASES,
     *attention.CASES,
+    *heads.CASES,
+    *vision.CASES,
+    *rearranged.CASES,
+    *recurrent.CASES,
+    *lookups.CASES,
+    *experts.CASES,
+    *wrapped.CASES,
     *interfaces.CASES,
     *refused.CASES,
 )
