@@ -290,7 +290,10 @@ def test_a_plan_of_an_earlier_version_of_the_model_is_refused():
 
 
 def test_plans_of_two_steps_compose():
-    """Two removals in a row give what one removal of the composed plan gives."""
+    """Two removals in a row give what one removal of the composed plan gives, bit by bit.
+
+    But for the queries and keys of a class that scales by its own width: they are rounded at each removal.
+    """
     for name in ("basic blocks", "grouped convolution", "attention", "tied weights"):
         model, groups, first = BY_NAME[name].model(), groups_of(name), halved(name, 0.25)
         middle = remove(model, first, groups).model
@@ -301,7 +304,9 @@ def test_plans_of_two_steps_compose():
         stepwise = oracles.tensors_of(remove(middle, second, later_groups).model)
         at_once = oracles.tensors_of(remove(model, first.then(second), groups).model)
         for tensor in model.state_dict():
-            assert torch.equal(stepwise[tensor], at_once[tensor]), (name, tensor)
+            scaled = name == "attention" and tensor.split(".")[1] in ("q", "k")
+            tolerance = {"rtol": 1e-6, "atol": 0} if scaled else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(stepwise[tensor], at_once[tensor], **tolerance, msg=f"{name} {tensor}")
 
 
 def test_a_plan_survives_being_written_down():

@@ -112,7 +112,6 @@ CASES = (
         rows(5, 6),
         SEPARATE,
         ENDS,
-        own_class=False,  # The dense width's scale is not an attribute of the class.
     ),
     Case("attention spelt out", lambda: Encoder(Attention(spelt_out=True)), rows(5, 6), SEPARATE, ENDS),
     Case(

@@ -17,6 +17,7 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure
+from prunekit.graph.describe import describe
 from prunekit.graph.label import (
     Dims,
     bind,
@@ -80,6 +81,10 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.prunable)
+
+    def __str__(self) -> str:
+        """Every group with all its slices, and everything frozen with operator, source line and reason."""
+        return describe(self.prunable, self.frozen)
 
     def __contains__(self, name: object) -> bool:
         return any(group.name == name for group in self.prunable)
@@ -222,7 +227,7 @@ class Groups:
             if node.op == "call_function"
             and tensors_of(node.meta.get("val"))
             and node not in known
-            and (operator_name(node) not in RULES or contracts(str(node.target)))
+            and (not _is_cheap(node) or contracts(str(node.target)))
         }
         return tuple(sorted(unknown - {"getitem"}))
 
@@ -309,6 +314,11 @@ def _tensor_arguments(node: Node) -> list[Node | None]:
         for item in flat
         if item is None or (isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor))
     ]
+
+
+def _is_cheap(node: Node) -> bool:
+    """A single operator with a rule; a region of lower precision holds operators of its own."""
+    return operator_name(node) in RULES and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:

@@ -100,7 +100,7 @@ def double_throughout(graph_module: GraphModule) -> nn.Module:
     twin = in_float64(graph_module)
     assert isinstance(twin, GraphModule)
     for node in twin.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             node.args = pytree.tree_map(_wider, node.args)
             node.kwargs = pytree.tree_map(_wider, node.kwargs)
     twin.recompile()

@@ -16,6 +16,7 @@ initialised to zero would hide a wrong coupling behind it.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from prunekit.surgery.compare import (
     outputs,
     precision_of,
 )
+from prunekit.surgery.lengths import at_another_length
 from prunekit.surgery.narrow import permute_units
 from prunekit.surgery.remove import Removal, check_fits, masked, reduced_graph
 from prunekit.surgery.tensors import names_of, read, replace
@@ -115,8 +117,27 @@ def verify(
     small = small.model if isinstance(small, Removal) else small
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
+    found = _all_laws(model, small, groups, keep, names, seed)
+    other = at_another_length(model, groups)
+    if other is None:
+        return Proof(found)
+    longer = _all_laws(model, small, other[0], keep, names, seed)
+    pairs = zip(found, longer, strict=True)
+    return Proof(tuple(_both(law, again, other[1]) for law, again in pairs))
+
+
+def _all_laws(
+    model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask, names: list[str], seed: int
+) -> tuple[LawResult, ...]:
     laws = Laws(model, groups, seed=seed)
-    return Proof((laws.permutation(names), laws.mask(keep), _check_form(model, small, groups, keep)))
+    return laws.permutation(names), laws.mask(keep), _check_form(model, small, groups, keep)
+
+
+def _both(law: LawResult, longer: LawResult, length: int) -> LawResult:
+    """One law on the example and on longer sequences."""
+    worse = max(law, longer, key=lambda result: (not result.passed, result.max_relative_error))
+    note = "; ".join(text for text in (worse.note, f"also on sequences of {length}") if text)
+    return dataclasses.replace(worse, note=note)
 
 
 def check_permutation(

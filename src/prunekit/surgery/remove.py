@@ -19,6 +19,7 @@ from prunekit.surgery.configuration import describe
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import follow_shapes
 from prunekit.surgery.rivals import Rivals
+from prunekit.surgery.scales import attention_scales
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
 
@@ -79,17 +80,14 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
     rivals = Rivals(own, graph_module, groups, precision)
-    error, reason = rivals.settle(changes)
+    error, reason = rivals.settle(changes, attention_scales(groups, keep))
     if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
         error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
     if error <= rivals.tolerance:
         configuration = _described(own, keep, groups, rivals) if describes else ""
-        return Removal(own, "own class", SAME + configuration, error)
+        return Removal(own, "own class", reason + configuration, error)
     graph_module.train(model.training)
     return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
-
-
-SAME = "it computes what the pruned graph computes"
 
 
 def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:

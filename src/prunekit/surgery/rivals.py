@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,13 @@ from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
 from prunekit.surgery.repair import Guess, attempts
-from prunekit.surgery.tensors import replace_everywhere
+from prunekit.surgery.scales import scale
+from prunekit.surgery.tensors import copied, replace_everywhere
+
+ROUNDING = 1e-6
+"""Relative: what the rounding of scaled weights may change in the outputs."""
+
+SAME = "it computes what the pruned graph computes"
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,14 @@ class Rivals:
         graph_module: the pruned graph, which is right by construction.
         groups: of the dense model.
         precision: in which the two are compared.
+        scales: factors for the class's parameters while it is compared.
     """
 
     own: nn.Module
     graph_module: nn.Module
     groups: Groups
     precision: Precision
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
@@ -44,24 +52,54 @@ class Rivals:
         example inputs would hide a mistake behind it.
         """
         own, graph = self.precision.of(self.own), self.precision.of(self.graph_module)
+        scale(own, self.scales)
         worst, reason = self._difference(own, graph)
         for seed in range(2):
             if worst > self.tolerance:
                 break
             _redraw(own, graph, seed)
+            scale(own, self.scales)
             worst, reason = self._difference(own, graph, redrawn=True)
         return worst, reason
 
-    def settle(self, changes: Sequence[Change]) -> tuple[float, str]:
-        """Let the class's attributes follow until it is the graph's equal; :meth:`distance` at the end."""
+    def settle(self, changes: Sequence[Change], scales: Mapping[str, Tensor]) -> tuple[float, str]:
+        """Let the class follow until it is the graph's equal; :meth:`distance` at the end.
+
+        1. It already is.
+        2. With attributes that equal a changed constant set to what that became.
+        3. The same, with the weights of queries and keys scaled: :mod:`prunekit.surgery.scales`.
+
+        Args:
+            changes: the constants that changed.
+            scales: what the weights take over from a class that derives its attention's scale from the width.
+        """
+        first = self._follow(changes)
+        if first[0] <= self.tolerance or not scales:
+            return first
+        self.scales.update(scales)
+        error, reason = self._follow(changes)
+        self.scales.clear()
+        if error > self.tolerance or not self._survives_rounding(scales):
+            return first
+        scale(self.own, scales)
+        return error, f"{reason}, its queries and keys scaled for their new width"
+
+    def _survives_rounding(self, scales: Mapping[str, Tensor]) -> bool:
+        """Scaled weights are rounded to their own dtype; that may not be seen in the outputs."""
+        scaled = copied(self.own)
+        scale(scaled, scales)
+        own, graph = self.precision.of(scaled), self.precision.of(self.graph_module)
+        return self._difference(own, graph)[0] <= max(ROUNDING, self.tolerance)
+
+    def _follow(self, changes: Sequence[Change]) -> tuple[float, str]:
         error, reason = self.distance()
         if error <= self.tolerance:
-            return error, reason
+            return error, SAME
         for guesses in attempts(self.own, changes):
-            found, why = self.distance()
+            found = self.distance()[0]
             if found <= self.tolerance:
                 self.undo_needless(guesses)
-                return found, why
+                return found, SAME
         return error, reason
 
     def is_own(self, other: nn.Module) -> bool:

@@ -207,6 +207,7 @@ EXPERT_MODELS = (
             "kv_channels": 16,
             "num_local_experts": 4,
         },
+        refused=Refusal("SelectionError", "the size of its input or output depends on data"),
     ),
     _experts("deepseek-v2", "DeepseekV2ForCausalLM", {**PLAIN, **LATENT, "num_key_value_heads": 4}),
     _experts("deepseek-v3", "DeepseekV3ForCausalLM", {**PLAIN, **LATENT, "num_key_value_heads": 4}),

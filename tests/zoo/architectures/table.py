@@ -36,7 +36,7 @@ BY_NAME = {row.name: row for row in ARCHITECTURES}
 
 
 def chosen(pattern: str = "*", part: int = 0, parts: int = 1) -> list[Row]:
-    """The rows whose name or family matches ``pattern``; of these every ``parts``-th, beginning at ``part``."""
+    """The rows whose name or family matches ``pattern``; of these each ``parts``-th from ``part`` on."""
     matching = [
         row for row in ARCHITECTURES if fnmatchcase(row.name, pattern) or fnmatchcase(row.family, pattern)
     ]
