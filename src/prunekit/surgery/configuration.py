@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit.surgery.repair import combinations_by_departure
 
-BUILDS = 300
+BUILDS = 150
 """At most so many configurations are tried, each by building the class on the meta device."""
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -152,18 +152,33 @@ def _fields(config: Any, known: set[tuple[int, int]], pairs: set[tuple[int, int]
         if name.startswith("_"):
             continue
         if type(value) is int and value > 1:
-            options = sorted({after for before, after in known | pairs if before == value and after > 0})
+            options = _shrunk(value, known | pairs)
         elif isinstance(value, list) and value and all(type(item) is int for item in value):
             swapped = dict(sorted(known | pairs))
             options = [[swapped.get(item, item) for item in value]]
         elif value is None and name.endswith(("_dim", "_inner", "_kv")):
-            options = sorted({after for _, after in known | pairs})
+            options = sorted({after for _, after in known | pairs} | _quotients(config))
         options = [option for option in options if option != value]
         if options and value is not None:
             found[name] = [*options, value]
         elif options:
             found[name] = [None, *options]
     return found
+
+
+def _shrunk(value: int, pairs: set[tuple[int, int]]) -> list[int]:
+    """What a size becomes: where it changed itself, and where it is a multiple of one that did."""
+    exact = sorted({after for before, after in pairs if before == value and after > 0})
+    multiples = sorted(
+        {value // before * after for before, after in pairs if value % before == 0 and after > 0}
+    )
+    return [*exact, *(option for option in multiples if option not in exact)]
+
+
+def _quotients(config: Any) -> set[int]:
+    """What a class may derive from two other fields, such as the width of a head."""
+    sizes = {value for value in vars(config).values() if type(value) is int and 1 < value < 2**16}
+    return {larger // smaller for larger in sizes for smaller in sizes if larger % smaller == 0} - {1}
 
 
 def _misfit(shapes: Shapes, wanted: Shapes) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, ShapeError
 from prunekit.graph import Groups
+from prunekit.graph.rewrite import PrunedGraph
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import (
     double_by_default,
@@ -118,7 +119,8 @@ def verify(
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
     found = _all_laws(model, small, groups, keep, names, seed)
-    other = at_another_length(model, groups)
+    # A graph as a module runs at the length it was traced with.
+    other = None if isinstance(small, PrunedGraph) else at_another_length(model, groups)
     if other is None:
         return Proof(found)
     longer = _all_laws(model, small, other[0], keep, names, seed)

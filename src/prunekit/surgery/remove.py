@@ -17,11 +17,14 @@ from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import evaluating, precision_of
 from prunekit.surgery.configuration import describe
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import follow_shapes
+from prunekit.surgery.repair import ATTEMPTS, follow_shapes
 from prunekit.surgery.rivals import Rivals
 from prunekit.surgery.scales import attention_scales
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
+
+QUICK_ATTEMPTS = 8
+"""Combinations of guessed attributes that are tried where only the class's ability is asked for."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
         model: the dense model.
         keep: by group name, ``[units]`` bool.
         groups: of the dense model.
-        describes: also let the model's configuration describe the smaller one.
+        describes: search thoroughly for a form of the class, and let its configuration describe it; without
+            that, the search is for finding out quickly whether the class can follow at all.
     """
     names = touched(groups, keep)
     narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
@@ -79,7 +83,9 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
-    rivals = Rivals(own, graph_module, groups, precision)
+    rivals = Rivals(
+        own, graph_module, groups, precision, most_attempts=ATTEMPTS if describes else QUICK_ATTEMPTS
+    )
     error, reason = rivals.settle(changes, attention_scales(groups, keep))
     if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
         error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"

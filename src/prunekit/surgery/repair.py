@@ -56,7 +56,7 @@ ATTEMPTS = 64
 """At most so many combinations of guesses are tried before the class is given up."""
 
 
-def attempts(model: nn.Module, changes: Sequence[Change]) -> Iterator[list[Guess]]:
+def attempts(model: nn.Module, changes: Sequence[Change], *, most: int = ATTEMPTS) -> Iterator[list[Guess]]:
     """Set integer attributes that equal a constant that changed; each step is another combination.
 
     Attributes of the module an operator runs in, of the one around it, and of the configuration objects they
@@ -69,7 +69,7 @@ def attempts(model: nn.Module, changes: Sequence[Change]) -> Iterator[list[Guess
         The attributes that are set.
     """
     guesses = _guesses(model, changes)
-    for picks in islice(combinations_by_departure([len(guess.options) for guess in guesses]), ATTEMPTS):
+    for picks in islice(combinations_by_departure([len(guess.options) for guess in guesses]), most):
         for guess, pick in zip(guesses, picks, strict=True):
             guess.set(guess.options[pick])
         yield guesses

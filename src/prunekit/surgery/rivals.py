@@ -12,7 +12,7 @@ from prunekit.errors import ProofError
 from prunekit.graph import Groups
 from prunekit.graph.rewrite import Change
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
-from prunekit.surgery.repair import Guess, attempts
+from prunekit.surgery.repair import ATTEMPTS, Guess, attempts
 from prunekit.surgery.scales import scale
 from prunekit.surgery.tensors import copied, replace_everywhere
 
@@ -32,6 +32,7 @@ class Rivals:
         groups: of the dense model.
         precision: in which the two are compared.
         scales: factors for the class's parameters while it is compared.
+        most_attempts: combinations of guessed attributes that are tried.
     """
 
     own: nn.Module
@@ -39,6 +40,7 @@ class Rivals:
     groups: Groups
     precision: Precision
     scales: dict[str, Tensor] = field(default_factory=dict)
+    most_attempts: int = ATTEMPTS
 
     @property
     def tolerance(self) -> float:
@@ -95,7 +97,7 @@ class Rivals:
         error, reason = self.distance()
         if error <= self.tolerance:
             return error, SAME
-        for guesses in attempts(self.own, changes):
+        for guesses in attempts(self.own, changes, most=self.most_attempts):
             found = self.distance()[0]
             if found <= self.tolerance:
                 self.undo_needless(guesses)
