@@ -77,6 +77,7 @@ def run(
 @app.command()
 def inspect(
     source: Annotated[Path, typer.Argument(help="A recipe, or a Python file with the function workload().")],
+    slices: Annotated[bool, typer.Option("--slices", help="List every slice of every group.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -88,6 +89,8 @@ def inspect(
             found = inspect_workload(source)
         if as_json:
             _print_json(_inspection_values(found))
+        elif slices:
+            _print_slices(found)
         else:
             _print_inspection(found)
 
@@ -260,13 +263,20 @@ def _scaled(value: float, unit: str = "") -> str:
     return f"{value:.0f} {unit}".rstrip()
 
 
+def _headline(found: Inspection) -> str:
+    cost = found.cost
+    return f"{found.name}: {found.model}, {cost.params:,} parameters, {cost.macs:,} MACs per example"
+
+
+def _print_slices(found: Inspection) -> None:
+    from prunekit.graph.describe import describe
+
+    print(_headline(found), describe(found.groups, found.frozen), sep="\n\n")
+
+
 def _print_inspection(found: Inspection) -> None:
     console = _console()
-    console.print(
-        f"{found.name}: {found.model}, {found.cost.params:,} parameters, "
-        f"{found.cost.macs:,} MACs per example",
-        highlight=False,
-    )
+    console.print(_headline(found), highlight=False)
     groups = Table("group", "kind", "units", "blocks", "tensors", box=SIMPLE_HEAD, title="Prunable")
     for group in found.groups:
         more = f" and {len(group.tensors) - 4} more" if group.tensors[4:] else ""

@@ -20,6 +20,7 @@ def write_baseline(root: Path, sample: Sample, widths: dict[str, int], cost: dic
             "operator": "output",
             "reason": "it is an output of the model",
             "source": "",
+            "slices": [_slice("fc.weight", 0, "producer", len(sample.classes))],
         },
         {
             "name": "stem.weight:1",
@@ -27,6 +28,7 @@ def write_baseline(root: Path, sample: Sample, widths: dict[str, int], cost: dic
             "operator": "input",
             "reason": "it is an input of the model",
             "source": "",
+            "slices": [],
         },
     ]
     frozen += [
@@ -36,6 +38,7 @@ def write_baseline(root: Path, sample: Sample, widths: dict[str, int], cost: dic
             "operator": "aten.sort.default",
             "reason": "no rule says how units travel through this operator",
             "source": f"model.py:{41 + i % 2}: values, _ = torch.sort(x, dim=1)",
+            "slices": [_slice(sample.layer_names()[i % sample.layers], 2, "producer", 3)],
         }
         for i in range(sample.extra_frozen)
     ]
@@ -46,13 +49,38 @@ def write_baseline(root: Path, sample: Sample, widths: dict[str, int], cost: dic
             "quality": {"split": "validation", "metric": "correct", "n": 360, "value": 355 / 360},
             "cost": cost,
             "training": training(rng, epochs=12, start=0.1, end=0.986),
-            "groups": [
-                {"name": name, "granularity": "channel", "size": size, "blocks": 1, "tensors": [name]}
-                for name, size in widths.items()
-            ],
+            "tensors": _tensors(widths),
+            "groups": _groups(widths),
             "frozen": frozen,
         },
     )
+
+
+def _tensors(widths: dict[str, int]) -> dict[str, list[int]]:
+    inputs = [1, *widths.values()]
+    shapes = {name: [size, inputs[i], 3, 3] for i, (name, size) in enumerate(widths.items())}
+    return {**shapes, "fc.weight": [10, inputs[-1]]}
+
+
+def _groups(widths: dict[str, int]) -> list[dict[str, Any]]:
+    """A chain: each group is computed by its own tensor and read by the next."""
+    readers = [*list(widths)[1:], "fc.weight"]
+    return [
+        {
+            "name": name,
+            "granularity": "channel",
+            "size": size,
+            "blocks": 1,
+            "tensors": [name, reader],
+            "mask_equivalent": True,
+            "slices": [_slice(name, 0, "producer", size), _slice(reader, 1, "consumer", size)],
+        }
+        for (name, size), reader in zip(widths.items(), readers, strict=True)
+    ]
+
+
+def _slice(tensor: str, dim: int, role: str, indices: int) -> dict[str, Any]:
+    return {"tensor": tensor, "dim": dim, "role": role, "indices": indices}
 
 
 def write_cycle(

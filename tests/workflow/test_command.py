@@ -110,6 +110,80 @@ def test_inspect_shows_groups_and_what_is_frozen_and_why(project, source):
     assert values["frozen"][0]["reason"]
 
 
+def test_inspect_lists_every_slice_on_demand(project):
+    result = call("inspect", project.path / "workload.py", "--slices")
+    assert result.exit_code == 0
+    assert (
+        result.stdout
+        == f"""\
+stripes: Net, 3,271 parameters, 105,456 MACs per example
+
+stem.0:channel: channel, 12 units
+  stem.0.weight dim 0, producer
+  stem.0.bias dim 0, follower
+  stem.1.weight dim 0, follower
+  stem.1.bias dim 0, follower
+  body.0.weight dim 0, producer
+  body.0.weight dim 1, consumer
+  body.0.bias dim 0, follower
+  body.1.weight dim 0, follower
+  body.1.bias dim 0, follower
+  head.0.weight dim 1, consumer
+  stem.1.running_mean dim 0, follower
+  stem.1.running_var dim 0, follower
+  body.1.running_mean dim 0, follower
+  body.1.running_var dim 0, follower
+
+head.0:channel: channel, 16 units
+  head.0.weight dim 0, producer
+  head.0.bias dim 0, follower
+  fc.weight dim 1, consumer
+
+frozen fc.weight:0, 3 indices: the model's outputs keep their shape [output]
+  {project.path / "workload.py"}:24: return self.fc(self.dropout(self.head(x).mean(dim=(2, 3))))
+  fc.weight dim 0
+  fc.bias dim 0
+"""
+    )
+
+
+HEAD = [
+    {"tensor": "head.0.weight", "dim": 0, "role": "producer", "indices": 16},
+    {"tensor": "head.0.bias", "dim": 0, "role": "follower", "indices": 16},
+    {"tensor": "fc.weight", "dim": 1, "role": "consumer", "indices": 16},
+]
+
+
+@pytest.mark.parametrize("options", [(), ("--slices",)])
+def test_inspect_as_json_always_has_the_slices(project, options):
+    values = json.loads(call("inspect", project.recipe, "--json", *options).stdout)
+    slices = {group["name"]: group["slices"] for group in values["groups"]}
+    assert slices["head.0:channel"] == HEAD
+    assert len(slices["stem.0:channel"]) == 14
+    frozen = values["frozen"][0]
+    assert [(part["tensor"], part["dim"], part["indices"]) for part in frozen["slices"]] == [
+        ("fc.weight", 0, 3),
+        ("fc.bias", 0, 3),
+    ]
+
+
+def test_the_baseline_records_slices_and_shapes_in_the_models_order_and_the_page_draws_them(first_run):
+    project, _, _ = first_run
+    recorded = json.loads(project.file("baseline/result.json").read_text())
+    assert {group["name"]: group["slices"] for group in recorded["groups"]}["head.0:channel"] == HEAD
+    assert list(recorded["tensors"].items())[:6] == [
+        ("stem.0.weight", [12, 1, 3, 3]),
+        ("stem.0.bias", [12]),
+        ("stem.1.weight", [12]),
+        ("stem.1.bias", [12]),
+        ("stem.1.running_mean", [12]),
+        ("stem.1.running_var", [12]),
+    ]
+    page = project.file("report/report.html").read_text()
+    assert 'title="stem.0:channel, consumer: weight dim 1, 12 of 12 indices">C<' in page
+    assert 'title="stem.0:channel, follower: weight, bias, running_mean, running_var dim 0, 12 of 12' in page
+
+
 def test_inspect_follows_the_recipes_choice_of_groups(project):
     project.edit("recover:", "groups: {ignore: ['head.0:*']}\nrecover:")
     values = json.loads(call("inspect", project.recipe, "--json").stdout)

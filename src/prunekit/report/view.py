@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunekit.report.figures import Metric, metric_of, readable
 from prunekit.report.reading import Entry, RunRecord
-from prunekit.report.views import decision, path, quality, record, sides, speed
+from prunekit.report.views import decision, groups, path, quality, record, sides, speed
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Page:
     parity: record.ParityChain
     laws: tuple[record.LawRow, ...]
     forms: tuple[record.Form, ...]
+    groups: groups.Matrix | None
     frozen: tuple[record.FrozenRow, ...] | None
     environment: tuple[tuple[str, str, str], ...]
     reproduction: record.Reproduction
@@ -61,6 +62,7 @@ def page(run: RunRecord) -> Page:
         parity=record.parity(run),
         laws=record.laws(run),
         forms=record.forms(run),
+        groups=groups.matrix(run),
         frozen=record.frozen(run) if has_frozen else None,
         environment=record.environment(run),
         reproduction=record.reproduction(run),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -15,7 +16,7 @@ from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
 from prunekit.recipe import Recipe
 from prunekit.surgery import remove
-from prunekit.types import Frozen, Group
+from prunekit.types import Frozen, Group, Slice
 from prunekit.workflow.job import Job, Result
 from prunekit.workload import DecidingWorkload, load_weights, predict
 
@@ -110,8 +111,17 @@ def quality(model: nn.Module, job: Job) -> Result:
     }
 
 
+def tensors_of(model: nn.Module) -> Result:
+    """The shape of every parameter and buffer, module by module in the model's order."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): list(tensor.shape)
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+
+
 def describe(groups: Iterable[Group], frozen: Iterable[Frozen]) -> Result:
-    """What can be pruned, and what cannot and why."""
+    """What can be pruned, and what cannot and why, with the slices that each touches."""
     return {
         "groups": [
             {
@@ -121,6 +131,7 @@ def describe(groups: Iterable[Group], frozen: Iterable[Frozen]) -> Result:
                 "blocks": group.blocks,
                 "tensors": list(group.tensors),
                 "mask_equivalent": group.mask_equivalent,
+                "slices": [_slice(part) for part in group.slices],
             }
             for group in groups
         ],
@@ -131,7 +142,17 @@ def describe(groups: Iterable[Group], frozen: Iterable[Frozen]) -> Result:
                 "operator": item.operator,
                 "reason": item.reason,
                 "source": item.source,
+                "slices": [_slice(part) for part in item.slices],
             }
             for item in frozen
         ],
+    }
+
+
+def _slice(part: Slice) -> Result:
+    return {
+        "tensor": part.tensor,
+        "dim": part.dim,
+        "role": part.role,
+        "indices": int(np.count_nonzero(part.units >= 0)),
     }
