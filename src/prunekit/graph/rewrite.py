@@ -68,6 +68,7 @@ def rewrite(
             changes.extend(rewriting.changes)
         if operator_name(node) in _TRAINING_ARGUMENT:
             switches.append(node)
+    switches = _leave_out(graph, groups, keep, switches)
     root = _Root()
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -79,6 +80,36 @@ def rewrite(
     _follow_training_mode(module, {node.name for node in switches})
     module.eval()
     return module, changes
+
+
+def _leave_out(graph: torch.fx.Graph, groups: Groups, keep: KeepMask, nodes: list[Node]) -> list[Node]:
+    """Take the layers and branches out that go whole; those of ``nodes`` that are left.
+
+    A cache that a layer would have filled is empty.
+    """
+    bypassed = groups.bypassed(keep)
+    if not bypassed:
+        return nodes
+    gone = {node.name for node in groups.gone(keep)}
+    by_name = {node.name: node for node in graph.nodes}
+    instead = {by_name[part.exit.name]: by_name[part.entry.name] for part in bypassed}
+    for place in instead:
+        replacement = instead[place]
+        while replacement in instead:
+            replacement = instead[replacement]
+        place.replace_all_uses_with(replacement)
+    output = next(iter(reversed(graph.nodes)))
+    lost = {node for node in output.all_input_nodes if node.name in gone}
+    for node in lost:
+        rank = len(sizes(node.meta["val"]))
+        with graph.inserting_before(output):
+            empty = graph.call_function(torch.ops.aten.empty.memory_format, ([0] * rank,))
+        output.replace_input_with(node, empty)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and (node.name in gone or node.op == "get_attr"):
+            graph.erase_node(node)
+    left = set(graph.nodes)
+    return [node for node in nodes if node in left]
 
 
 class PrunedGraph(GraphModule):

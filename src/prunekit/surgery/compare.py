@@ -36,7 +36,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def outputs(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[int] = ()
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[str] = ()
 ) -> list[Tensor]:
     """The tensors among the outputs, in evaluation mode, from copies of the inputs.
 
@@ -44,14 +44,18 @@ def outputs(
         model: any module.
         args: positional inputs.
         kwargs: keyword inputs.
-        released: positions of leaves of the output to leave out.
+        released: paths of leaves of the output to leave out.
     """
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
     with evaluating(model):
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and place not in released]
+        leaves, _ = pytree.tree_flatten_with_path(model(*args, **kwargs))
+    return [
+        leaf
+        for path, leaf in leaves
+        if isinstance(leaf, Tensor) and not (released and pytree.keystr(path) in released)
+    ]
 
 
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
@@ -176,11 +180,14 @@ class Precision:
         """The example inputs in this precision."""
         return input_batches(graph, double=self.name != "own")
 
-    def distance(self, model: nn.Module, other: nn.Module, graph: Graph) -> float:
+    def distance(
+        self, model: nn.Module, other: nn.Module, graph: Graph, *, released: Collection[str] = ()
+    ) -> float:
         """Largest relative difference of the outputs over all batches; both already in this precision."""
         worst = 0.0
         for args, kwargs in self.batches(graph):
-            worst = max(worst, max_relative_error(outputs(model, args, kwargs), outputs(other, args, kwargs)))
+            pair = (outputs(each, args, kwargs, released=released) for each in (model, other))
+            worst = max(worst, max_relative_error(*pair))
         return worst
 
 

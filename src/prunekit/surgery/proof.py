@@ -6,6 +6,9 @@ missing, superfluous or misaligned breaks it; norms and softmax do not. It prove
 Mask law: for a mask-equivalent group, the removed model equals the model in which every slice of the removed
 units is zero. It proves the removal.
 
+Bypass law: a model without some layers equals the whole model in which, whenever such a layer has been
+computed, what it was given takes the place of what it gave. It proves that nothing else depended on it.
+
 Form law: the model the user gets equals the pruned graph, and the dense model the graph it was traced into.
 
 The first two are laws of the traced graph, whose every dtype can be raised to double precision, whatever
@@ -36,9 +39,11 @@ from prunekit.surgery.compare import (
     outputs,
     precision_of,
 )
+from prunekit.surgery.around import run_around
 from prunekit.surgery.lengths import at_another_length
 from prunekit.surgery.narrow import permute_units
 from prunekit.surgery.remove import Removal, check_fits, masked, reduced_graph
+from prunekit.surgery.shorten import caches_that_go
 from prunekit.surgery.tensors import names_of, read, replace
 from prunekit.types import BoolArray, Group, IntArray, KeepMask
 
@@ -54,7 +59,7 @@ class LawResult:
     """One law, checked.
 
     Attributes:
-        law: ``permutation``, ``mask`` or ``form``.
+        law: ``permutation``, ``mask``, ``bypass`` or ``form``.
         groups: the groups it was checked for.
         max_relative_error: over all outputs and batches, relative to the largest output.
         tolerance: what it was held against.
@@ -132,7 +137,10 @@ def _all_laws(
     model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask, names: list[str], seed: int
 ) -> tuple[LawResult, ...]:
     laws = Laws(model, groups, seed=seed)
-    return laws.permutation(names), laws.mask(keep), _check_form(model, small, groups, keep)
+    found = [laws.permutation(names), laws.mask(keep)]
+    if groups.bypassed(keep):
+        found.append(laws.bypass(keep))
+    return (*found, _check_form(model, small, groups, keep))
 
 
 def _both(law: LawResult, longer: LawResult, length: int) -> LawResult:
@@ -226,6 +234,7 @@ class Laws:
 
     def permutation(self, names: Sequence[str]) -> LawResult:
         """Permuting the units of these groups changes no output."""
+        names = [name for name in names if not self._groups.whole(name).is_depth]
         permuted = copy.deepcopy(self._reference)
         rng = np.random.default_rng(self._seed)
         try:
@@ -241,7 +250,7 @@ class Laws:
         equivalent = {
             name: _in_every_block(self._groups.whole(name), mask)
             for name, mask in keep.items()
-            if self._groups.whole(name).mask_equivalent
+            if self._groups.whole(name).mask_equivalent and mask.any()
         }
         left_out = len(keep) - len(equivalent)
         note = f"{left_out} groups are not mask-equivalent" if left_out else ""
@@ -258,11 +267,21 @@ class Laws:
         shapes_differ = not runs.note and runs.max_relative_error == float("inf")
         return runs if runs.note or shapes_differ else law
 
+    def bypass(self, keep: KeepMask) -> LawResult:
+        """Leaving layers and branches out equals computing them and going on with what they were given."""
+        whole = {name: mask for name, mask in keep.items() if self._groups.whole(name).is_depth}
+        with double_by_default():
+            expected = [
+                run_around(self._reference, self._groups, whole, args, kwargs)
+                for args, kwargs in self._batches
+            ]
+        return self._compare("bypass", list(whole), expected, self._removed(whole))
+
     def _removed(self, keep: KeepMask) -> nn.Module:
         return double_throughout(reduced_graph(self._reference, keep, self._groups))
 
     def _outputs(self, module: nn.Module) -> list[list[Tensor]]:
-        released = self._groups.graph.released
+        released = self._groups.graph.released_paths
         return [outputs(module, args, kwargs, released=released) for args, kwargs in self._batches]
 
     def _compare(
@@ -327,7 +346,8 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
         note = note or "in the model's own precision, the only one it runs in"
     pruned = precision.of(reduced_graph(model, keep, groups))
     try:
-        worst = max(worst, precision.distance(pruned, precision.of(small), graph))
+        released = caches_that_go(groups, keep)
+        worst = max(worst, precision.distance(pruned, precision.of(small), graph, released=released))
     except Exception as error:  # whatever the user's forward raises
         worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)
