@@ -15,22 +15,15 @@ from torch.fx import Node
 
 from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
 from prunekit.graph.describe import describe
-from prunekit.graph.label import (
-    Dims,
-    bind,
-    depends_on_data,
-    label,
-    operator_name,
-    outputs_of,
-    sizes,
-    tensors_of,
-)
+from prunekit.graph.labels import outputs_of
+from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
 from prunekit.graph.rules import RULES
 from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
+from prunekit.graph.walk import label
 from prunekit.measure import contracts, count_macs
 from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
 

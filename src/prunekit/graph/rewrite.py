@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.groups import Groups
-from prunekit.graph.label import bind, operator_name, sizes
+from prunekit.graph.nodes import bind, operator_name, sizes
 from prunekit.types import BoolArray, KeepMask
 
 

@@ -1,6 +1,6 @@
 """The operator rules, one file per family, in one closed table."""
 
-from prunekit.graph import label
+from prunekit.graph import call
 from prunekit.graph.rules import (
     contraction,
     elementwise,
@@ -13,7 +13,7 @@ from prunekit.graph.rules import (
     shape,
 )
 
-RULES: dict[str, label.Rule] = (
+RULES: dict[str, call.Rule] = (
     elementwise.RULES
     | contraction.RULES
     | normalization.RULES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
 from prunekit.graph.rules.elementwise import broadcast
 from prunekit.measure.macs import einsum_terms
 from prunekit.types import Granularity

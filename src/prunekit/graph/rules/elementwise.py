@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
 
 
 def broadcast(call: Call, operands: list[Dims]) -> Dims:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Fixed, Reason
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, Reason
+from prunekit.graph.call import Call, Rule
+from prunekit.graph.nodes import sizes
 
 
 def cat(call: Call) -> Dims:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
 from prunekit.graph.rules.elementwise import broadcast
 
 

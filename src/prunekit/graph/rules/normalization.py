@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dims, Fixed
+from prunekit.graph.call import Call, Rule
 from prunekit.graph.rules.elementwise import broadcast
 
 OVER = "it is normalised over this dimension, so zeros in it change what remains"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
+from prunekit.graph.nodes import sizes
 from prunekit.types import Granularity
 
 

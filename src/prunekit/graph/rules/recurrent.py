@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
 from prunekit.types import IntArray
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
+from prunekit.graph.nodes import sizes
 from prunekit.graph.rules.elementwise import broadcast
 from prunekit.types import IntArray
 
