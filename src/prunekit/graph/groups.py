@@ -20,7 +20,7 @@ from prunekit.graph.axes import Structure
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
-from prunekit.graph.rules import RULES
+from prunekit.graph.rules import OPERATORS
 from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
 from prunekit.graph.walk import label
@@ -293,7 +293,7 @@ def find_groups(graph: Graph) -> Groups:
         ``prunekit.sound``, which checks them on the model's own outputs.
     """
     with torch.no_grad():
-        labels = label(graph, RULES)
+        labels = label(graph, OPERATORS)
         structure = Structure(labels, solve(labels.atoms))
     prunable, frozen, names = assemble(graph, structure)
     return Groups(graph, structure, prunable, frozen, names)
@@ -311,7 +311,7 @@ def _tensor_arguments(node: Node) -> list[Node | None]:
 
 def _is_cheap(node: Node) -> bool:
     """A single operator with a rule; a region of lower precision holds operators of its own."""
-    return operator_name(node) in RULES and isinstance(node.target, torch._ops.OpOverload)
+    return operator_name(node) in OPERATORS and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +12,12 @@ from prunekit.graph.atoms import SINGLE, Atoms, Fixed, Reason
 from prunekit.graph.call import Call, Rule
 from prunekit.graph.labels import Labels
 from prunekit.graph.nodes import depends_on_data, operator_name, sizes, source_line, tensors_of
+from prunekit.graph.operator import Operator
 from prunekit.graph.trace import Graph
 
 
-def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
-    """Label every tensor of ``graph``; operators without a rule freeze what they touch."""
+def label(graph: Graph, operators: Mapping[str, Operator]) -> Labels:
+    """Label every tensor of ``graph``; operators that are not in the table freeze what they touch."""
     labels = Labels(Atoms())
     static: set[Node] = set()
     for node in graph.nodes:
@@ -30,7 +32,7 @@ def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
                 static.add(node)
             labels.origins[node] = _origins(node, labels)
             produced = len(labels.atoms.produced)
-            labels.dims[node] = _call(node, labels, rules, static)
+            labels.dims[node] = _call(node, labels, operators, static)
             if len(labels.atoms.produced) > produced:
                 labels.origins[node] = frozenset((node,))
         elif node.op == "output":
@@ -66,7 +68,7 @@ def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
     return labels.tensors[canonical]
 
 
-def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node]) -> Any:
+def _call(node: Node, labels: Labels, operators: Mapping[str, Operator], static: set[Node]) -> Any:
     value = node.meta.get("val")
     if operator_name(node) == "getitem":
         pointed = labels.pointers.get((node.args[0], node.args[1]))  # pyright: ignore[reportArgumentType]
@@ -78,11 +80,12 @@ def _call(node: Node, labels: Labels, rules: dict[str, Rule], static: set[Node])
             _freeze_data_dependent(node, labels)
         return None
     call = Call(node, labels, static)
-    rule = rules.get(call.operator)
+    operator = operators.get(call.operator)
+    rule = operator.label if operator else None
     if any(depends_on_data(item) for item in (value, *(source.meta.get("val") for source in call.inputs))):
         rule, call.refusal = _refuse, "the size of its input or output depends on data"
     outcome, text = _follow(call, rule)
-    _pass_pointers(call, labels)
+    _pass_pointers(call, labels, moves=operator is not None and operator.moves)
     if outcome is None:
         reason = Reason(call.overload, text, source_line(node))
         for source in node.all_input_nodes:
@@ -109,26 +112,18 @@ def _follow(call: Call, rule: Rule | None) -> tuple[Any, str]:
     return outcome, call.refusal
 
 
-_MOVES = (
-    "to _to_copy type_as view reshape flatten unflatten unsqueeze squeeze expand contiguous clone detach "
-    "transpose permute t slice select index gather repeat_interleave alias"
-)
-_POINTING = frozenset(f"aten.{name}" for name in _MOVES.split())
-"""Operators whose outputs are values of their first input, put elsewhere."""
-
-
-def _pass_pointers(call: Call, labels: Labels) -> None:
+def _pass_pointers(call: Call, labels: Labels, *, moves: bool) -> None:
     """Values that point into a dimension still do when they are moved; any other use needs their order."""
     first = call.inputs[:1]
     for source in dict.fromkeys(call.inputs):
         pointed = labels.pointers.get(source)
         if pointed is None or source in call.followed:
             continue
-        if [source] == first and call.operator in _POINTING:
+        if moves and [source] == first:
             labels.pointers[call.node] = pointed
         else:
             labels.atoms.freeze(pointed, call.reason("its positions are computed with"))
-    if first and first[0] in labels.tallies and call.operator in _POINTING:
+    if moves and first and first[0] in labels.tallies:
         labels.tallies.add(call.node)
 
 

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.surgery.tensors import copied
 
 FORM_TOLERANCE = 1e-9

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, ShapeError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import (
     double_by_default,

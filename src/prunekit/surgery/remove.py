@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change, PrunedGraph, rewrite
+from prunekit.graph.change import Change
+from prunekit.graph.pruned_graph import PrunedGraph
+from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import evaluating, precision_of
 from prunekit.surgery.configuration import describe

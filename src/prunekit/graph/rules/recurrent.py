@@ -8,7 +8,8 @@ import numpy as np
 from torch.fx import Node
 
 from prunekit.graph.atoms import Dim, Dims, Fixed
-from prunekit.graph.call import Call, Rule
+from prunekit.graph.call import Call
+from prunekit.graph.operator import Operator
 from prunekit.types import IntArray
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
@@ -66,4 +67,4 @@ def _size(dim: Dim) -> int:
     return dim.size if isinstance(dim, Fixed) else len(dim)
 
 
-RULES: dict[str, Rule] = dict.fromkeys(GATES, recurrent)
+OPERATORS: dict[str, Operator] = dict.fromkeys(GATES, Operator(recurrent))
