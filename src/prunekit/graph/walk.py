@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from prunekit.graph.atoms import SINGLE, Atoms, Fixed, Reason
+from prunekit.graph.atoms import SINGLE, Atoms, Fixed, Reason, length
 from prunekit.graph.call import Call, Rule
 from prunekit.graph.labels import Labels
 from prunekit.graph.nodes import depends_on_data, operator_name, sizes, source_line, tensors_of
@@ -166,7 +166,7 @@ def _fixed_like(value: Any, reason: Reason) -> Any:
 def _check(call: Call, outcome: Any, value: Any) -> None:
     """A rule that gives labels of another shape than its tensor is a bug of ours."""
     if isinstance(value, Tensor):
-        found = tuple(dim.size if isinstance(dim, Fixed) else len(dim) for dim in outcome)
+        found = tuple(length(dim) for dim in outcome)
         assert found == sizes(value), (call.overload, found, sizes(value))
     else:
         for part, item in zip(outcome, value, strict=True):

@@ -16,7 +16,7 @@ from prunekit.graph.change import Change
 from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import evaluating, precision_of
+from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import describe
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import ATTEMPTS, follow_shapes
@@ -24,6 +24,7 @@ from prunekit.surgery.rivals import Rivals
 from prunekit.surgery.scales import attention_scales
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import Group, KeepMask
+from prunekit.workload import evaluating
 
 QUICK_ATTEMPTS = 8
 """Combinations of guessed attributes that are tried where only the class's ability is asked for."""

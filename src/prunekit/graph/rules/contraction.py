@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.atoms import Dim, Dims, Fixed, length
 from prunekit.graph.call import Call
 from prunekit.graph.change import Rewriting
 from prunekit.graph.operator import Operator
@@ -139,7 +139,7 @@ def attention(call: Call) -> Dims | None:
         call.kind(Granularity.HEAD, (shared,))
         lead = (
             *broadcast(call, [query[:-3], key[:-3], value[:-3]]),
-            call.unify(query[-3], _repeated(call, shared, _size(query[-3]))),
+            call.unify(query[-3], _repeated(call, shared, length(query[-3]))),
         )
     else:
         lead = broadcast(call, [query[:-2], key[:-2], value[:-2]])
@@ -162,7 +162,7 @@ def old_scale(change: Rewriting) -> None:
 
 def _repeated(call: Call, dim: Dim, size: int) -> Dim:
     """``dim`` with each index repeated in place, every copy a unit of its own, up to ``size``."""
-    count = _size(dim)
+    count = length(dim)
     if count == size:
         return dim
     merged = call.atoms.fresh(size)
@@ -182,8 +182,8 @@ def einsum(call: Call) -> Dims | None:
     for name in dict.fromkeys(name for term in terms for name in term):
         holding = [place for place, term in enumerate(terms) if name in term]
         dims = [(call.dims(nodes[place])[terms[place].index(name)], place) for place in holding]
-        widest = max(_size(dim) for dim, _ in dims)
-        dims = [(dim, place) for dim, place in dims if _size(dim) == widest]
+        widest = max(length(dim) for dim, _ in dims)
+        dims = [(dim, place) for dim, place in dims if length(dim) == widest]
         found[name] = call.unify_all([dim for dim, _ in dims])
         weights = [dim for dim, place in dims if static[place]]
         if name not in output and len(dims) > 1:
@@ -202,10 +202,6 @@ def einsum(call: Call) -> Dims | None:
         beside = [name for name in terms[1] if heads and name in output and name not in terms[0]]
         call.kind(Granularity.HEAD_DIM, [found[name] for name in (*summed, *beside)])
     return tuple(found[name] for name in output)
-
-
-def _size(dim: Dim) -> int:
-    return dim.size if isinstance(dim, Fixed) else len(dim)
 
 
 def grouped_product(call: Call) -> Dims:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, length
 from prunekit.graph.call import Call
 from prunekit.graph.change import Rewriting
 from prunekit.graph.operator import Operator
@@ -14,10 +14,8 @@ def broadcast(call: Call, operands: list[Dims]) -> Dims:
     joined: list[Dim] = []
     for position in range(-rank, 0):
         present = [dims[position] for dims in operands if len(dims) >= -position]
-        size = max(dim.size if isinstance(dim, Fixed) else len(dim) for dim in present)
-        meeting = [
-            dim for dim in present if (dim.size if isinstance(dim, Fixed) else len(dim)) == size and size > 1
-        ]
+        size = max(length(dim) for dim in present)
+        meeting = [dim for dim in present if length(dim) == size > 1]
         joined.append(call.unify_all(meeting) if meeting else Fixed(size, SINGLE))
     return tuple(joined)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, Reason
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, Reason, length
 from prunekit.graph.call import Call
 from prunekit.graph.change import Change, Rewriting
 from prunekit.graph.nodes import operator_name, sizes
@@ -210,7 +210,7 @@ def new_padding(change: Rewriting) -> None:
         axis = len(own) - 1 - position
         before = amounts[2 * position]
         dim = own[axis]
-        size = dim.size if isinstance(dim, Fixed) else len(dim)
+        size = length(dim)
         kept = change.kept(out[axis])
         if not isinstance(out[axis], Fixed):
             amounts[2 * position] = int(kept[:before].sum())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.atoms import Dim, Dims, length
 from prunekit.graph.call import Call
 from prunekit.graph.operator import Operator
 from prunekit.types import IntArray
@@ -27,8 +27,8 @@ def recurrent(call: Call) -> tuple[Dims, ...] | None:
         call.refusal = "it runs over packed sequences"
         return None
     states: list[Node] = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
-    size = _size(call.dims(states[0])[-1])
-    if any(_size(call.dims(state)[-1]) != size for state in states):
+    size = length(call.dims(states[0])[-1])
+    if any(length(call.dims(state)[-1]) != size for state in states):
         call.refusal = "its outputs are projected"
         return None
     unit = call.atoms.fresh(size)
@@ -61,10 +61,6 @@ def _matrices(call: Call, weights: list[Node], unit: IntArray, arriving: Dim) ->
         if len(dims) == 2:
             call.produces(dims[0])
             call.contract(arriving if position == 0 else unit, dims[1], weight=dims[1])
-
-
-def _size(dim: Dim) -> int:
-    return dim.size if isinstance(dim, Fixed) else len(dim)
 
 
 OPERATORS: dict[str, Operator] = dict.fromkeys(GATES, Operator(recurrent))
