@@ -162,3 +162,22 @@ class Cost:
     params: int
     macs: int
     param_bytes: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Dense time over pruned time, measured in pairs; 2 = the pruned model takes half the time.
+
+    Attributes:
+        median: of the paired figures.
+        low: lower end of its bootstrap interval.
+        high: upper end of its bootstrap interval.
+        confidence: of the interval.
+        pairs: number of timed pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int

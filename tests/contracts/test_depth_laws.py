@@ -163,8 +163,8 @@ CLASSES = {
     "swin": {"depths": ([2, 2], [1, 1]), "num_layers": (2, 2)},
     "mobilenet-v2": None,
 }
-"""Architectures that stay their own class with half of the layers of every stack, and what their configuration
-then says; None where no configuration can say it."""
+"""Architectures that stay their own class with half of the layers of every stack, and what their settings
+then say; None where no configuration can say it."""
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -1,4 +1,4 @@
-"""Which layers and branches can be left out, against what was written down by hand; and choosing among them."""
+"""Which layers and branches can be left out, as written down by hand; and choosing among them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from torch.fx import Node
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure
-from prunekit.graph.label import operator_name, outputs_of, sizes
+from prunekit.graph.labels import outputs_of
+from prunekit.graph.nodes import operator_name, sizes
 from prunekit.graph.rules import elementwise, normalization, shape
 from prunekit.graph.trace import Graph
 
@@ -288,7 +289,7 @@ def _dependent(entry: Node, nodes: Iterable[Node]) -> set[Node]:
 
 _ADDITIONS = frozenset(("aten.add",))
 _CARRYING = (
-    frozenset(elementwise.RULES) | frozenset(normalization.RULES) | frozenset(shape.RULES)
+    frozenset(elementwise.OPERATORS) | frozenset(normalization.OPERATORS) | frozenset(shape.OPERATORS)
 ) - _ADDITIONS
 
 

@@ -15,25 +15,18 @@ from torch.fx import Node
 
 from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
 from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
-from prunekit.graph.label import (
-    Dims,
-    bind,
-    depends_on_data,
-    label,
-    operator_name,
-    outputs_of,
-    sizes,
-    tensors_of,
-)
-from prunekit.graph.rules import RULES
+from prunekit.graph.labels import outputs_of
+from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
+from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
 from prunekit.graph.stacks import Stacks, only_units, stacks
 from prunekit.graph.trace import Graph
+from prunekit.graph.walk import label
 from prunekit.measure import contracts, count_macs
 from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
 
@@ -351,7 +344,7 @@ def find_groups(graph: Graph) -> Groups:
         ``prunekit.sound``, which checks them on the model's own outputs.
     """
     with torch.no_grad():
-        labels = label(graph, RULES)
+        labels = label(graph, OPERATORS)
         structure = Structure(labels, solve(labels.atoms))
     prunable, frozen, names = assemble(graph, structure)
     depth, bypasses = stacks(graph, structure)
@@ -370,7 +363,7 @@ def _tensor_arguments(node: Node) -> list[Node | None]:
 
 def _is_cheap(node: Node) -> bool:
     """A single operator with a rule; a region of lower precision holds operators of its own."""
-    return operator_name(node) in RULES and isinstance(node.target, torch._ops.OpOverload)
+    return operator_name(node) in OPERATORS and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:

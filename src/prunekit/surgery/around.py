@@ -49,7 +49,7 @@ class _Around(Interpreter):
         self._given: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
-        """The node's value, or that of the node that stands in for it, as it was before anything wrote to it."""
+        """The node's value, or that of the node that stands in for it, from before anything wrote to it."""
         value = super().run_node(n)
         if n.name in self._instead:
             value = self._given[self._instead[n.name]]

@@ -13,32 +13,18 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.surgery.tensors import copied
+from prunekit.workload import evaluating
 
 FORM_TOLERANCE = 1e-9
 """Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
 
 
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; modes and the random state as found afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def outputs(
     model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[str] = ()
 ) -> list[Tensor]:
-    """The tensors among the outputs, in evaluation mode, from copies of the inputs.
+    """The tensors among the outputs, in evaluation mode, from copies of the inputs and the same random state.
 
     Args:
         model: any module.
@@ -49,7 +35,8 @@ def outputs(
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
-    with evaluating(model):
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
         leaves, _ = pytree.tree_flatten_with_path(model(*args, **kwargs))
     return [
         leaf

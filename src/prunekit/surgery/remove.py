@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change, PrunedGraph, rewrite
+from prunekit.graph.change import Change
+from prunekit.graph.pruned_graph import PrunedGraph
+from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import evaluating, precision_of
+from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import describe, follow
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import ATTEMPTS, follow_shapes
@@ -31,6 +33,7 @@ from prunekit.surgery.shorten import (
 )
 from prunekit.surgery.tensors import copied, read, replace_everywhere
 from prunekit.types import BoolArray, Group, KeepMask
+from prunekit.workload import evaluating
 
 QUICK_ATTEMPTS = 8
 """Combinations of guessed attributes that are tried where only the class's ability is asked for."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.graph.rewrite import Change
+from prunekit.graph.change import Change
 
 
 def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Change]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change
+from prunekit.graph.change import Change
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
 from prunekit.surgery.repair import ATTEMPTS, Guess, attempts
 from prunekit.surgery.scales import scale
