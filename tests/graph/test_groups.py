@@ -188,7 +188,7 @@ def test_padded_channels_are_new_ones():
     assert units("padded shortcut", "bn.weight", 0, 4) == [0, 1] + [-1] * 8 + [2, 3]
 
 
-@pytest.mark.parametrize("name", ["sort", "select one", "top values"])
+@pytest.mark.parametrize("name", ["sort", "cumulative sum", "top values"])
 def test_frozen_axes_name_the_line_in_the_users_code(name):
     operator = next(iter(BY_NAME[name].frozen.keys() - {"input", "output"}))
     sources = {axis.source for axis in groups_of(name).frozen if axis.operator == operator}

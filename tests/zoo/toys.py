@@ -6,6 +6,7 @@ from functools import cache
 
 from tests.zoo import (
     attention,
+    constants,
     convolutional,
     experts,
     heads,
@@ -37,6 +38,7 @@ CASES: tuple[Case, ...] = (
     *rearranged.CASES,
     *recurrent.CASES,
     *lookups.CASES,
+    *constants.CASES,
     *experts.CASES,
     *wrapped.CASES,
     *interfaces.CASES,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from prunekit.graph.atoms import Atoms, Dim, Fixed, Reason
+from prunekit.graph.constants import Constants, Lookup
 from prunekit.graph.trace import Graph
 from prunekit.types import Granularity, IntArray
 
@@ -35,19 +36,22 @@ class Labels:
         pointers: per node (and output, where there are several), the dimension that its values point into:
             which experts a router chose.
         tallies: nodes that count how often each index of their one dimension was pointed to.
+        lookups: operators that look up indices at constant positions.
     """
 
     atoms: Atoms
+    constants: Constants
     dims: dict[Node, Any] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
     origins: dict[Node, frozenset[Node]] = field(default_factory=dict)
     pointers: dict[Node | tuple[Node, int], Dim] = field(default_factory=dict)
     tallies: set[Node] = field(default_factory=set)
+    lookups: list[Lookup] = field(default_factory=list)
 
 
 def label(graph: Graph, rules: dict[str, Rule]) -> Labels:
     """Label every tensor of ``graph``; operators without a rule freeze what they touch."""
-    labels = Labels(Atoms())
+    labels = Labels(Atoms(), Constants(graph))
     static: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" and not node.users:
@@ -277,6 +281,8 @@ class Call:
     def __init__(self, node: Node, labels: Labels, static: set[Node]) -> None:
         self.node = node
         self.atoms = labels.atoms
+        self.constants = labels.constants
+        self.lookups = labels.lookups
         self.operator = operator_name(node)
         self.overload = str(node.target)
         self.refusal = "its labels cannot be followed"

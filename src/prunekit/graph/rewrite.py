@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.constants import renumbered
 from prunekit.graph.groups import Groups
 from prunekit.graph.label import bind, operator_name, sizes
 from prunekit.types import BoolArray, KeepMask
@@ -58,6 +59,7 @@ def rewrite(
     graph = _copy(template.graph)
     changes: list[Change] = []
     switches: list[Node] = []
+    held: dict[str, Tensor] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.name not in source_by_name:
             continue
@@ -66,12 +68,14 @@ def rewrite(
         if step is not None:
             step(rewriting)
             changes.extend(rewriting.changes)
+            held.update(rewriting.held)
         if operator_name(node) in _TRAINING_ARGUMENT:
             switches.append(node)
     root = _Root()
     for node in graph.nodes:
         if node.op == "get_attr":
-            _attach(root, node.target, tensors.get(node.target, _find(template, node.target)))
+            value = held.get(node.target, tensors.get(node.target))
+            _attach(root, node.target, _find(template, node.target) if value is None else value)
     module = PrunedGraph(root, graph, class_name="PrunedGraph")
     signature = groups.graph.program.graph_signature
     saved = set(signature.buffers) - set(signature.non_persistent_buffers)
@@ -181,6 +185,7 @@ class _Rewriting:
         self.node = node
         self.arguments = bind(source)
         self.changes: list[Change] = []
+        self.held: dict[str, Tensor] = {}
 
     def dims(self, which: str) -> tuple[Dim, ...]:
         """The labels of a tensor argument."""
@@ -203,6 +208,13 @@ class _Rewriting:
         return (
             np.ones(dim.size, dtype=np.bool_) if isinstance(dim, Fixed) else self.groups.kept(dim, self.keep)
         )
+
+    def hold(self, value: Tensor) -> Node:
+        """A node of the new graph that gives ``value``, which its module will hold."""
+        name = f"{self.source.name}_positions"
+        self.held[name] = value
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.create_node("get_attr", name)
 
     def set(self, argument: str, value: Any) -> None:
         """Set a constant of the operator, if that changes it."""
@@ -373,6 +385,35 @@ def _attention_scale(change: _Rewriting) -> None:
         change.set("scale", len(width) ** -0.5)
 
 
+def _positions(change: _Rewriting) -> None:
+    """Constant positions that no buffer of their own holds, or that are spread along other dimensions."""
+    lookup = next((found for found in change.groups.lookups if found.node is change.source), None)
+    operator = operator_name(change.source)
+    if lookup is None or (lookup.tensor is not None and operator in ("aten.index", "aten.index_select")):
+        return
+    kept = change.kept(lookup.into)
+    if kept.all():
+        return
+    data, *before = change.node.all_input_nodes
+    held = change.hold(torch.from_numpy(renumbered(lookup.positions, kept)).to(before[0].meta["val"].device))
+    change.node.target = torch.ops.aten.index_select.default
+    change.node.args, change.node.kwargs = (data, lookup.axis, held), {}
+    while before:
+        node = before.pop()
+        if node.op == "call_function" and not node.users:
+            before += node.all_input_nodes
+            change.node.graph.erase_node(node)
+
+
+def _select(change: _Rewriting) -> None:
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    dim = change.dims("self")[axis]
+    if isinstance(dim, Fixed) or change.count(dim) == len(dim):
+        return
+    kept, place = change.kept(dim), change.arguments["index"]
+    change.set("index", int(kept[:place].sum()) if place >= 0 else -int(kept[place:].sum()))
+
+
 REWRITES: dict[str, Callable[[_Rewriting], None]] = {
     "aten.view": _sizes("size"),
     "aten.reshape": _sizes("shape"),
@@ -396,6 +437,11 @@ REWRITES: dict[str, Callable[[_Rewriting], None]] = {
     "aten.unsafe_split_with_sizes": _pieces,
     "aten.tensor_split": _pieces,
     "aten.slice": _slice,
+    "aten.select": _select,
+    "aten.index": _positions,
+    "aten.index_select": _positions,
+    "aten.gather": _positions,
+    "aten.take_along_dim": _positions,
     "aten.narrow": _narrow,
     "aten.repeat": _repeat("repeats"),
     "aten.tile": _repeat("dims"),

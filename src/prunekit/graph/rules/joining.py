@@ -90,10 +90,16 @@ def unbind(call: Call) -> tuple[Dims, ...]:
 
 
 def select(call: Call) -> Dims:
-    """One index of one dimension."""
+    """One index of one dimension, which has to stay; the others may go before and behind it."""
     own = call.dims("self")
     over = call["dim"] % len(own)
-    call.freeze([own[over]], "one index of it is selected by its position")
+    dim, place = own[over], call.arguments["index"]
+    if not isinstance(place, int):
+        call.freeze([dim], "one index of it is selected by a position that is computed")
+    elif not isinstance(dim, Fixed):
+        rest = np.delete(dim, place) if call.is_static("self") else dim[:0]
+        call.freeze([rest], "these inputs never read it")
+        call.freeze([dim[[place]]], "this index of it is selected by its position")
     return (*own[:over], *own[over + 1 :])
 
 
