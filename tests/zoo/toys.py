@@ -10,6 +10,7 @@ from tests.zoo import (
     convolutional,
     experts,
     heads,
+    inplace,
     interfaces,
     joins,
     lookups,
@@ -41,6 +42,7 @@ CASES: tuple[Case, ...] = (
     *constants.CASES,
     *experts.CASES,
     *wrapped.CASES,
+    *inplace.CASES,
     *interfaces.CASES,
     *refused.CASES,
 )

@@ -156,10 +156,8 @@ def _follow_training_mode(module: GraphModule, names: set[str]) -> None:
         argument = _TRAINING_ARGUMENT.get(operator_name(node)) if node.name in names else None
         if argument is None:
             continue
-        if operator_name(node) == "aten.batch_norm" and bind(node)["training"]:
+        if operator_name(node) in ("aten.batch_norm", "aten.instance_norm") and bind(node)[argument]:
             continue  # It was traced in evaluation mode, so it uses its input's statistics in both.
-        if operator_name(node) == "aten.instance_norm":
-            continue  # Statistics of the input are used in both modes unless running ones are tracked.
         with module.graph.inserting_before(node):
             flag = module.graph.create_node("get_attr", "training")
         _set(node, argument, flag)
