@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 from tests.zoo import oracles
+from tests.zoo.inplace import WRITING_STATE
 from tests.zoo.toys import CASES, groups_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunekit.graph import find_groups, trace
 from prunekit.surgery.remove import reduced_graph
 
 
@@ -38,6 +40,22 @@ def test_the_graph_trains_as_the_model_does(case):
     model = case.model()
     expected, before = step(model, case.inputs())
     found, after = step(reduced_graph(model, {}, groups_of(case.name)), case.inputs())
+    compare(expected, before, found, after)
+
+
+@pytest.mark.parametrize("case", WRITING_STATE, ids=lambda case: case.name)
+def test_the_graph_of_a_net_that_writes_its_own_state_trains_as_it_does(case):
+    groups = find_groups(trace(case.model(), *case.inputs()))
+    model = case.model()
+    assert {g.places for g in case.groups} == {
+        frozenset((part.tensor, part.dim) for part in group.slices) for group in groups
+    }
+    expected, before = step(model, case.inputs())
+    found, after = step(reduced_graph(model, {}, groups), case.inputs())
+    compare(expected, before, found, after)
+
+
+def compare(expected, before, found, after):
     assert set(found) == set(expected)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)

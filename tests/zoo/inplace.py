@@ -119,6 +119,9 @@ CASES = (
     ),
     writing("copied in place", copied, group("neuron", 8, ALONE), group("neuron", 8, BEHIND)),
     writing("a share without gradient", weighed_without_gradient, group("neuron", 8, ALONE, BEHIND)),
+)
+
+WRITING_STATE = (
     writing(
         "limits without gradient",
         limited_without_gradient,
@@ -132,3 +135,4 @@ CASES = (
         group("neuron", 8, BEHIND, at("scale")),
     ),
 )
+"""Nets that change their own tensors whenever they run, so that no two runs are the same."""

@@ -9,7 +9,8 @@ prunes less:
 3. A factor that cannot lose an index says nothing: with one other left, the merged array is that one.
 4. Two products over shared merged entries: where coordinates correspond, the factors stand together; where
    they only nest (12 = 3 x 4 = 6 x 2, or one is a transposition of parts of the other), both are refined
-   (3 x 2 x 2) by what each two coordinates share; else everything in both is frozen.
+   (3 x 2 x 2) by what each two coordinates share; else the smallest factor of each is frozen, so that what it
+   repeats stands together (channels that a shuffle puts side by side before half of them are taken).
 5. Two products with the same factors: their merged arrays stand together.
 """
 
@@ -274,6 +275,21 @@ def _reconcile_pair(kept: list[Product], number: int, product: Product, found: _
         ):
             kept[number] = _refine(other, product, (left, right), shares, kept, found)
             return True
+    return _give_up(other, product, (left, right), found)
+
+
+def _give_up(
+    other: Product, product: Product, shared: tuple[tuple[IntArray, ...], ...], found: _Found
+) -> bool:
+    """Freeze the smallest factor of each, so that the others still say something; all, if they would not."""
+    rests = []
+    for each, coordinates in zip((other, product), shared, strict=True):
+        smallest = int(np.argmin(each.merged.shape))
+        rests.append(_joint([place for axis, place in enumerate(coordinates) if axis != smallest]))
+    if len(np.unique(_share(*rests))) > 1:
+        for each in (other, product):
+            found.freeze(min(each.factors, key=len), INCOMPATIBLE)
+        return False
     for dim in (other.merged, product.merged, *other.factors, *product.factors):
         found.freeze(dim, INCOMPATIBLE)
     return True
@@ -299,8 +315,7 @@ def _is_factored(shares: list[IntArray], coordinate: IntArray) -> bool:
 
 
 def _joint(shares: list[IntArray]) -> IntArray:
-    shape = [int(share.max()) + 1 for share in shares]
-    return np.ravel_multi_index(shares, shape)
+    return np.ravel_multi_index(shares, [int(share.max()) + 1 for share in shares])
 
 
 def _refine(
