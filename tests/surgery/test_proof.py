@@ -16,7 +16,7 @@ from prunekit.errors import PlanError, ProofError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import check_mask, check_permutation, remove, sound, verify
-from prunekit.surgery.proof import _block_permutation
+from prunekit.surgery.laws import _block_permutation
 from prunekit.types import Granularity, Group, Slice
 
 COUPLED = tuple(case.name for case in CASES if len(case.groups) > 1)
@@ -151,7 +151,7 @@ class TestMaskLaw:
             if group.mask_equivalent and group.units_per_block > 1
         }
         assert keep
-        room = sys.modules["prunekit.surgery.proof"]
+        room = sys.modules["prunekit.surgery.laws"]
         right = room.reduced_graph
         assert check_mask(model, groups, keep).passed
 

@@ -16,7 +16,8 @@ from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 def touched(groups: Groups, keep: KeepMask) -> list[str]:
     """The tensors that lose something, in the order of the graph, and those that count what others lose."""
     losing = {name for name, mask in keep.items() if not mask.all()}
-    found = [name for group in groups.prunable if group.name in losing for name in group.tensors]
+    narrowed = [group for group in groups.prunable if group.name in losing and not group.is_depth]
+    found = [name for group in narrowed for name in group.tensors]
     tied = groups.tied(keep)
     counting = [
         lookup.tensor

@@ -6,10 +6,14 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.constants import Lookup
-from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting
+from prunekit.graph.constants import Lookup, renumbered
+from prunekit.graph.nodes import operator_name
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
+from prunekit.graph.rules.shape import new_sizes
 
 
 def embedding(call: Call) -> Dims:
@@ -132,6 +136,28 @@ def _at_constants(call: Call, axis: int, positions: Node) -> Dim | None:
     return dim[found] if len(found) > 1 else Fixed(1, SINGLE)
 
 
+def new_positions(change: Rewriting) -> None:
+    """Constant positions that no buffer of their own holds, or that are spread along other dimensions."""
+    lookup = change.lookup()
+    if lookup is None or (lookup.tensor is not None and operator_name(change.source) in _READ_AS_THEY_ARE):
+        return
+    kept = change.kept(lookup.into)
+    if kept.all():
+        return
+    data, *before = change.node.all_input_nodes
+    held = change.hold(torch.from_numpy(renumbered(lookup.positions, kept)).to(before[0].meta["val"].device))
+    change.node.target = torch.ops.aten.index_select.default
+    change.node.args, change.node.kwargs = (data, lookup.axis, held), {}
+    while before:
+        node = before.pop()
+        if node.op == "call_function" and not node.users:
+            before += node.all_input_nodes
+            change.node.graph.erase_node(node)
+
+
+_READ_AS_THEY_ARE = ("aten.index", "aten.index_select")
+
+
 def _look_up(call: Call, dim: Dim, positions: Node) -> None:
     """Indices of ``dim`` are read or written by position: it is frozen unless the positions point into it."""
     pointed = call.pointed(positions)
@@ -210,6 +236,13 @@ def one_hot(call: Call) -> Dims:
     return (*call.dims("self"), call.fixed(call.shape[-1], "its positions are values"))
 
 
+def new_classes(change: Rewriting) -> None:
+    """As many as are left of the dimension that the values point into."""
+    dim = change.out()[-1]
+    if not isinstance(dim, Fixed):
+        change.set("num_classes", change.count(dim))
+
+
 def uniform(call: Call) -> Dims:
     """A new tensor with the same value everywhere: any of its static dimensions can be narrowed."""
     return tuple(
@@ -227,34 +260,34 @@ def positions(call: Call) -> Dims:
     return tuple(call.fixed(size, "its values are positions") for size in call.shape)
 
 
-RULES: dict[str, Rule] = {
-    "aten.embedding": embedding,
-    "aten.index": index,
-    "aten.index_select": index_select,
-    "aten.gather": gather,
-    "aten.take_along_dim": gather,
-    "aten.scatter": scatter,
-    "aten.scatter_add": scatter,
-    "aten.scatter_reduce": scatter,
-    "aten.index_add": scatter,
-    "aten.index_copy": scatter,
-    "aten.index_fill": scatter,
-    "aten.index_put": index_put,
-    "aten.masked_scatter": masked_scatter,
-    "aten.one_hot": one_hot,
-    "aten.rand": positions,
-    "aten.randn": positions,
-    "aten.hann_window": positions,
-    "aten.zeros": uniform,
-    "aten.ones": uniform,
-    "aten.full": uniform,
-    "aten.empty": uniform,
-    "aten.new_zeros": uniform,
-    "aten.new_ones": uniform,
-    "aten.new_full": uniform,
-    "aten.new_empty": uniform,
-    "aten.arange": positions,
-    "aten.linspace": positions,
-    "aten.scalar_tensor": positions,
-    "aten.eye": positions,
+OPERATORS: dict[str, Operator] = {
+    "aten.embedding": Operator(embedding),
+    "aten.index": Operator(index, new_positions, moves=True),
+    "aten.index_select": Operator(index_select, new_positions),
+    "aten.gather": Operator(gather, new_positions, moves=True),
+    "aten.take_along_dim": Operator(gather, new_positions),
+    "aten.scatter": Operator(scatter),
+    "aten.scatter_add": Operator(scatter),
+    "aten.scatter_reduce": Operator(scatter),
+    "aten.index_add": Operator(scatter),
+    "aten.index_copy": Operator(scatter),
+    "aten.index_fill": Operator(scatter),
+    "aten.index_put": Operator(index_put),
+    "aten.masked_scatter": Operator(masked_scatter),
+    "aten.one_hot": Operator(one_hot, new_classes),
+    "aten.rand": Operator(positions),
+    "aten.randn": Operator(positions),
+    "aten.hann_window": Operator(positions),
+    "aten.zeros": Operator(uniform, new_sizes("size")),
+    "aten.ones": Operator(uniform, new_sizes("size")),
+    "aten.full": Operator(uniform, new_sizes("size")),
+    "aten.empty": Operator(uniform, new_sizes("size")),
+    "aten.new_zeros": Operator(uniform, new_sizes("size")),
+    "aten.new_ones": Operator(uniform, new_sizes("size")),
+    "aten.new_full": Operator(uniform, new_sizes("size")),
+    "aten.new_empty": Operator(uniform, new_sizes("size")),
+    "aten.arange": Operator(positions),
+    "aten.linspace": Operator(positions),
+    "aten.scalar_tensor": Operator(positions),
+    "aten.eye": Operator(positions),
 }
