@@ -65,13 +65,18 @@ def check_seed(seed: object) -> None:
         raise SelectionError(f"The seed is {seed!r}", expected="an integer from 0 to 2**63 - 1", where="seed")
 
 
+def has_magnitude(tensor: Tensor) -> bool:
+    """The values are real or complex numbers, and no codes or counts."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def scored_slices(
     group: Group, parameters: Mapping[str, Tensor], buffers: Collection[str], roles: Collection[str]
 ) -> tuple[Slice, ...]:
     """Choose the slices whose values say something about a unit.
 
-    Those are the slices of float parameters in the given roles. Buffers are statistics of the data, not
-    of the unit's weight, and integers (packed or quantised codes) have no magnitude to compare.
+    Those are the slices of float and complex parameters in the given roles. Buffers are statistics of the
+    data, not of the unit's weight, and integers (packed or quantised codes) have no magnitude to compare.
 
     Args:
         group: the group.
@@ -92,7 +97,7 @@ def scored_slices(
     chosen = tuple(
         part
         for part in group.slices
-        if part.role in roles and part.tensor in parameters and parameters[part.tensor].is_floating_point()
+        if part.role in roles and part.tensor in parameters and has_magnitude(parameters[part.tensor])
     )
     if not chosen:
         raise SelectionError(
@@ -124,13 +129,16 @@ class GroupView:
     def slices(self) -> Iterator[tuple[Tensor, BoolArray]]:
         """Yield each scored slice as ``[units, k]`` float64 values and ``[units]`` bool presence.
 
+        Of complex parameters the values are the magnitudes ``|w|``.
+
         Raises:
             CalibrationError: a parameter holds NaN or infinity, or has no values (meta device).
         """
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         for part in scored_slices(self.group, parameters, buffers, self.roles):
-            values = gather(parameters[part.tensor].detach(), part, self.group)
+            tensor = parameters[part.tensor].detach()
+            values = gather(tensor.abs() if tensor.is_complex() else tensor, part, self.group)
             if values.is_meta:
                 raise CalibrationError(
                     "The parameter has no values: it is on the meta device",
