@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.zoo.case import Case
 from tests.zoo.oracles import tensors_of
-from tests.zoo.toys import BY_NAME, CASES, groups_of
+from tests.zoo.toys import BY_NAME, CASES, everything_in, groups_of
 
 from prunekit.graph import find_groups, trace
 from prunekit.graph.walk import FAILED
@@ -84,7 +84,7 @@ def test_slices_fit_their_tensors(case):
 
 
 def test_names_are_different_and_stable(case):
-    groups = groups_of(case.name)
+    groups = everything_in(case.name)
     names = [group.name for group in groups]
     assert len(set(names)) == len(names)
     again = find_groups(trace(case.model(), *case.inputs()))
