@@ -16,7 +16,7 @@ from torch.fx import Node
 from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.axes import Structure
+from prunekit.graph.axes import Structure, block_of
 from prunekit.graph.describe import describe
 from prunekit.graph.label import (
     Dims,
@@ -279,6 +279,37 @@ class Groups:
             ]
         return found
 
+    def units_at(self, name: str, dims: Sequence[Dim]) -> IntArray | None:
+        """``[*sizes]`` the unit of a group at each index of some dimensions of one tensor, -1 = none.
+
+        None where the group does not occur in them, or where its blocks lie along a dimension that is not
+        among them.
+        """
+        shape = tuple(dim.size if isinstance(dim, Fixed) else len(dim) for dim in dims)
+        for position, dim in enumerate(dims):
+            found = [] if isinstance(dim, Fixed) else self.occurrences(dim)
+            for occurrence in (item for item in found if item.group == name):
+                units = _along(occurrence.units, position, len(dims))
+                if occurrence.detached:
+                    blocks = self._blocks_beside(name, dims, position)
+                    if blocks is None:
+                        return None
+                    inside = blocks * self._everything[name].units_per_block + units
+                    units = np.where((blocks >= 0) & (units >= 0), inside, -1)
+                return np.broadcast_to(units, shape)
+        return None
+
+    def _blocks_beside(self, name: str, dims: Sequence[Dim], position: int) -> IntArray | None:
+        """The block that each index of another dimension lies in, shaped to go along with ``dims``."""
+        number = next(number for number, known in self._name_of_axis.items() if known == name)
+        axis = self._structure.axes[number]
+        for other, dim in enumerate(dims):
+            if other != position and not isinstance(dim, Fixed):
+                blocks = block_of(self._structure.members(dim), axis.blocks)
+                if (blocks >= 0).all():
+                    return _along(blocks, other, len(dims))
+        return None
+
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""
         return outputs_of(self._labels, node)
@@ -286,6 +317,11 @@ class Groups:
     def tensor_labels(self, name: str) -> Dims:
         """The labels of a parameter, buffer or constant."""
         return self._labels.tensors[name]
+
+
+def _along(values: IntArray, position: int, count: int) -> IntArray:
+    """``values`` as an array of ``count`` dimensions that runs along one of them."""
+    return values.reshape([-1 if axis == position else 1 for axis in range(count)])
 
 
 def find_groups(graph: Graph) -> Groups:
