@@ -169,7 +169,9 @@ def test_movement_without_steps_or_gradients_is_an_error():
     movement = Movement(model, groups)
     with pytest.raises(CalibrationError, match="No training step"):
         movement.statistics()
-    with pytest.raises(CalibrationError, match=r"step 0: No parameter of the groups has a gradient.*after backward"):
+    with pytest.raises(
+        CalibrationError, match=r"step 0: No parameter of the groups has a gradient.*after backward"
+    ):
         movement.update()
     with pytest.raises(CalibrationError, match=r"gradient of the parameter '0\.weight' holds NaN"):
         movement.update(gradients={"0.weight": torch.full((4, 5), float("nan"))})
@@ -263,4 +265,9 @@ def test_outputs_whose_variance_says_nothing_are_refused(outputs, message):
 def test_groups_without_a_gate_are_named():
     model, batches, groups, _ = heads()
     with pytest.raises(SelectionError, match="'taylor_gate' says nothing about the groups 'q:head_dim'"):
-        score(model, groups, "taylor_gate", stats=collect(model, batches, groups=groups, needs={"gate"}, loss=squares))
+        score(
+            model,
+            groups,
+            "taylor_gate",
+            stats=collect(model, batches, groups=groups, needs={"gate"}, loss=squares),
+        )

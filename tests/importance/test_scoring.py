@@ -185,7 +185,9 @@ def test_bn_scale_is_the_magnitude_of_the_norms_scale(model, group):
 def test_groups_that_a_criterion_says_nothing_about_are_named_or_fall_back(model, group):
     bare = dataclasses.replace(group, name="bare", slices=group.slices[:2])
     for refuse in (check_fit, score):
-        with pytest.raises(SelectionError, match=r"'bn_scale' says nothing about the groups 'bare': no batch norm"):
+        with pytest.raises(
+            SelectionError, match=r"'bn_scale' says nothing about the groups 'bare': no batch norm"
+        ):
             refuse(model, [group, bare], "bn_scale")
         with pytest.raises(SelectionError, match="fallback='l2'"):
             refuse(model, [bare], "bn_scale", fallback="bn_scale")
