@@ -2,7 +2,8 @@
 
 A unit is observed at the operators with weights that read it: the inputs of the convolutions and linear
 layers behind it, after whatever lies in between. Each such operator is a row; a unit that only ever meets
-other activations (a head dimension of queries and keys) is observed where it is produced.
+other activations (a head dimension of queries and keys) is observed where it is produced. Recurrent layers
+and bilinear forms are one operator, inside which nothing is observed.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def collect(
 
     Raises:
         CalibrationError: no batches, or something else than batches; no loss, or none that is finite, scalar
-            and differentiable; a gradient or an activation with NaN or infinity; one example, or a batch with
-            gradients, does not fit into ``memory_bytes``.
+            and differentiable; a gradient or an activation with NaN or infinity; two examples, or a batch with
+            gradients, do not fit into ``memory_bytes``.
         SelectionError: an unknown need or role, groups without their graph, a limit that is none.
         ShapeError: the groups were found on another model.
     """

@@ -169,6 +169,7 @@ class ExpertOutputs:
         given = values[mixture.start].detach()
         self._given = given.clone() if any(_in_place(step) for step in mixture.steps) else given
 
+    @torch.no_grad()
     def update(self, mixture: Mixture, values: Mapping[Node, Any]) -> None:
         """Take in one forward pass, once the experts' outputs have come together.
 

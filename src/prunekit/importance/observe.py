@@ -37,13 +37,21 @@ class Moments:
         """Bytes of the sums, of those over the weights too."""
         return 7 * self.sums.shape[1] * 8
 
+    @torch.no_grad()
     def update(self, point: Point, values: Mapping[Node, Any]) -> None:
         """Take in one forward pass.
 
         Raises:
-            CalibrationError: what the operator reads holds NaN or infinity.
+            CalibrationError: what the operator reads holds NaN or infinity, or lost its batch.
         """
         value: Tensor = values[point.observed].detach()
+        if value.ndim != point.observed.meta["val"].ndim:
+            raise CalibrationError(
+                f"With one example it reads {value.ndim} dimensions, with several "
+                f"{point.observed.meta['val'].ndim}",
+                where=point.where,
+                remedy="Give batches of two or more examples",
+            )
         behind = tuple(range(value.ndim - len(point.index), value.ndim))
         width = int(np.prod([value.shape[dim] for dim in point.index]))
         rows = value.movedim(point.index, behind).reshape(-1, width)
@@ -211,15 +219,19 @@ class _Scene:
 
 
 def _pieces(scene: _Scene, leaves: list[Any], limit: int | None, state: int) -> Iterator[tuple[int, int]]:
-    """From where to where each piece of a batch goes: one example first, then as many as fit."""
+    """From where to where each piece of a batch goes: two examples first, then as many as fit.
+
+    A graph with an open batch was traced for two or more, so no piece has one unless the batch has.
+    """
     first = [leaf for leaf, is_open in zip(leaves, scene.groups.graph.open_inputs, strict=True) if is_open]
     examples = len(first[0]) if first else 1
     start = 0
     while start < examples:
         step = examples
         if limit is not None and first:
-            step = 1 if not scene.bytes_per_example else int(0.9 * (limit - state) / scene.bytes_per_example)
-        stop = min(examples, start + max(1, step))
+            step = 2 if not scene.bytes_per_example else int(0.9 * (limit - state) / scene.bytes_per_example)
+        stop = min(examples, start + max(2, step))
+        stop = examples if stop == examples - 1 else stop
         yield start, stop
         start = stop
 
