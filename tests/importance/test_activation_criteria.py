@@ -80,7 +80,7 @@ def numpy(tensor):
 
 
 def of_convolutions(model, x):
-    """``[positions, units, blocks]`` and ``[units, blocks, weights]``: channel 2 b + u is unit u of block b."""
+    """``[positions, units, blocks]`` and ``[units, blocks, weights]``: channel 2 b + u is unit u."""
     seen = torch.relu(model.norm(model.first(x))).movedim(1, -1).reshape(-1, 3, 2)
     wide = numpy(model.wide.weight).transpose(1, 0, 2, 3).reshape(3, 2, -1)
     grouped = numpy(model.grouped.weight).reshape(3, 2, 2, 4).transpose(0, 2, 1, 3).reshape(3, 2, -1)

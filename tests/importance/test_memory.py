@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused():
     ):
         collect(model, [batch(4)], groups=groups, needs={"readings"}, memory_bytes=5000)
     enough = collect(model, [batch(1000)], groups=groups, needs={"first_order"}, loss=loss).peak_bytes
-    with pytest.raises(CalibrationError, match="what autograd saves.*fewer examples in each batch"):
+    with pytest.raises(CalibrationError, match=r"what autograd saves.*fewer examples in each batch"):
         collect(
             model,
             [batch(1000)],

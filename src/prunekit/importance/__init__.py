@@ -1,5 +1,6 @@
 """How much each unit matters: calibration statistics and criteria."""
 
+from prunekit.importance.calibration import CALIBRATED as CALIBRATED
 from prunekit.importance.calibration import NEEDS as NEEDS
 from prunekit.importance.calibration import check_batches as check_batches
 from prunekit.importance.calibration import collect as collect
@@ -17,6 +18,7 @@ from prunekit.importance.view import Statistics as Statistics
 from prunekit.importance.view import check_seed as check_seed
 
 __all__ = [
+    "CALIBRATED",
     "CRITERIA",
     "NEEDS",
     "NORMALIZATIONS",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
+from prunekit.importance.criteria import CRITERIA, Criterion
 from prunekit.importance.derivatives import Derivatives
 from prunekit.importance.experts import EXPERT_OUTPUT
 from prunekit.importance.gradient import OF_THE_LOSS
@@ -28,6 +29,10 @@ OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT})
 
 NEEDS = frozenset({*OF_THE_LOSS, OUTPUT_VARIANCE, *OF_ACTIVATIONS})
 """Every statistic that :func:`collect` can gather."""
+
+
+CALIBRATED: dict[str, Criterion] = {name: row for name, row in CRITERIA.items() if row.needs <= NEEDS}
+"""The criteria that need no more than calibration, no training."""
 
 
 class ModelInputs(Protocol):
@@ -84,8 +89,8 @@ def collect(
 
     Raises:
         CalibrationError: no batches, or something else than batches; no loss, or none that is finite, scalar
-            and differentiable; a gradient or an activation with NaN or infinity; two examples, or a batch with
-            gradients, do not fit into ``memory_bytes``.
+            and differentiable; a gradient or an activation with NaN or infinity; what has to be held at
+            once does not fit into ``memory_bytes``.
         SelectionError: an unknown need or role, groups without their graph, a limit that is none.
         ShapeError: the groups were found on another model.
     """

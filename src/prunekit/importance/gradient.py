@@ -166,8 +166,8 @@ def score_fisher(view: GroupView) -> Rows:
         CalibrationError: the statistic was not gathered.
 
     Source: LeCun et al., 1989, Optimal Brain Damage, eq. 5 (``1/2 h_kk u_k ** 2``), with the empirical Fisher
-    information in place of the Hessian as in Theis et al., 2018, Faster gaze prediction with dense networks
-    and Fisher pruning, section 3, https://arxiv.org/abs/1801.05787. Deviations: saliencies are added per unit,
+    information in place of the Hessian as in Theis et al., 2018, Faster gaze prediction with dense
+    networks and Fisher pruning, section 3, https://arxiv.org/abs/1801.05787. Deviations: added per unit,
     where Theis et al. square the derivative of a gate; batches in place of examples, whose mean gradients are
     smaller: a batch of one example is the empirical Fisher itself, a larger one shrinks all scores of a model
     alike where the examples' gradients are independent.
