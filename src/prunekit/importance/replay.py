@@ -175,7 +175,8 @@ class Replay(Interpreter):
                 self.env[node] = values.get(node.name)
                 continue
             if node.op == "output":
-                given = [self.env[item] if isinstance(item, Node) else item for item in node.args[0]]
+                outputs: Any = node.args[0]
+                given = [self.env[item] if isinstance(item, Node) else item for item in outputs]
                 assert self._spec is not None
                 return pytree.tree_unflatten(given[len(given) - self._outputs :], self._spec)
             self.env[node] = self.run_node(node)

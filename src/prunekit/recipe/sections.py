@@ -201,9 +201,7 @@ class Importance(Section):
     normalization: Normalization = Field(
         default="mean", description=f"what the scores of a group are divided by: {', '.join(NORMALIZATIONS)}"
     )
-    batch_size: Count = Field(
-        default=64, description="calibration examples per batch, a whole number of 1 or more"
-    )
+    batch_size: Count = Field(default=64, description="calibration examples per batch, 1 or more")
     examples: Count | None = Field(
         default=None, description="how many calibration examples are used, 1 or more; without it all"
     )
