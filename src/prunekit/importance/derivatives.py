@@ -224,10 +224,10 @@ def _spread(outputs: Any, number: int) -> Tensor:
     """``sum_k sum_n (out[n, k] - mean_n out[n, k]) ** 2`` of the first output with examples."""
     where = f"outputs of calibration batch {number}"
     tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    usable = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 1]
+    usable = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim]
     if not usable:
         raise CalibrationError(
-            "None of them is a float tensor with a dimension of examples and another",
+            "None of them is a float tensor with a dimension of examples",
             where=where,
             remedy="Use a criterion that does not look at the output's variance",
         )
@@ -237,7 +237,7 @@ def _spread(outputs: Any, number: int) -> Tensor:
             expected="batches of two or more examples",
             where=where,
         )
-    given = usable[0].flatten(1)
+    given = usable[0].reshape(len(usable[0]), -1)
     given = given.float() if given.dtype in (torch.float16, torch.bfloat16) else given
     spread = (given - given.mean(dim=0)).square().sum()
     if not torch.isfinite(spread):

@@ -165,9 +165,7 @@ class Observer:
             keep |= dict.fromkeys(mixture.needs, mixture.end)
             if mixture.ends is not None:
                 keep[mixture.ends] = mixture.end
-        tensors = dict(self._model.named_parameters(remove_duplicate=False))
-        tensors |= dict(self._model.named_buffers(remove_duplicate=False))
-        return Replay(groups.graph, tensors, watchers, keep)
+        return Replay(groups.graph, _tensors(self._model, groups), watchers, keep)
 
     def _watch(self, moments: Moments, point: Point) -> Watcher:
         def watch(values: Mapping[Node, Any]) -> None:
@@ -207,6 +205,19 @@ class Observer:
             )
         self._scenes.append(_Scene(found, self._replay(found, points)))
         return self._scenes[-1], leaves
+
+
+def _tensors(model: nn.Module, groups: Groups) -> dict[str, Tensor]:
+    """Every tensor that the graph reads and the model holds, plain attributes included, by qualified name."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found |= dict(model.named_buffers(remove_duplicate=False))
+    for name in set(groups.graph.tensors.values()) - found.keys():
+        value: Any = model
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, Tensor):
+            found[name] = value
+    return found
 
 
 class _Scene:

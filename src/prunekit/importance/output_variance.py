@@ -25,8 +25,7 @@ def score_output_variance(view: GroupView) -> Rows:
     running the model with a head taken out, which would take one pass per head. Variances are computed inside
     each batch and pooled with ``n - 1`` as weight, so batches of one example say nothing and are refused; the
     estimate does not drift with the batch size, as long as examples are drawn into batches at random. The
-    first output that is a float tensor of two or more dimensions counts, its first dimension being the
-    examples.
+    first output that is a float tensor counts, scalars aside; its first dimension is that of the examples.
 
     Returns:
         ``[1, units]`` float64, >= 0, a fraction of the output's variance; higher = keep.
