@@ -1,7 +1,7 @@
 """Every criterion over every toy net: scores follow the units, wherever the engine says that these lie.
 
-The toys hold what users write: fused and grouped projections, bare parameters, shuffled channels, recurrent
-layers, mixtures of experts. A unit that is observed or gathered at a wrong index keeps the score of another one.
+The toys hold what users write: fused projections, bare parameters, shuffled channels, recurrent layers,
+experts. A unit that is observed or gathered at a wrong index keeps the score of another one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.zoo.toys import CASES, groups_of
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunekit.errors import CalibrationError
 from prunekit.importance import CALIBRATED, NEEDS, collect, score
 
 pytestmark = pytest.mark.filterwarnings("ignore:dropout2d")
@@ -27,6 +28,12 @@ WITHOUT_A_READ = {
     "rnn, last state": "a recurrent layer is one operator",
 }
 """Toys with weights that read a unit inside an operator, where nothing is observed."""
+
+CONSTANT = {
+    "batch of one": "one example does not vary",
+    "tokens of an image": "a token that no image reaches is all that is read",
+}
+"""Toys whose output is the same for all examples."""
 
 
 def loss(outputs, batch):
@@ -42,8 +49,8 @@ def statistics(case, model):
 
 
 def needs_of(case):
-    """Everything; but the output of one example does not vary."""
-    return NEEDS - {"output_variance"} if case.name == "batch of one" else NEEDS
+    """Everything, where the output varies."""
+    return NEEDS - {"output_variance"} if case.name in CONSTANT else NEEDS
 
 
 @pytest.fixture(params=[case for case in CASES if len(groups_of(case.name))], ids=lambda case: case.name)
@@ -97,3 +104,15 @@ def test_routed_experts_have_an_output(case):
     values = statistics(case, case.model()).values["expert_output"]
     assert set(groups) == set(values)
     assert all(torch.from_numpy(found).isfinite().all() for found in values.values())
+
+
+def test_outputs_that_do_not_vary_are_refused(case):
+    args, kwargs = case.inputs()
+    batch = SimpleNamespace(args=args, kwargs=kwargs)
+    groups = groups_of(case.name)
+    if case.name in CONSTANT:
+        with pytest.raises(CalibrationError, match=r"nothing varies|the same for all examples"):
+            collect(case.model(), [batch], groups=groups, needs={"output_variance"})
+    else:
+        values = collect(case.model(), [batch], groups=groups, needs={"output_variance"}).values
+        assert set(values["output_variance"]) == {group.name for group in groups}

@@ -73,14 +73,14 @@ def test_linf_is_the_largest_magnitude():
 
 def test_geometric_median_is_the_sum_of_distances():
     expected = [sum(np.linalg.norm(row - other) for other in WEIGHT) for row in WEIGHT]
-    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(WEIGHT)), expected, rtol=1e-12)
+    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(WEIGHT)), expected, rtol=1e-7)
 
 
 def test_geometric_median_is_the_same_in_pieces():
     """Oracle: all distances at once, in NumPy; more units than are taken at once."""
     weight = np.random.default_rng(2).normal(size=(600, 3))
     expected = np.sqrt(((weight[:, None] - weight[None]) ** 2).sum(axis=2)).sum(axis=1)
-    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(weight)), expected, rtol=1e-12)
+    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(weight)), expected, rtol=1e-7)
 
 
 def lamp(sizes):
@@ -108,5 +108,5 @@ def test_units_without_part_in_a_slice_are_not_compared_with(formula):
     model = nn.ParameterDict({"w": torch.from_numpy(WEIGHT[:3].copy())})
     group = Group("w:0", Granularity.NEURON, 4, 1, (Slice("w", 0, np.arange(3), "producer"),))
     (row,) = per_slice(formula)(GroupView(group, model, ("producer",), None, 0))
-    np.testing.assert_allclose(row[:3], formula(torch.from_numpy(WEIGHT[:3])), rtol=1e-12)
+    np.testing.assert_allclose(row[:3], formula(torch.from_numpy(WEIGHT[:3])), rtol=1e-7)
     assert np.isnan(row[3])

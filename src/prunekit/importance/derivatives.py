@@ -59,7 +59,7 @@ class Derivatives:
     ) -> None:
         self.losses: list[float] = []
         self._batches = 0
-        self._variance = 0.0
+        self._variance = self._rounding = 0.0
         self._needs = [need for need in (*OF_THE_LOSS, OUTPUT_VARIANCE) if need in needs]
         self._groups = tuple(groups)
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -106,8 +106,9 @@ class Derivatives:
                 for group in self._groups:
                     self._sums[need][group.name] += self._of_batch(need, group, gradients)
         if OUTPUT_VARIANCE in self._needs:
-            spread = _spread(outputs, number)
+            spread, rounding = _spread(outputs, number)
             self._variance += float(spread.detach())
+            self._rounding += rounding
             gradients = self._gradients(spread, f"variance of calibration batch {number}", number, keep=False)
             for group in self._groups:
                 gate = self._change(self._gates[group.name], group, gradients)
@@ -124,7 +125,7 @@ class Derivatives:
             scale = self._batches
             if need == OUTPUT_VARIANCE:
                 scale = self._variance
-                if not scale > 0:
+                if scale <= self._rounding:
                     raise CalibrationError(
                         "The model's outputs are the same for all examples",
                         where="calibration",
@@ -220,8 +221,11 @@ def _checked_loss(value: Any, number: int) -> Tensor:
     return value.reshape(())
 
 
-def _spread(outputs: Any, number: int) -> Tensor:
-    """``sum_k sum_n (out[n, k] - mean_n out[n, k]) ** 2`` of the first output with examples."""
+def _spread(outputs: Any, number: int) -> tuple[Tensor, float]:
+    """``sum_k sum_n (out[n, k] - mean_n out[n, k]) ** 2`` of the first output with examples.
+
+    With it, how large that may be by rounding alone where all examples have the same output.
+    """
     where = f"outputs of calibration batch {number}"
     tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     usable = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim]
@@ -250,4 +254,5 @@ def _spread(outputs: Any, number: int) -> Tensor:
             where=where,
             remedy="Look for .detach() or torch.no_grad() in the model",
         )
-    return spread
+    rounding = (2 * torch.finfo(usable[0].dtype).eps) ** 2 * float(given.detach().square().sum())
+    return spread, rounding

@@ -71,7 +71,8 @@ def score_geometric_median(weight: Tensor) -> Tensor:
     ``score[u] = sum_v sqrt(sum_i (weight[u, i] - weight[v, i]) ** 2)``
 
     A unit that the others can stand in for scores low, however large its weights are. Time grows with the
-    square of the number of units; memory with 256 times their number.
+    square of the number of units; memory with 256 times their number. Distances come from inner products, so
+    two equal units may lie 1e-8 of their norm apart.
 
     Args:
         weight: ``[units, k]``, any float dtype.
@@ -84,7 +85,7 @@ def score_geometric_median(weight: Tensor) -> Tensor:
     Deviation: none here; :func:`prunekit.importance.score` applies it to every slice of the group.
     """
     distances = [
-        torch.cdist(part, weight, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+        torch.cdist(part, weight, compute_mode="use_mm_for_euclid_dist").sum(dim=1)
         for part in weight.split(_ROWS_AT_ONCE)
     ]
     return torch.cat(distances)
