@@ -36,6 +36,7 @@ class Granularity(StrEnum):
     HEAD_DIM = "head_dim"
     EXPERT = "expert"
     LAYER = "layer"
+    BRANCH = "branch"
     HIDDEN = "hidden"
 
 
@@ -43,6 +44,10 @@ WIDTHS = frozenset(
     {Granularity.CHANNEL, Granularity.NEURON, Granularity.HEAD, Granularity.HEAD_DIM, Granularity.HIDDEN}
 )
 """The kinds that are pruned when the user names none: they narrow a model without taking a part out of it."""
+
+
+DEPTH = frozenset({Granularity.LAYER, Granularity.BRANCH})
+"""The kinds whose units are left out of the computation whole."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class Group:
         slices: what is narrowed when units go.
         mask_equivalent: removing units gives what zeroing their slices gives.
         not_mask_equivalent_because: the reason where it does not ("layer_norm normalises over it"), else "".
-        least: fewest units that the operators can run with, such as the experts that a router chooses.
+        least: fewest units that the operators can run with, such as the experts that a router chooses; 0
+            where all may go.
     """
 
     name: str
@@ -102,6 +108,11 @@ class Group:
     def units_per_block(self) -> int:
         """Units in each block."""
         return self.size // self.blocks
+
+    @property
+    def is_depth(self) -> bool:
+        """Its units are left out of the computation whole, and lie along no dimension."""
+        return self.granularity in DEPTH
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -151,3 +162,22 @@ class Cost:
     params: int
     macs: int
     param_bytes: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Dense time over pruned time, measured in pairs; 2 = the pruned model takes half the time.
+
+    Attributes:
+        median: of the paired figures.
+        low: lower end of its bootstrap interval.
+        high: upper end of its bootstrap interval.
+        confidence: of the interval.
+        pairs: number of timed pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int

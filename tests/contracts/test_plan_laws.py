@@ -14,6 +14,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.plan.limits import limits_by_group
 from prunekit.surgery import remove
+from prunekit.types import DEPTH, Granularity
 
 
 class Convolutional(nn.Module):
@@ -38,6 +39,9 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 33), nn.ReLU(), nn.Linear(33, 4))
 
 
+ALONG = sorted(set(Granularity) - DEPTH)
+"""Every kind of unit that lies along dimensions; layers have laws of their own."""
+
 MODELS = {"perceptron": (perceptron, (2, 16)), "convolutional": (Convolutional, (2, 1, 4, 4))}
 
 
@@ -50,7 +54,7 @@ def made(name):
 @pytest.fixture(scope="module", params=list(MODELS))
 def groups(request):
     model, inputs = made(request.param)
-    return find_groups(trace(model, (inputs,), {}))
+    return find_groups(trace(model, (inputs,), {})).select(granularity=ALONG)
 
 
 def tied_scores(groups, seed, ties):
@@ -162,7 +166,7 @@ def test_asking_for_more_never_keeps_a_unit_that_asking_for_less_removes(groups,
     assert not all(mask.all() for mask in previous.values())
 
 
-@pytest.mark.parametrize("kinds", [None, ["channel", "neuron"]])
+@pytest.mark.parametrize("kinds", [ALONG, ["channel", "neuron"]])
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_plans_made_one_after_the_other_compose_into_one(name, scope, kinds):
@@ -187,7 +191,7 @@ def test_plans_made_one_after_the_other_compose_into_one(name, scope, kinds):
 def test_patterns_of_limits_match_what_patterns_of_a_selection_match(name):
     """Oracle: ``Groups.select``; the groups it leaves are those that a limit of no removal keeps whole."""
     model, inputs = made(name)
-    found = find_groups(trace(model, (inputs,), {}))
+    found = find_groups(trace(model, (inputs,), {})).select(granularity=ALONG)
     tensors = [tensor for group in found for tensor in group.tensors]
     patterns = {group.name for group in found} | set(tensors) | {t.rpartition(".")[0] for t in tensors}
     for pattern in sorted(patterns | {"*.weight", "*:channel"}):

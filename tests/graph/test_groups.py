@@ -9,7 +9,7 @@ from tests.zoo.oracles import tensors_of
 from tests.zoo.toys import BY_NAME, CASES, groups_of
 
 from prunekit.graph import find_groups, trace
-from prunekit.graph.label import FAILED
+from prunekit.graph.walk import FAILED
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

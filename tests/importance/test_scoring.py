@@ -198,6 +198,14 @@ def test_groups_that_a_criterion_says_nothing_about_are_named_or_fall_back(model
     assert (found[group.name] == score(model, [group], "bn_scale")[group.name]).all()
 
 
+@pytest.mark.parametrize("criterion", ["fpgm", "lamp", "movement", "bn_scale"])
+@pytest.mark.parametrize("granularity", [Granularity.LAYER, Granularity.BRANCH])
+def test_what_compares_units_inside_a_tensor_says_nothing_about_layers(model, group, criterion, granularity):
+    layers = dataclasses.replace(group, granularity=granularity)
+    with pytest.raises(SelectionError, match="no two of which share a tensor"):
+        score(model, [layers], criterion)
+
+
 def test_an_error_names_some_of_many_groups(model, group):
     many = [dataclasses.replace(group, name=f"g{n}", slices=group.slices[:1]) for n in range(9)]
     with pytest.raises(SelectionError, match="'g4' and 4 more"):

@@ -15,7 +15,7 @@ from prunekit.measure.latency import Noise, Percentiles, Speedup
 from prunekit.plan import Goal
 from prunekit.recover import TrainingRecord
 from prunekit.recover.settings import EpochRecord
-from prunekit.surgery.proof import LawResult
+from prunekit.surgery.laws import LawResult
 from prunekit.types import Cost
 
 PLACES = [

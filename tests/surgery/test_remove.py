@@ -15,7 +15,7 @@ from torch import nn
 
 from prunekit.errors import PlanError
 from prunekit.graph import find_groups, trace
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import mask, remove
 from prunekit.surgery.narrow import narrow

@@ -46,7 +46,21 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 @cache
-def groups_of(name: str) -> Groups:
+def everything_in(name: str) -> Groups:
     """What is found in the toy of that name."""
     case = BY_NAME[name]
     return find_groups(trace(case.model(), *case.inputs()))
+
+
+@cache
+def groups_of(name: str) -> Groups:
+    """The groups in the toy of that name whose units lie along dimensions."""
+    found = everything_in(name)
+    return found._with(tuple(group for group in found if not group.is_depth), found.frozen, {})
+
+
+@cache
+def depth_of(name: str) -> Groups:
+    """The groups in the toy of that name whose units are layers and branches."""
+    found = everything_in(name)
+    return found._with(tuple(group for group in found if group.is_depth), found.frozen, found.stacks)

@@ -8,28 +8,10 @@ from typing import Any
 
 from prunekit.errors import StorageError
 from prunekit.evaluate.compare import Comparison
+from prunekit.types import Speedup
 
 EVALUATION = "stages/evaluate/result.json"
 VALIDATION = "stages/validate/result.json"
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Dense time over pruned time, measured in pairs.
-
-    Attributes:
-        median: of the paired times dense / pruned; 2 = twice as fast.
-        low: lower end of its interval.
-        high: upper end of its interval.
-        confidence: of the interval.
-        pairs: number of timed pairs.
-    """
-
-    median: float
-    low: float
-    high: float
-    confidence: float
-    pairs: int
 
 
 @dataclass(frozen=True)

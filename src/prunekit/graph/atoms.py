@@ -38,6 +38,17 @@ class Fixed:
 Dim = IntArray | Fixed
 """One dimension of one tensor: ``[n]`` atoms, or nothing prunable."""
 
+Dims = tuple[Dim, ...]
+"""The labels of one tensor, dimension by dimension."""
+
+
+def length(dim: Dim) -> int:
+    """How many indices a dimension has."""
+    return dim.size if isinstance(dim, Fixed) else len(dim)
+
+
+SINGLE = Reason("size 1", "a dimension of size one has nothing to remove", obvious=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Product:

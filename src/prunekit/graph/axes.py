@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunekit.graph.atoms import Fixed, Reason
-from prunekit.graph.label import Dims, Labels, flat_dims
+from prunekit.graph.atoms import Dims, Fixed, Reason
+from prunekit.graph.labels import Labels, flat_dims
 from prunekit.graph.solve import Solution
 from prunekit.types import IntArray
 

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import TraceError
 from prunekit.quiet import overheard
+from prunekit.workload import evaluating
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword inputs."""
@@ -45,7 +46,7 @@ def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
     wide = _batch_of_two(inputs)
     attempts = [(wide, True), (wide, False), (inputs, False)]
     failure: Exception | None = None
-    with _evaluating(model), overheard():  # It logs, and prints the graph of a model it cannot trace.
+    with _spelt_out(model), overheard():  # It logs, and prints the graph of a model it cannot trace.
         while attempts:
             (args, kwargs), is_open = attempts[0]
             try:
@@ -102,17 +103,15 @@ def _batch_of_two(inputs: Inputs) -> Inputs:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
+def _spelt_out(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without the fast path of attention, whose one operator hides a whole layer."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # Its one operator hides a whole transformer layer.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes.items():
-            module.training = training
 
 
 # --- Output types ---------------------------------------------------------------------------------------

@@ -15,22 +15,19 @@ from torch.fx import Node
 
 from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.axes import Structure, block_of
+from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.axes import Structure
+from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
-from prunekit.graph.label import (
-    Dims,
-    bind,
-    depends_on_data,
-    label,
-    operator_name,
-    outputs_of,
-    sizes,
-    tensors_of,
-)
-from prunekit.graph.rules import RULES
+from prunekit.graph.labels import outputs_of
+from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
+from prunekit.graph.places import units_at
+from prunekit.graph.rules import OPERATORS
+from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
+from prunekit.graph.stacks import Stacks, only_units, stacks
 from prunekit.graph.trace import Graph
+from prunekit.graph.walk import label
 from prunekit.measure import contracts, count_macs
 from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
 
@@ -58,6 +55,7 @@ class Groups:
         prunable: in the order of the graph.
         frozen: the axes that are not prunable, with the reason.
         graph: the traced model they were found in.
+        stacks: for each group of layers or branches, what leaving out each unit means.
     """
 
     def __init__(
@@ -67,11 +65,13 @@ class Groups:
         prunable: tuple[Group, ...],
         frozen: tuple[Frozen, ...],
         number_of: dict[int, str],
+        stacks: Stacks,
     ) -> None:
         self.graph = graph
         self.prunable = prunable
         self.frozen = frozen
         self._structure = structure
+        self.stacks = stacks
         self._name_of_axis = number_of
         self._everything: dict[str, Group] = {group.name: group for group in prunable}
         self._occurrences: dict[int, list[Occurrence]] = {}
@@ -138,21 +138,30 @@ class Groups:
         Raises:
             SelectionError: a pattern matches no group at all, or a granularity is unknown.
         """
-        kinds = (
-            None
-            if granularity is None
-            else {_granularity(kind) for kind in _several(granularity, "granularity")}
-        )
-        only, ignore = _several(only, "only"), _several(ignore, "ignore")
-        for pattern in (*only, *ignore):
-            if not any(group.matches(pattern) for group in self._everything.values()):
-                raise SelectionError(
-                    f"the pattern {pattern!r} matches no prunable group, tensor or module",
-                    expected="a shell-style pattern such as 'layer1.*' or 'conv1.weight'",
-                    remedy="`prunekit inspect` lists the groups and the tensors they touch",
-                )
-        reasons = {group.name: _why_left_out(group, kinds, only, ignore) for group in self.prunable}
-        return self.freeze({name: reason for name, reason in reasons.items() if reason}, operator="selection")
+        chosen = Selection.of(granularity, only, ignore)
+        chosen.check(self._everything.values())
+        fewer = self.freeze(chosen.reasons(self.prunable), operator="selection")
+        return fewer._without_units(chosen)
+
+    def _without_units(self, chosen: Selection) -> Groups:
+        """Leave out single layers and branches that were not chosen, and branches of layers that were."""
+        prunable, frozen, stacks = [], list(self.frozen), dict(self.stacks)
+        layers = [
+            part for group in self if group.granularity is Granularity.LAYER for part in stacks[group.name]
+        ]
+        for group in self:
+            parts = self.stacks.get(group.name, ())
+            inside = layers if group.granularity is Granularity.BRANCH else ()
+            reasons = chosen.unit_reasons(group, parts, inside)
+            for unit, reason in reasons.items():
+                own = only_units(group, parts, {unit})[0]
+                frozen.append(Frozen(parts[unit].path, 1, own.slices, "selection", reason, ""))
+            if reasons:
+                left = [unit for unit in range(group.size) if unit not in reasons]
+                group, stacks[group.name] = only_units(group, parts, left)
+            if group.size:
+                prunable.append(group)
+        return self._with(tuple(prunable), tuple(frozen), stacks)
 
     def freeze(self, reasons: Mapping[str, str], *, operator: str) -> Groups:
         """The same groups with some no longer prunable: ``reasons`` says which and why."""
@@ -162,8 +171,11 @@ class Groups:
             if group.name in reasons
         )
         kept = tuple(group for group in self.prunable if group.name not in reasons)
-        fewer = Groups(self.graph, self._structure, kept, (*self.frozen, *left_out), self._name_of_axis)
-        fewer._everything = self._everything
+        return self._with(kept, (*self.frozen, *left_out), self.stacks)
+
+    def _with(self, prunable: tuple[Group, ...], frozen: tuple[Frozen, ...], stacks: Stacks) -> Groups:
+        fewer = Groups(self.graph, self._structure, prunable, frozen, self._name_of_axis, stacks)
+        fewer._everything = self._everything | fewer._everything
         fewer._occurrences = self._occurrences
         return fewer
 
@@ -173,17 +185,48 @@ class Groups:
         Args:
             keep: by group name, ``[units]`` bool; absent groups are whole.
         """
+        gone = self.gone(keep or {})
+        lost = self._lost(gone)
         keep = self.tied(keep or {})
         params = param_bytes = 0
         for name in sorted(self._labels.tensors):
-            if name in self.graph.trainable:
+            if name in self.graph.trainable and name not in lost:
                 elements = int(np.prod(self._shape(self._labels.tensors[name], keep), dtype=np.int64))
                 params += elements
                 param_bytes += elements * self.graph.tensor(name).element_size()
         unused = self._unused_parameters
         params += sum(tensor.numel() for tensor in unused)
         param_bytes += sum(tensor.numel() * tensor.element_size() for tensor in unused)
-        return Cost(params=params, macs=self._macs(keep), param_bytes=param_bytes)
+        return Cost(params=params, macs=self._macs(keep, gone), param_bytes=param_bytes)
+
+    def bypassed(self, keep: KeepMask) -> tuple[Bypass, ...]:
+        """What ``keep`` leaves out whole, in no order."""
+        return tuple(
+            part
+            for name, parts in self.stacks.items()
+            for part, stays in zip(parts, keep.get(name, ()), strict=False)
+            if not stays
+        )
+
+    def gone(self, keep: KeepMask) -> frozenset[Node]:
+        """The nodes that are not computed any more, because what they belong to is left out whole."""
+        bypassed = self.bypassed(keep)
+        return self._liveness.gone(bypassed) if bypassed else frozenset()
+
+    @cached_property
+    def _liveness(self) -> Liveness:
+        return Liveness(self.graph)
+
+    def lost_tensors(self, keep: KeepMask) -> frozenset[str]:
+        """The parameters, buffers and constants that nothing reads any more."""
+        return self._lost(self.gone(keep))
+
+    def _lost(self, gone: frozenset[Node]) -> frozenset[str]:
+        tensors, tied = self.graph.tensors, self.graph.tied
+        read = {tensors[node.name] for node in self.graph.nodes if node.name in tensors and node not in gone}
+        read = {tied.get(name, name) for name in read}
+        names = {tensors[node.name] for node in gone if node.name in tensors}
+        return frozenset(name for name in names if tied.get(name, name) not in read) if gone else frozenset()
 
     @cached_property
     def _unused_parameters(self) -> list[Tensor]:
@@ -196,9 +239,11 @@ class Groups:
             if name in state and name not in known and self.graph.tied.get(name, name) not in known
         ]
 
-    def _macs(self, keep: KeepMask) -> int:
+    def _macs(self, keep: KeepMask, gone: frozenset[Node]) -> int:
         total = 0
         for node, sources in self._multiplying:
+            if node in gone:
+                continue
             shapes = [None if source is None else self._node_shape(source, keep) for source in sources]
             total += _count(node, shapes, self._node_shape(node, keep)) or 0
         return total // self.graph.batch_size
@@ -282,32 +327,12 @@ class Groups:
     def units_at(self, name: str, dims: Sequence[Dim]) -> IntArray | None:
         """``[*sizes]`` the unit of a group at each index of some dimensions of one tensor, -1 = none.
 
-        None where the group does not occur in them, or where its blocks lie along a dimension that is not
-        among them.
+        None where the group does not occur in them, as layers and branches never do, or where its blocks lie
+        along a dimension that is not among them.
         """
-        shape = tuple(dim.size if isinstance(dim, Fixed) else len(dim) for dim in dims)
-        for position, dim in enumerate(dims):
-            found = [] if isinstance(dim, Fixed) else self.occurrences(dim)
-            for occurrence in (item for item in found if item.group == name):
-                units = _along(occurrence.units, position, len(dims))
-                if occurrence.detached:
-                    blocks = self._blocks_beside(name, dims, position)
-                    if blocks is None:
-                        return None
-                    inside = blocks * self._everything[name].units_per_block + units
-                    units = np.where((blocks >= 0) & (units >= 0), inside, -1)
-                return np.broadcast_to(units, shape)
-        return None
-
-    def _blocks_beside(self, name: str, dims: Sequence[Dim], position: int) -> IntArray | None:
-        """The block that each index of another dimension lies in, shaped to go along with ``dims``."""
-        number = next(number for number, known in self._name_of_axis.items() if known == name)
-        axis = self._structure.axes[number]
-        for other, dim in enumerate(dims):
-            if other != position and not isinstance(dim, Fixed):
-                blocks = block_of(self._structure.members(dim), axis.blocks)
-                if (blocks >= 0).all():
-                    return _along(blocks, other, len(dims))
+        for number, known in self._name_of_axis.items():
+            if known == name:
+                return units_at(self._structure, number, dims)
         return None
 
     def labels_of(self, node: Node) -> list[Dims]:
@@ -317,11 +342,6 @@ class Groups:
     def tensor_labels(self, name: str) -> Dims:
         """The labels of a parameter, buffer or constant."""
         return self._labels.tensors[name]
-
-
-def _along(values: IntArray, position: int, count: int) -> IntArray:
-    """``values`` as an array of ``count`` dimensions that runs along one of them."""
-    return values.reshape([-1 if axis == position else 1 for axis in range(count)])
 
 
 def find_groups(graph: Graph) -> Groups:
@@ -336,10 +356,11 @@ def find_groups(graph: Graph) -> Groups:
         ``prunekit.sound``, which checks them on the model's own outputs.
     """
     with torch.no_grad():
-        labels = label(graph, RULES)
+        labels = label(graph, OPERATORS)
         structure = Structure(labels, solve(labels.atoms))
     prunable, frozen, names = assemble(graph, structure)
-    return Groups(graph, structure, prunable, frozen, names)
+    depth, bypasses = stacks(graph, structure)
+    return Groups(graph, structure, (*prunable, *depth), frozen, names, bypasses)
 
 
 def _tensor_arguments(node: Node) -> list[Node | None]:
@@ -354,46 +375,9 @@ def _tensor_arguments(node: Node) -> list[Node | None]:
 
 def _is_cheap(node: Node) -> bool:
     """A single operator with a rule; a region of lower precision holds operators of its own."""
-    return operator_name(node) in RULES and isinstance(node.target, torch._ops.OpOverload)
+    return operator_name(node) in OPERATORS and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:
     equation = str(bind(node).get("equation", ""))
     return count_macs(str(node.target), shapes, output, equation=equation)
-
-
-def _several(given: object, where: str) -> tuple[str, ...]:
-    """One string or a collection of strings, as a tuple.
-
-    Raises:
-        SelectionError: something else.
-    """
-    several = (given,) if isinstance(given, str) else given
-    if isinstance(several, Collection) and not isinstance(several, Mapping):
-        strings = tuple(item for item in several if isinstance(item, str))
-        if len(strings) == len(several):
-            return strings
-    raise SelectionError(f"{given!r} was given", expected="a string, or a list of strings", where=where)
-
-
-def _granularity(kind: Granularity | str) -> Granularity:
-    try:
-        return Granularity(kind)
-    except (ValueError, TypeError):
-        raise SelectionError(
-            f"{kind!r} is not a granularity",
-            expected="one of " + ", ".join(member.value for member in Granularity),
-        ) from None
-
-
-def _why_left_out(
-    group: Group, kinds: set[Granularity] | None, only: Sequence[str], ignore: Sequence[str]
-) -> str | None:
-    if kinds is not None and group.granularity not in kinds:
-        return f"granularity {group.granularity.value} was not asked for"
-    if only and not any(group.matches(pattern) for pattern in only):
-        return "it matches no pattern of `only`"
-    for pattern in ignore:
-        if group.matches(pattern):
-            return f"it matches the `ignore` pattern {pattern!r}"
-    return None

@@ -47,6 +47,11 @@ class Graph:
     released: frozenset[int]
 
     @property
+    def released_paths(self) -> frozenset[str]:
+        """The paths of the leaves of the output that may change their shape."""
+        return frozenset(self.outputs[position] for position in self.released)
+
+    @property
     def batch_is_open(self) -> bool:
         """The graph accepts other batch sizes than the example's."""
         return any(self.open_inputs)

@@ -94,12 +94,14 @@ _DATA_FREE = (
         per_slice(score_geometric_median),
         "distance to all other units: those near the geometric median go",
         "He et al., 2019, https://arxiv.org/abs/1811.00250",
+        unfit=GroupView.why_no_common_slice,
     ),
     Criterion(
         "lamp",
         per_slice(score_lamp),
         "share of the squared weight left once all smaller units are gone",
         "Lee et al., 2021, https://arxiv.org/abs/2010.07611",
+        unfit=GroupView.why_no_common_slice,
     ),
     Criterion(
         "bn_scale",
@@ -159,6 +161,7 @@ _OF_GRADIENTS = (
         "how far training pushed the unit's parameters away from zero",
         "Sanh et al., 2020, https://arxiv.org/abs/2005.07683",
         frozenset({MOVEMENT}),
+        GroupView.why_no_common_slice,
     ),
     Criterion(
         "output_variance",

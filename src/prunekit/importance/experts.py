@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from prunekit.errors import CalibrationError
 from prunekit.graph import Groups
-from prunekit.graph.label import operator_name
+from prunekit.graph.nodes import operator_name
 from prunekit.importance.reads import Point, static_nodes
 from prunekit.importance.view import GroupView, Rows
 from prunekit.types import Granularity, IntArray

@@ -41,6 +41,8 @@ def score_bn_scale(view: GroupView) -> Rows:
 
 def why_no_bn_scale(view: GroupView) -> str:
     """Say why a group has no such scale, or ""."""
+    if reason := view.why_no_common_slice():
+        return reason
     return "" if _scales(view) else "no batch normalisation with a scale runs along it"
 
 

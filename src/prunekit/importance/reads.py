@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from prunekit.graph import Graph, Groups
-from prunekit.graph.label import bind, operator_name, sizes
+from prunekit.graph.nodes import bind, operator_name, sizes
 from prunekit.measure.macs import einsum_terms
 from prunekit.types import IntArray
 

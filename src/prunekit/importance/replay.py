@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError, ShapeError
 from prunekit.graph import Graph
-from prunekit.graph.label import tensors_of
+from prunekit.graph.nodes import tensors_of
 
 Watcher = Callable[[Mapping[Node, Any]], None]
 """Called once a node has run, with the values that are alive."""

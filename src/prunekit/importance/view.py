@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance.gather import gather, has_unit
-from prunekit.types import BoolArray, Group, IntArray, Slice
+from prunekit.types import BoolArray, Granularity, Group, IntArray, Slice
 
 Role = Literal["producer", "consumer", "follower"]
 ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
@@ -264,6 +264,11 @@ class GroupView:
                 remedy=_how_to_collect(READINGS),
             )
         return found
+
+    def why_no_common_slice(self) -> str:
+        """Say why units cannot be compared inside a slice, or ""."""
+        whole = self.group.granularity in (Granularity.LAYER, Granularity.BRANCH)
+        return "its units are whole layers or branches, no two of which share a tensor" if whole else ""
 
     def generator(self) -> np.random.Generator:
         """Return a generator that depends on the seed and the group's name, and on nothing else."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.runtimes import Runner
+from prunekit.types import Speedup
 
 Times = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -41,25 +42,6 @@ class Percentiles:
     p90_ms: float
     p99_ms: float
     mean_ms: float
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Dense time over pruned time; 2 = the pruned model takes half the time.
-
-    Attributes:
-        median: of the paired figures.
-        low: lower end of its bootstrap interval.
-        high: upper end of its bootstrap interval.
-        confidence: of the interval.
-        pairs: number of timed pairs.
-    """
-
-    median: float
-    low: float
-    high: float
-    confidence: float
-    pairs: int
 
 
 @dataclass(frozen=True)

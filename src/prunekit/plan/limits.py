@@ -71,7 +71,7 @@ _PER_GROUP = "limits by pattern, such as {'layer1.*': Limits(min_units=8)}"
 def allowed_counts(group: Group, limits: Limits) -> IntArray:
     """List the numbers of units each block of a group may keep, from all of them down.
 
-    Every block keeps the same number and at least one unit.
+    Every block keeps the same number and at least one unit; of layers all may go (``Group.least`` is 0).
 
     Returns:
         ``[levels]`` int64, strictly falling, the first is ``units_per_block``; level 0 = whole.
@@ -80,8 +80,8 @@ def allowed_counts(group: Group, limits: Limits) -> IntArray:
     step = round_to // math.gcd(round_to, group.blocks)
     largest = 1.0 if limits.max_sparsity is None else limits.max_sparsity
     # 1e-9: 10 * (1 - 0.9) is a little above 1 in binary
-    fewest = max(limits.min_units or 1, group.least)
-    least = max(1, -(-fewest // group.blocks), math.ceil(whole * (1 - largest) - 1e-9))
+    fewest = max(limits.min_units or 0, group.least)
+    least = max(-(-fewest // group.blocks), math.ceil(whole * (1 - largest) - 1e-9))
     multiples = np.arange(whole // step * step, -(-least // step) * step - 1, -step, dtype=np.int64)
     return np.concatenate([[whole], multiples[multiples < whole]]).astype(np.int64)
 

@@ -17,7 +17,7 @@ def find_nesting(groups: Sequence[Group]) -> Nesting:
 
     Group ``outer`` holds the blocks of ``inner`` where, along a dimension of a tensor that carries both, all
     indices of a block belong to one unit of ``outer`` (heads hold head dimensions, the groups of a
-    convolution hold the channels of each group).
+    convolution hold the channels of each group). A layer holds every group that touches nothing outside it.
 
     Args:
         groups: the groups that may be pruned; only these are looked for.
@@ -28,7 +28,7 @@ def find_nesting(groups: Sequence[Group]) -> Nesting:
     along: dict[tuple[str, int], list[tuple[Group, IntArray]]] = {}
     for group in groups:
         for part in group.slices:
-            if part.block_dim is None:
+            if part.block_dim is None and not group.is_depth:
                 along.setdefault((part.tensor, part.dim), []).append((group, part.units))
     found: dict[str, dict[str, IntArray]] = {}
     for inner in groups:
@@ -40,6 +40,22 @@ def find_nesting(groups: Sequence[Group]) -> Nesting:
                 holder = _holders(_blocks_along(part, inner), units, inner.blocks)
                 if outer.name != inner.name and holder is not None:
                     found.setdefault(inner.name, {})[outer.name] = holder
+    for layers in groups:
+        if layers.is_depth:
+            for inner, unit in _inside(layers, groups).items():
+                blocks = next(group.blocks for group in groups if group.name == inner)
+                found.setdefault(inner, {})[layers.name] = np.full(blocks, unit, dtype=np.int64)
+    return found
+
+
+def _inside(layers: Group, groups: Sequence[Group]) -> dict[str, int]:
+    """The groups that touch no tensor outside one of these layers, with that layer's unit."""
+    unit_of = {part.tensor: int(part.units[0]) for part in layers.slices}
+    found = {}
+    for group in groups:
+        units = {unit_of.get(tensor, -1) for tensor in group.tensors}
+        if group.name != layers.name and len(units) == 1 and units != {-1}:
+            found[group.name] = units.pop()
     return found
 
 

@@ -48,7 +48,7 @@ class PruningPlan:
 
     Attributes:
         keep: for each group that loses units, the ids of those that stay, ascending, in the numbering of the
-            model the plan was made on.
+            model the plan was made on; none where the group goes with the layer it lies in.
         sizes: units of each group the plan was made over, touched or not.
         fingerprint: of the groups it was made on (``Groups.fingerprint``).
         criterion: what scored the units, such as ``l2``; "" if unknown.
@@ -205,10 +205,10 @@ def _check_units(name: str, units: tuple[int, ...], size: int | None) -> None:
     if size is None:
         raise PlanError("The group has no size", expected="every group of keep in sizes", where=where)
     ids = np.array(units, dtype=np.int64)
-    if len(ids) == 0 or len(ids) >= size or ids[0] < 0 or ids[-1] >= size or (np.diff(ids) <= 0).any():
+    if len(ids) >= size or (ids < 0).any() or (ids >= size).any() or (np.diff(ids) <= 0).any():
         raise PlanError(
             f"It keeps {len(ids)} of {size} units",
-            expected=f"ascending unit ids from 0 to {size - 1}, at least one and not all",
+            expected=f"ascending unit ids from 0 to {size - 1}, not all of them",
             where=where,
         )
 

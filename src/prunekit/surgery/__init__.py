@@ -1,8 +1,8 @@
 """Doing what a plan says, and proving that it was done."""
 
+from prunekit.surgery.laws import LawResult as LawResult
 from prunekit.surgery.one_call import Pruned as Pruned
 from prunekit.surgery.one_call import prune as prune
-from prunekit.surgery.proof import LawResult as LawResult
 from prunekit.surgery.proof import Proof as Proof
 from prunekit.surgery.proof import check_mask as check_mask
 from prunekit.surgery.proof import check_permutation as check_permutation

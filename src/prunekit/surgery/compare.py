@@ -13,45 +13,36 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.surgery.tensors import copied
+from prunekit.workload import evaluating
 
 FORM_TOLERANCE = 1e-9
 """Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
 
 
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; modes and the random state as found afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def outputs(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[int] = ()
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[str] = ()
 ) -> list[Tensor]:
-    """The tensors among the outputs, in evaluation mode, from copies of the inputs.
+    """The tensors among the outputs, in evaluation mode, from copies of the inputs and the same random state.
 
     Args:
         model: any module.
         args: positional inputs.
         kwargs: keyword inputs.
-        released: positions of leaves of the output to leave out.
+        released: paths of leaves of the output to leave out.
     """
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
     )
-    with evaluating(model):
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and place not in released]
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        leaves, _ = pytree.tree_flatten_with_path(model(*args, **kwargs))
+    return [
+        leaf
+        for path, leaf in leaves
+        if isinstance(leaf, Tensor) and not (released and pytree.keystr(path) in released)
+    ]
 
 
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
@@ -176,11 +167,14 @@ class Precision:
         """The example inputs in this precision."""
         return input_batches(graph, double=self.name != "own")
 
-    def distance(self, model: nn.Module, other: nn.Module, graph: Graph) -> float:
+    def distance(
+        self, model: nn.Module, other: nn.Module, graph: Graph, *, released: Collection[str] = ()
+    ) -> float:
         """Largest relative difference of the outputs over all batches; both already in this precision."""
         worst = 0.0
         for args, kwargs in self.batches(graph):
-            worst = max(worst, max_relative_error(outputs(model, args, kwargs), outputs(other, args, kwargs)))
+            pair = (outputs(each, args, kwargs, released=released) for each in (model, other))
+            worst = max(worst, max_relative_error(*pair))
         return worst
 
 

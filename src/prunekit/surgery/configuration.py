@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunekit.surgery.repair import combinations_by_departure
+from prunekit.surgery.tensors import owner
 
 BUILDS = 150
 """At most so many configurations are tried, each by building the class on the meta device."""
@@ -55,8 +56,12 @@ def describe(
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     build = _Builder(type(model))
     dense = build(original)
-    if dense is None or dense.keys() != wanted.keys():
+    if dense is None:
         return None
+    if dense.keys() != wanted.keys():
+        return Described(False, {}, "a model built from it has other tensors")
+    if dense == wanted and _builds(model, original, is_equal):
+        return Described(True, {})
     fields = _fields(original, {*known}, _pairs(dense, wanted))
     misfit = ""
     for picks in combinations_by_departure([len(options) for options in fields.values()]):
@@ -73,6 +78,56 @@ def describe(
             return Described(True, _adopt(model, original, config, is_equal))
         misfit = "a model built from it has these shapes but computes something else"
     return Described(False, {}, misfit or "its class does not accept the new sizes")
+
+
+def follow(model: nn.Module, fields: Mapping[str, list[Any]]) -> None:
+    """Set fields of ``model.config`` so that ``type(model)(config)`` has tensors of the model's names.
+
+    Nothing is set where no combination of values gives them, or the class cannot be built.
+
+    Args:
+        model: whose modules already are what they should be.
+        fields: by dotted name, what each may become, the likeliest first.
+    """
+    build = _Builder(type(model))
+    wanted = model.state_dict().keys()
+    for picks in combinations_by_departure([len(options) for options in fields.values()]):
+        chosen = {name: options[pick] for (name, options), pick in zip(fields.items(), picks, strict=True)}
+        config = copy.deepcopy(model.config)
+        shapes = build(config) if _set(config, chosen) else None
+        if shapes is not None and shapes.keys() == wanted:
+            _set(model.config, _without_chance(model.config, chosen, build, wanted))
+            return
+        if build.is_spent:
+            return
+
+
+def _without_chance(
+    config: Any, chosen: Mapping[str, Any], build: _Builder, wanted: Collection[str]
+) -> dict[str, Any]:
+    """The values without those of integers that only happened to be the number of layers."""
+    needed = dict(chosen)
+    for name in chosen:
+        holder, leaf = owner(config, name)
+        if type(getattr(holder, leaf)) is not int or getattr(holder, leaf) == chosen[name]:
+            continue
+        trial = copy.deepcopy(config)
+        fewer = {other: value for other, value in needed.items() if other != name}
+        shapes = build(trial) if _set(trial, fewer) else None
+        if shapes is not None and shapes.keys() == wanted:
+            needed = fewer
+    return needed
+
+
+def _set(config: Any, values: Mapping[str, Any]) -> bool:
+    """Set fields by dotted name; false where the configuration does not accept one."""
+    try:
+        for name, value in values.items():
+            holder, leaf = owner(config, name)
+            setattr(holder, leaf, value)
+    except Exception:  # whatever a configuration raises about a value it does not accept
+        return False
+    return True
 
 
 def _builds(model: nn.Module, config: Any, is_equal: Callable[[nn.Module], bool]) -> bool:

@@ -15,7 +15,8 @@ from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 def touched(groups: Groups, keep: KeepMask) -> list[str]:
     """The tensors that lose something, in the order of the graph."""
     losing = {name for name, mask in keep.items() if not mask.all()}
-    found = [name for group in groups.prunable if group.name in losing for name in group.tensors]
+    narrowed = [group for group in groups.prunable if group.name in losing and not group.is_depth]
+    found = [name for group in narrowed for name in group.tensors]
     return list(dict.fromkeys(found))
 
 

@@ -1,75 +1,28 @@
-"""The laws that removal obeys, checked in float64 on the model at hand.
-
-Permutation law: permuting the units of a group in every slice leaves the outputs unchanged. A slice that is
-missing, superfluous or misaligned breaks it; norms and softmax do not. It proves the coupling.
-
-Mask law: for a mask-equivalent group, the removed model equals the model in which every slice of the removed
-units is zero. It proves the removal.
+"""The proof of one removal: the laws of its groups, and that the model given is the model proved.
 
 Form law: the model the user gets equals the pruned graph, and the dense model the graph it was traced into.
-
-The first two are laws of the traced graph, whose every dtype can be raised to double precision, whatever
-the model's code pins. They hold for any weights, so they are checked on redrawn ones: a norm scale
-initialised to zero would hide a wrong coupling behind it.
+The other laws are those of :mod:`prunekit.surgery.laws`.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit.errors import ProofError, ShapeError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import PrunedGraph
+from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import (
-    double_by_default,
-    double_throughout,
-    input_batches,
-    max_relative_error,
-    outputs,
     precision_of,
 )
+from prunekit.surgery.laws import TOLERANCE, LawResult, Laws
 from prunekit.surgery.lengths import at_another_length
-from prunekit.surgery.narrow import permute_units
-from prunekit.surgery.remove import Removal, check_fits, masked, reduced_graph
-from prunekit.surgery.tensors import names_of, read, replace
-from prunekit.types import BoolArray, Group, IntArray, KeepMask
-
-TOLERANCE = 1e-6
-"""Relative, in float64. A wrong coupling is off by its whole effect; rounding stays below 1e-10."""
-
-
-_EXTREME = 1e4
-
-
-@dataclass(frozen=True)
-class LawResult:
-    """One law, checked.
-
-    Attributes:
-        law: ``permutation``, ``mask`` or ``form``.
-        groups: the groups it was checked for.
-        max_relative_error: over all outputs and batches, relative to the largest output.
-        tolerance: what it was held against.
-        batch_sizes: the sizes of the first dimension it was checked at.
-        passed: error <= tolerance.
-        note: what was left out, or why it fails.
-    """
-
-    law: str
-    groups: tuple[str, ...]
-    max_relative_error: float
-    tolerance: float
-    batch_sizes: tuple[int, ...]
-    passed: bool
-    note: str = ""
+from prunekit.surgery.remove import Removal, check_fits, reduced_graph
+from prunekit.surgery.shorten import caches_that_go
+from prunekit.types import KeepMask
 
 
 @dataclass(frozen=True)
@@ -132,7 +85,10 @@ def _all_laws(
     model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask, names: list[str], seed: int
 ) -> tuple[LawResult, ...]:
     laws = Laws(model, groups, seed=seed)
-    return laws.permutation(names), laws.mask(keep), _check_form(model, small, groups, keep)
+    found = [laws.permutation(names), laws.mask(keep)]
+    if groups.bypassed(keep):
+        found.append(laws.bypass(keep))
+    return (*found, _check_form(model, small, groups, keep))
 
 
 def _both(law: LawResult, longer: LawResult, length: int) -> LawResult:
@@ -155,169 +111,6 @@ def check_mask(model: nn.Module, groups: Groups, keep: KeepMask, *, seed: int = 
     return Laws(model, groups, seed=seed).mask(keep)
 
 
-def broken_groups(model: nn.Module, groups: Groups, *, seed: int = 0) -> dict[str, LawResult]:
-    """The prunable groups that break a law, found by bisection, with the law.
-
-    First the permutation law, then, for those that obey it, removal of half of their units at random: the
-    pruned graph has to run, give outputs of the same shapes and obey the mask law.
-    """
-    if not len(groups):
-        return {}
-    laws = Laws(model, groups, seed=seed)
-    names = [group.name for group in groups]
-    found = _bisect(laws.permutation, names)
-    keep = half_of(groups, seed)
-    found |= _bisect(
-        lambda part: laws.removal({name: keep[name] for name in part}),
-        [name for name in names if name not in found],
-    )
-    return found
-
-
-def _bisect(check: Callable[[list[str]], LawResult], names: list[str]) -> dict[str, LawResult]:
-    found: dict[str, LawResult] = {}
-    pending = [names] if names else []
-    while pending:
-        part = pending.pop()
-        result = check(part)
-        if result.passed:
-            continue
-        if len(part) == 1:
-            found[part[0]] = result
-        else:
-            pending += [part[: len(part) // 2], part[len(part) // 2 :]]
-    return found
-
-
-def half_of(groups: Groups, seed: int) -> dict[str, BoolArray]:
-    """Half of the units of every block of every group, at random, at least one."""
-    rng = np.random.default_rng(seed)
-    keep: dict[str, BoolArray] = {}
-    for group in groups:
-        ranks = rng.random((group.blocks, group.units_per_block)).argsort(axis=1).argsort(axis=1)
-        least = -(-group.least // group.blocks)
-        keep[group.name] = (ranks < max(least, group.units_per_block // 2)).ravel()
-    return keep
-
-
-def _in_every_block(group: Group, mask: BoolArray) -> BoolArray:
-    """The mask with some units kept in blocks that go altogether, as they do with a group around them.
-
-    That group may be left out of the law; where it is not, it takes the block away all the same.
-    """
-    rows = mask.reshape(group.blocks, -1)
-    left = rows.sum(axis=1)
-    front = np.arange(group.units_per_block) < left.max()
-    return np.where(left[:, None] > 0, rows, front).ravel()
-
-
-class Laws:
-    """The laws of one traced model, checked on its graph in double precision with redrawn weights.
-
-    Raises:
-        ProofError: nothing can be compared: no values, no tensors or no finite numbers in the outputs.
-    """
-
-    def __init__(self, model: nn.Module, groups: Groups, *, seed: int = 0) -> None:
-        self._groups = groups
-        self._seed = seed
-        self._batches = input_batches(groups.graph)
-        self._reference, self._expected = self._generic(model)
-
-    def permutation(self, names: Sequence[str]) -> LawResult:
-        """Permuting the units of these groups changes no output."""
-        permuted = copy.deepcopy(self._reference)
-        rng = np.random.default_rng(self._seed)
-        try:
-            for name in names:
-                group = self._groups.whole(name)
-                _permute(permuted, group, _block_permutation(group, rng))
-        except ShapeError as error:
-            return LawResult("permutation", tuple(names), float("inf"), TOLERANCE, (), False, str(error))
-        return self._compare("permutation", names, self._expected, permuted)
-
-    def mask(self, keep: KeepMask) -> LawResult:
-        """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
-        equivalent = {
-            name: _in_every_block(self._groups.whole(name), mask)
-            for name, mask in keep.items()
-            if self._groups.whole(name).mask_equivalent
-        }
-        left_out = len(keep) - len(equivalent)
-        note = f"{left_out} groups are not mask-equivalent" if left_out else ""
-        with double_by_default():
-            expected = self._outputs(masked(self._reference, equivalent, self._groups))
-        return self._compare("mask", list(equivalent), expected, self._removed(equivalent), note=note)
-
-    def removal(self, keep: KeepMask) -> LawResult:
-        """The pruned graph runs, its outputs keep their shapes, and the mask law holds."""
-        law = self.mask(keep)
-        if not law.passed or len(law.groups) == len(keep):
-            return law
-        runs = self._compare("removal", list(keep), self._expected, self._removed(keep))
-        shapes_differ = not runs.note and runs.max_relative_error == float("inf")
-        return runs if runs.note or shapes_differ else law
-
-    def _removed(self, keep: KeepMask) -> nn.Module:
-        return double_throughout(reduced_graph(self._reference, keep, self._groups))
-
-    def _outputs(self, module: nn.Module) -> list[list[Tensor]]:
-        released = self._groups.graph.released
-        return [outputs(module, args, kwargs, released=released) for args, kwargs in self._batches]
-
-    def _compare(
-        self,
-        law: str,
-        names: Sequence[str],
-        expected: list[list[Tensor]],
-        other: nn.Module,
-        note: str = "",
-    ) -> LawResult:
-        graph = self._groups.graph
-        sizes = tuple(graph.batch_size + more for more in range(len(expected)))
-        try:
-            with double_by_default():
-                found = self._outputs(other)
-        except Exception as error:  # whatever an operator raises at shapes that do not fit
-            text = f"the model does not run: {type(error).__name__}: {error}"
-            return LawResult(law, tuple(names), float("inf"), TOLERANCE, (), False, text)
-        worst = max(max_relative_error(*pair) for pair in zip(expected, found, strict=True))
-        return LawResult(law, tuple(names), worst, TOLERANCE, sizes, worst <= TOLERANCE, note)
-
-    def _generic(self, model: nn.Module) -> tuple[nn.Module, list[list[Tensor]]]:
-        """The graph with redrawn weights, or with its own where those overflow; and its outputs."""
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-            raise ProofError(
-                f"tensors of {type(model).__name__} lie on the meta device",
-                expected="weights with values, on which removal can be proved",
-                remedy="trace, find_groups and cost work without values; load the weights before pruning",
-            )
-        dense = double_throughout(reduced_graph(model, {}, self._groups))
-        for candidate in (_perturbed(copy.deepcopy(dense), self._groups, self._seed), dense):
-            try:
-                with double_by_default():
-                    found = self._outputs(candidate)
-            except Exception as error:  # whatever an operator raises
-                raise ProofError(
-                    f"the graph of {type(model).__name__} does not run in float64: "
-                    f"{type(error).__name__}: {error}",
-                    expected="a graph that runs in double precision, in which removal is proved",
-                    remedy="Leave the part it comes from out: pk.prune(model.body, ...)",
-                ) from error
-            if not any(found):
-                raise ProofError(
-                    f"{type(model).__name__} gives no tensor that could be compared",
-                    expected="at least one tensor among its outputs that is not released",
-                )
-            if all(bool(torch.isfinite(tensor).all()) for batch in found for tensor in batch):
-                return candidate, found
-        raise ProofError(
-            f"the outputs of {type(model).__name__} on the example inputs are not finite",
-            expected="finite outputs, so that removal can be proved",
-            remedy="Look for NaN or inf in the weights and in the example inputs",
-        )
-
-
 def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask) -> LawResult:
     """The dense model is its graph, and the small one the pruned graph."""
     graph = groups.graph
@@ -327,57 +120,10 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
         note = note or "in the model's own precision, the only one it runs in"
     pruned = precision.of(reduced_graph(model, keep, groups))
     try:
-        worst = max(worst, precision.distance(pruned, precision.of(small), graph))
+        released = caches_that_go(groups, keep)
+        worst = max(worst, precision.distance(pruned, precision.of(small), graph, released=released))
     except Exception as error:  # whatever the user's forward raises
         worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)
     sizes = tuple(graph.batch_size + more for more in range(len(precision.batches(graph))))
     return LawResult("form", tuple(keep), worst, tolerance, sizes, worst <= tolerance, note)
-
-
-def _perturbed(model: nn.Module, groups: Groups, seed: int) -> nn.Module:
-    """Parameters redrawn, of either sign and of the old size; buffers moved, so that variances stay positive.
-
-    Infinite and extreme entries, as attention masks have, stay what they are.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name in dict.fromkeys(groups.graph.tied.get(name, name) for name in groups.graph.tensors.values()):
-        tensor = read(model, name)
-        if tensor is None or not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-        old = tensor.detach()
-        ordinary = old.isfinite() & (old.abs() < _EXTREME)
-        size = float(old[ordinary].abs().mean()) if ordinary.any() else 0.0
-        moved = torch.where(old == 0, (size or 0.02) * noise, old * (0.8 + 0.4 * noise))
-        if isinstance(tensor, nn.Parameter):
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-            moved = drawn * (size or 0.1)
-        moved = torch.where(ordinary, moved, old)
-        _set(model, name, moved)
-    return model
-
-
-def _set(model: nn.Module, name: str, value: Tensor) -> None:
-    old = read(model, name)
-    parameter = nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value
-    for alias in names_of(model, name):
-        replace(model, alias, parameter)
-
-
-def _block_permutation(group: Group, rng: np.random.Generator) -> IntArray:
-    """``[units]``: every unit goes to another place in its block, along one random cycle per block."""
-    size = group.units_per_block
-    order = np.empty(group.size, dtype=np.int64)
-    for block in range(group.blocks):
-        cycle = block * size + rng.permutation(size)
-        order[cycle] = np.roll(cycle, 1)
-    return order
-
-
-def _permute(model: nn.Module, group: Group, order: IntArray) -> None:
-    """Put unit ``order[u]`` in the place of unit ``u`` in every slice."""
-    for part in group.slices:
-        tensor = read(model, part.tensor)
-        if tensor is not None:
-            _set(model, part.tensor, permute_units(tensor.detach(), part, group, order))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,16 +13,27 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change, PrunedGraph, rewrite
+from prunekit.graph.change import Change
+from prunekit.graph.pruned_graph import PrunedGraph
+from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import evaluating, precision_of
-from prunekit.surgery.configuration import describe
+from prunekit.surgery.compare import precision_of
+from prunekit.surgery.configuration import describe, follow
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import ATTEMPTS, follow_shapes
-from prunekit.surgery.rivals import Rivals
+from prunekit.surgery.rivals import SAME, Rivals
 from prunekit.surgery.scales import attention_scales
+from prunekit.surgery.shorten import (
+    caches_that_go,
+    counters,
+    fields_that_count,
+    identities,
+    origins,
+    shorten,
+)
 from prunekit.surgery.tensors import copied, read, replace_everywhere
-from prunekit.types import Group, KeepMask
+from prunekit.types import BoolArray, Group, KeepMask
+from prunekit.workload import evaluating
 
 QUICK_ATTEMPTS = 8
 """Combinations of guessed attributes that are tried where only the class's ability is asked for."""
@@ -37,12 +49,15 @@ class Removal:
         reason: why it has that form.
         form_error: largest relative difference between the user's class and the pruned graph, in float64;
             inf where the class could not run.
+        moved: tensors that have another name than in the dense model, because layers before them went: their
+            name -> the one they had.
     """
 
     model: nn.Module
     form: Literal["own class", "graph module"]
     reason: str
     form_error: float
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
@@ -74,6 +89,31 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
         describes: search thoroughly for a form of the class, and let its configuration describe it; without
             that, the search is for finding out quickly whether the class can follow at all.
     """
+    keep = without_lost(keep, groups)
+    whole = groups.bypassed(keep)
+    rivals, error, reason = _narrower(model, keep, groups, most=ATTEMPTS if describes else QUICK_ATTEMPTS)
+    moved: dict[str, str] = {}
+    if whole:
+        shorter = replace(
+            rivals, graph_module=reduced_graph(model, keep, groups), released=caches_that_go(groups, keep)
+        )
+        if error <= rivals.tolerance:
+            shorter, error, reason = _shorter(shorter, keep)
+            moved = {new: old for old, new in shorter.names.items() if new != old}
+        rivals = shorter
+    own = rivals.own
+    if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
+        error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
+    if error <= rivals.tolerance:
+        configuration = _described(own, keep, groups, rivals) if describes else ""
+        return Removal(own, "own class", reason + configuration, error, moved)
+    rivals.graph_module.train(model.training)
+    return Removal(rivals.graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+
+
+def _narrower(model: nn.Module, keep: KeepMask, groups: Groups, *, most: int) -> tuple[Rivals, float, str]:
+    """The two forms without the units that lie along dimensions; how far they are apart, and why."""
+    keep = {name: mask for name, mask in keep.items() if not groups.whole(name).is_depth}
     names = touched(groups, keep)
     narrowed = {name: narrow(groups, name, _tensor(model, groups, name), keep) for name in names}
     own = copied(model)
@@ -83,17 +123,36 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
-    rivals = Rivals(
-        own, graph_module, groups, precision, most_attempts=ATTEMPTS if describes else QUICK_ATTEMPTS
-    )
-    error, reason = rivals.settle(changes, attention_scales(groups, keep))
-    if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
-        error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
-    if error <= rivals.tolerance:
-        configuration = _described(own, keep, groups, rivals) if describes else ""
-        return Removal(own, "own class", reason + configuration, error)
-    graph_module.train(model.training)
-    return Removal(graph_module, "graph module", f"{type(model).__name__} {reason}", error)
+    rivals = Rivals(own, graph_module, groups, precision, most_attempts=most)
+    return rivals, *rivals.settle(changes, attention_scales(groups, keep))
+
+
+def _shorter(rivals: Rivals, keep: KeepMask) -> tuple[Rivals, float, str]:
+    """The class without its layers that go whole; how far it is from the graph, and why.
+
+    Layers are deleted from their lists, or else replaced by what does nothing: a class may need as many.
+    """
+    twin = replace(rivals, own=copied(rivals.own))
+    found = _without_layers(twin, keep, deletes=True)
+    second = found if found[1] <= rivals.tolerance else _without_layers(rivals, keep, deletes=False)
+    return second if second[1] <= rivals.tolerance else found
+
+
+def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[Rivals, float, str]:
+    own, before = rivals.own, identities(rivals.own)
+    stacks, reason = shorten(own, rivals.groups, keep, deletes=deletes)
+    names = {old: new for new, old in origins(own, before).items()}
+    rivals = replace(rivals, names=names)
+    if reason:
+        return rivals, float("inf"), reason
+    if stacks and hasattr(own, "config"):
+        follow(own, fields_that_count(own.config, stacks))
+    error, reason = rivals.distance()
+    if error > rivals.tolerance:
+        for guess in counters(own, stacks):
+            guess.set(guess.options[0])
+        error, _ = rivals.distance()
+    return rivals, error, SAME if error <= rivals.tolerance else reason
 
 
 def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:
@@ -134,9 +193,16 @@ def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
     """A copy of ``model``, shapes unchanged, in which every slice of the plan's removed units is zero.
 
     Raises:
-        PlanError: as in :func:`remove`.
+        PlanError: as in :func:`remove`, or the plan leaves out whole layers or branches, which no zero does.
     """
     check_fits(model, plan, groups)
+    whole = [name for name in plan.keep if groups.whole(name).is_depth]
+    if whole:
+        raise PlanError(
+            f"the plan leaves out layers or branches of {', '.join(whole[:5])}",
+            expected="a plan that only narrows the model",
+            remedy="Use remove(): a layer whose weights are zero is not a layer that is left out",
+        )
     return masked(model, plan.keep_mask(), groups)
 
 
@@ -152,10 +218,16 @@ def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
 
 def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> PrunedGraph:
     """The pruned graph with the model's own tensors: what any form of the removal must compute."""
+    keep = without_lost(keep, groups)
     tensors = {
         name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
     }
     return _graph_form(model, groups, keep, tensors)[0]
+
+
+def without_lost(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
+    """The masks without those of groups that go with the layer they lie in: there is nothing to narrow."""
+    return {name: mask for name, mask in keep.items() if mask.any() or groups.whole(name).is_depth}
 
 
 def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:

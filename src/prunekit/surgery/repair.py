@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.graph.rewrite import Change
+from prunekit.graph.change import Change
 
 
 def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Change]) -> None:
@@ -112,10 +112,15 @@ def _holders(model: nn.Module, change: Change) -> list[Any]:
     """The module the operator ran in, the one around it, and the configurations they hold."""
     stack = list((change.node.meta.get("nn_module_stack") or {}).values())[-2:]
     modules = [module for path, _ in stack if (module := submodule(model, path)) is not None]
-    configurations = {
+    return [*modules[::-1], *configurations_of(*modules)]
+
+
+def configurations_of(*modules: nn.Module) -> list[Any]:
+    """The configuration objects that modules hold, each once."""
+    found = {
         id(value): value for module in modules for value in vars(module).values() if _is_configuration(value)
     }
-    return [*modules[::-1], *configurations.values()]
+    return list(found.values())
 
 
 def _is_configuration(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError
 from prunekit.graph import Groups
-from prunekit.graph.rewrite import Change
+from prunekit.graph.change import Change
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
 from prunekit.surgery.repair import ATTEMPTS, Guess, attempts
 from prunekit.surgery.scales import scale
@@ -33,6 +33,8 @@ class Rivals:
         precision: in which the two are compared.
         scales: factors for the class's parameters while it is compared.
         most_attempts: combinations of guessed attributes that are tried.
+        names: of the class's tensors by their names in the graph, where those differ.
+        released: paths of outputs that are not compared.
     """
 
     own: nn.Module
@@ -41,6 +43,8 @@ class Rivals:
     precision: Precision
     scales: dict[str, Tensor] = field(default_factory=dict)
     most_attempts: int = ATTEMPTS
+    names: Mapping[str, str] = field(default_factory=dict)
+    released: Collection[str] = ()
 
     @property
     def tolerance(self) -> float:
@@ -59,7 +63,7 @@ class Rivals:
         for seed in range(2):
             if worst > self.tolerance:
                 break
-            _redraw(own, graph, seed)
+            _redraw(own, graph, seed, self.names)
             scale(own, self.scales)
             worst, reason = self._difference(own, graph, redrawn=True)
         return worst, reason
@@ -128,24 +132,24 @@ class Rivals:
         worst = 0.0
         for args, kwargs in self.precision.batches(self.groups.graph):
             try:
-                expected = outputs(graph_module, args, kwargs)
+                expected = outputs(graph_module, args, kwargs, released=self.released)
             except Exception as error:  # whatever an operator raises at shapes that do not fit
                 raise ProofError(
                     f"the pruned graph of {type(own).__name__} does not run: {type(error).__name__}: {error}",
                     remedy="The model is untouched. Leave out groups with ignore=, and please report it",
                 ) from error
             try:
-                found = outputs(own, args, kwargs)
+                found = outputs(own, args, kwargs, released=self.released)
             except Exception as error:  # whatever the user's forward raises on the narrower tensors
                 text = (str(error).strip().splitlines() or [""])[0]
-                return float("inf"), f"does not run at the new widths ({type(error).__name__}: {text})"
+                return float("inf"), f"does not run once pruned ({type(error).__name__}: {text})"
             if redrawn and not all(bool(tensor.isfinite().all()) for tensor in expected):
                 continue
             worst = max(worst, max_relative_error(expected, found))
-        return worst, f"computes something else at the new widths (relative error {worst:.1e})"
+        return worst, f"computes something else once pruned (relative error {worst:.1e})"
 
 
-def _redraw(own: nn.Module, graph_module: nn.Module, seed: int) -> None:
+def _redraw(own: nn.Module, graph_module: nn.Module, seed: int, names: Mapping[str, str]) -> None:
     """Give both models the same new parameters, of either sign and of the old size."""
     generator = torch.Generator().manual_seed(seed)
     for name, old in list(graph_module.named_parameters()):
@@ -153,5 +157,5 @@ def _redraw(own: nn.Module, graph_module: nn.Module, seed: int) -> None:
             continue
         size = float(old.detach().double().square().mean().sqrt()) or 0.1
         drawn: Tensor = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old) * size
-        for model in (own, graph_module):
-            replace_everywhere(model, model, name, drawn.clone())
+        for model, called in ((own, names.get(name, name)), (graph_module, name)):
+            replace_everywhere(model, model, called, drawn.clone())

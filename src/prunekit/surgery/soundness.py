@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit.graph import Groups
 from prunekit.importance import check_seed
-from prunekit.surgery.proof import LawResult, broken_groups, half_of
+from prunekit.surgery.laws import LawResult, broken_groups, half_of
 from prunekit.surgery.remove import carry_out
 from prunekit.types import Granularity, Group
 

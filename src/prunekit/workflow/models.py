@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import save
 from torch import nn
 
-from prunekit.errors import WorkloadError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
 from prunekit.recipe import Recipe
 from prunekit.surgery import remove
 from prunekit.types import Frozen, Group, Slice
 from prunekit.workflow.job import Job, Result
-from prunekit.workload import DecidingWorkload, load_weights, predict
+from prunekit.workload import DecidingWorkload, build_architecture, load_weights, predict
 
 BATCH_SIZE = 256
 """Validation examples per call; without influence on the result."""
@@ -38,16 +36,7 @@ def build_under(seed: int, workload: DecidingWorkload) -> nn.Module:
     Raises:
         WorkloadError: ``build()`` gives something else than a module.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = workload.build()
-    if not isinstance(model, nn.Module):
-        raise WorkloadError(
-            f"build() returned a {type(model).__name__}",
-            expected="a torch.nn.Module",
-            where=f"workload {workload.name}",
-        )
-    return model.eval()
+    return build_architecture(workload, seed=seed).eval()
 
 
 def dense_model(job: Job) -> nn.Module:

@@ -5,7 +5,14 @@ from prunekit.workload.checks import check_splits, check_workload
 from prunekit.workload.image_classification import ImageClassification, logits_of
 from prunekit.workload.load import load_workload, source_digest
 from prunekit.workload.predict import device_of, evaluating, predict
-from prunekit.workload.protocol import DecidingWorkload, Workload, build_parent, deciding, load_weights
+from prunekit.workload.protocol import (
+    DecidingWorkload,
+    Workload,
+    build_architecture,
+    build_parent,
+    deciding,
+    load_weights,
+)
 from prunekit.workload.split import Split
 from prunekit.workload.splits import DecidingSplits, SealedSplit, Splits
 
@@ -18,6 +25,7 @@ __all__ = [
     "Split",
     "Splits",
     "Workload",
+    "build_architecture",
     "build_parent",
     "check_splits",
     "check_workload",

@@ -89,13 +89,11 @@ def deciding(workload: Workload | DecidingWorkload) -> DecidingWorkload:
     return _Deciding(workload)
 
 
-def build_parent(workload: DecidingWorkload, *, seed: int = 0) -> nn.Module:
-    """Build the dense model under ``seed``, with the checkpoint's weights where the workload names one.
-
-    The global random state is left as found.
+def build_architecture(workload: DecidingWorkload, *, seed: int = 0) -> nn.Module:
+    """Build the dense architecture under ``seed``; the global random state is left as found.
 
     Raises:
-        WorkloadError: the checkpoint is missing, damaged, or made for another architecture.
+        WorkloadError: ``build()`` gives something else than a module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,6 +104,18 @@ def build_parent(workload: DecidingWorkload, *, seed: int = 0) -> nn.Module:
             expected="a torch.nn.Module",
             where=f"workload {workload.name}",
         )
+    return model
+
+
+def build_parent(workload: DecidingWorkload, *, seed: int = 0) -> nn.Module:
+    """Build the dense model under ``seed``, with the checkpoint's weights where the workload names one.
+
+    The global random state is left as found.
+
+    Raises:
+        WorkloadError: the checkpoint is missing, damaged, or made for another architecture.
+    """
+    model = build_architecture(workload, seed=seed)
     checkpoint = getattr(workload, "checkpoint", None)
     if checkpoint is not None:
         load_weights(model, Path(checkpoint))

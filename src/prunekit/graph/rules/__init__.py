@@ -1,6 +1,6 @@
-"""The operator rules, one file per family, in one closed table."""
+"""All that is known about operators, one file per family, in one closed table."""
 
-from prunekit.graph import label
+from prunekit.graph import operator
 from prunekit.graph.rules import (
     contraction,
     elementwise,
@@ -11,18 +11,22 @@ from prunekit.graph.rules import (
     pooling,
     recurrent,
     shape,
+    space,
 )
 
-RULES: dict[str, label.Rule] = (
-    elementwise.RULES
-    | contraction.RULES
-    | normalization.RULES
-    | pooling.RULES
-    | shape.RULES
-    | joining.RULES
-    | lookup.RULES
-    | ordering.RULES
-    | recurrent.RULES
+OPERATORS: dict[str, operator.Operator] = (
+    elementwise.OPERATORS
+    | contraction.OPERATORS
+    | normalization.OPERATORS
+    | pooling.OPERATORS
+    | shape.OPERATORS
+    | space.OPERATORS
+    | joining.OPERATORS
+    | lookup.OPERATORS
+    | ordering.OPERATORS
+    | recurrent.OPERATORS
 )
 
-__all__ = ["RULES"]
+"""By name, as ``nodes.operator_name`` gives it; what is missing freezes what it touches."""
+
+__all__ = ["OPERATORS"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dim, Dims, Fixed, length
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
 from prunekit.measure.macs import einsum_terms
 from prunekit.types import Granularity
@@ -85,6 +87,11 @@ def transposed_convolution(call: Call) -> Dims:
     return _convolved(call, out, spatial)
 
 
+def new_groups(change: Rewriting) -> None:
+    """The groups that still have an index in the first dimension of the weight."""
+    change.set("groups", change.blocks(change.dims("weight")[0], change.arguments["groups"]))
+
+
 def _convolved(call: Call, out: Dim, spatial: int) -> Dims:
     call.produces(out)
     if not isinstance(out, Fixed):
@@ -132,7 +139,7 @@ def attention(call: Call) -> Dims | None:
         call.kind(Granularity.HEAD, (shared,))
         lead = (
             *broadcast(call, [query[:-3], key[:-3], value[:-3]]),
-            call.unify(query[-3], _repeated(call, shared, _size(query[-3]))),
+            call.unify(query[-3], _repeated(call, shared, length(query[-3]))),
         )
     else:
         lead = broadcast(call, [query[:-2], key[:-2], value[:-2]])
@@ -144,9 +151,18 @@ def attention(call: Call) -> Dims | None:
     return (*lead, query[-2], value[-1])
 
 
+def old_scale(change: Rewriting) -> None:
+    """The dense model's scale is part of what it computes; the default would follow the new width."""
+    width = change.dims("query")[-1]
+    if change.arguments.get("scale") is not None or isinstance(width, Fixed):
+        return
+    if change.count(width) != len(width):
+        change.set("scale", len(width) ** -0.5)
+
+
 def _repeated(call: Call, dim: Dim, size: int) -> Dim:
     """``dim`` with each index repeated in place, every copy a unit of its own, up to ``size``."""
-    count = _size(dim)
+    count = length(dim)
     if count == size:
         return dim
     merged = call.atoms.fresh(size)
@@ -166,8 +182,8 @@ def einsum(call: Call) -> Dims | None:
     for name in dict.fromkeys(name for term in terms for name in term):
         holding = [place for place, term in enumerate(terms) if name in term]
         dims = [(call.dims(nodes[place])[terms[place].index(name)], place) for place in holding]
-        widest = max(_size(dim) for dim, _ in dims)
-        dims = [(dim, place) for dim, place in dims if _size(dim) == widest]
+        widest = max(length(dim) for dim, _ in dims)
+        dims = [(dim, place) for dim, place in dims if length(dim) == widest]
         found[name] = call.unify_all([dim for dim, _ in dims])
         weights = [dim for dim, place in dims if static[place]]
         if name not in output and len(dims) > 1:
@@ -186,10 +202,6 @@ def einsum(call: Call) -> Dims | None:
         beside = [name for name in terms[1] if heads and name in output and name not in terms[0]]
         call.kind(Granularity.HEAD_DIM, [found[name] for name in (*summed, *beside)])
     return tuple(found[name] for name in output)
-
-
-def _size(dim: Dim) -> int:
-    return dim.size if isinstance(dim, Fixed) else len(dim)
 
 
 def grouped_product(call: Call) -> Dims:
@@ -224,26 +236,26 @@ def outer(call: Call) -> Dims:
     return (*call.dims("self"), *call.dims("vec2"))
 
 
-RULES: dict[str, Rule] = {
-    "aten.linear": linear,
-    "aten.matmul": matmul,
-    "aten.mm": matmul,
-    "aten.bmm": matmul,
-    "aten.mv": matmul,
-    "aten.dot": matmul,
-    "aten.addmm": add_product,
-    "aten.baddbmm": add_product,
-    "aten.conv1d": convolution,
-    "aten.conv2d": convolution,
-    "aten.conv3d": convolution,
-    "aten.conv_transpose1d": transposed_convolution,
-    "aten.conv_transpose2d": transposed_convolution,
-    "aten.conv_transpose3d": transposed_convolution,
-    "aten.scaled_dot_product_attention": attention,
-    "aten.einsum": einsum,
-    "aten.bilinear": bilinear,
-    "transformers.grouped_mm_fallback": grouped_product,
-    "aten.outer": outer,
-    "aten.ger": outer,
-    "aten.vdot": matmul,
+OPERATORS: dict[str, Operator] = {
+    "aten.linear": Operator(linear),
+    "aten.matmul": Operator(matmul),
+    "aten.mm": Operator(matmul),
+    "aten.bmm": Operator(matmul),
+    "aten.mv": Operator(matmul),
+    "aten.dot": Operator(matmul),
+    "aten.addmm": Operator(add_product),
+    "aten.baddbmm": Operator(add_product),
+    "aten.conv1d": Operator(convolution, new_groups),
+    "aten.conv2d": Operator(convolution, new_groups),
+    "aten.conv3d": Operator(convolution, new_groups),
+    "aten.conv_transpose1d": Operator(transposed_convolution, new_groups),
+    "aten.conv_transpose2d": Operator(transposed_convolution, new_groups),
+    "aten.conv_transpose3d": Operator(transposed_convolution, new_groups),
+    "aten.scaled_dot_product_attention": Operator(attention, old_scale),
+    "aten.einsum": Operator(einsum),
+    "aten.bilinear": Operator(bilinear),
+    "transformers.grouped_mm_fallback": Operator(grouped_product),
+    "aten.outer": Operator(outer),
+    "aten.ger": Operator(outer),
+    "aten.vdot": Operator(matmul),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, length
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting
+from prunekit.graph.operator import Operator
 
 
 def broadcast(call: Call, operands: list[Dims]) -> Dims:
@@ -12,10 +14,8 @@ def broadcast(call: Call, operands: list[Dims]) -> Dims:
     joined: list[Dim] = []
     for position in range(-rank, 0):
         present = [dims[position] for dims in operands if len(dims) >= -position]
-        size = max(dim.size if isinstance(dim, Fixed) else len(dim) for dim in present)
-        meeting = [
-            dim for dim in present if (dim.size if isinstance(dim, Fixed) else len(dim)) == size and size > 1
-        ]
+        size = max(length(dim) for dim in present)
+        meeting = [dim for dim in present if length(dim) == size > 1]
         joined.append(call.unify_all(meeting) if meeting else Fixed(size, SINGLE))
     return tuple(joined)
 
@@ -23,6 +23,11 @@ def broadcast(call: Call, operands: list[Dims]) -> Dims:
 def elementwise(call: Call) -> Dims:
     """Every tensor among the arguments takes part."""
     return broadcast(call, [call.dims(node) for node in call.inputs])
+
+
+def drop_by_mode(change: Rewriting) -> None:
+    """Dropout drops in training mode."""
+    change.follow_mode("train")
 
 
 def add(call: Call) -> Dims:
@@ -56,13 +61,13 @@ def prelu(call: Call) -> Dims:
 
 
 UNARY = (
-    "abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min "
-    "clone contiguous cos cosh deg2rad detach digamma dropout elu erf erfc erfinv exp exp2 expm1 "
-    "feature_dropout alpha_dropout fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite "
+    "abs acos acosh asin asinh atan atanh bernoulli bitwise_not ceil celu clamp clamp_max clamp_min "
+    "cos cosh deg2rad digamma elu erf erfc erfinv exp exp2 expm1 "
+    "fill floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite "
     "isinf isnan leaky_relu lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not "
     "logit masked_fill mish nan_to_num neg negative positive rad2deg reciprocal relu relu6 round rrelu rsqrt "
     "resolve_conj resolve_neg conj _conj real imag angle polar complex "
-    "selu sgn sigmoid sign silu sin sinc sinh softplus softshrink softsign special_erf special_expit sqrt "
+    "selu sgn sigmoid sign silu sin sinc sinh softplus softshrink special_erf special_expit sqrt "
     "square tan tanh threshold trunc zero"
 )
 
@@ -74,18 +79,24 @@ BINARY = (
     "remainder rsub sub subtract true_divide where xlogy"
 )
 
-RULES: dict[str, Rule] = {
-    **{f"aten.{name}": elementwise for name in (*UNARY.split(), *BINARY.split())},
-    "aten.add": add,
-    "aten.copy": copy_into,
-    "aten.prelu": prelu,
-    "aten.to": like_first,
-    "aten._to_copy": like_first,
-    "aten.type_as": like_first,
-    "aten.zeros_like": like_first,
-    "aten.ones_like": like_first,
-    "aten.full_like": like_first,
-    "aten.empty_like": like_first,
-    "aten.rand_like": like_first,
-    "aten.randn_like": like_first,
+MOVING = "alias clone contiguous detach"
+
+DROPPING = "dropout feature_dropout alpha_dropout"
+
+OPERATORS: dict[str, Operator] = {
+    **{f"aten.{name}": Operator(elementwise) for name in (*UNARY.split(), *BINARY.split())},
+    **{f"aten.{name}": Operator(elementwise, moves=True) for name in MOVING.split()},
+    **{f"aten.{name}": Operator(elementwise, drop_by_mode) for name in DROPPING.split()},
+    "aten.add": Operator(add),
+    "aten.copy": Operator(copy_into),
+    "aten.prelu": Operator(prelu),
+    "aten.to": Operator(like_first, moves=True),
+    "aten._to_copy": Operator(like_first, moves=True),
+    "aten.type_as": Operator(like_first, moves=True),
+    "aten.zeros_like": Operator(like_first),
+    "aten.ones_like": Operator(like_first),
+    "aten.full_like": Operator(like_first),
+    "aten.empty_like": Operator(like_first),
+    "aten.rand_like": Operator(like_first),
+    "aten.randn_like": Operator(like_first),
 }

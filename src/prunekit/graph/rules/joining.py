@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from prunekit.graph.atoms import Dim, Fixed, Reason
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, Reason, length
+from prunekit.graph.call import Call
+from prunekit.graph.change import Change, Rewriting
+from prunekit.graph.nodes import operator_name, sizes
+from prunekit.graph.operator import Operator
 
 
 def cat(call: Call) -> Dims:
@@ -51,6 +55,29 @@ def split(call: Call) -> tuple[Dims, ...]:
     if len(set(lengths)) == 1 and call.operator in ("aten.split", "aten.chunk"):
         call.atoms.mark_balanced([piece for piece in pieces if not isinstance(piece, Fixed)])
     return tuple((*own[:over], piece, *own[over + 1 :]) for piece in pieces)
+
+
+def new_lengths(change: Rewriting) -> None:
+    """``split``, ``chunk`` and ``split_with_sizes``: other lengths, spelt out where they are not even."""
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    lengths = [change.count(dims[axis]) for dims in change.outs()]
+    before = [sizes(item)[axis] for item in change.source.meta["val"]]
+    if lengths == before:
+        return
+    operator = operator_name(change.source)
+    if operator == "aten.split_with_sizes":
+        change.set("split_sizes", lengths)
+    elif operator == "aten.split" and _even(lengths, lengths[0]):
+        change.set("split_size", lengths[0])
+    elif operator != "aten.chunk" or not _even(lengths, -(-sum(lengths) // len(lengths))):
+        change.changes.append(Change(change.source, "split_sizes", before, lengths))
+        change.node.target = torch.ops.aten.split_with_sizes.default
+        change.node.args = (change.node.args[0], lengths, axis)
+        change.node.kwargs = {}
+
+
+def _even(lengths: list[int], step: int) -> bool:
+    return all(length == step for length in lengths[:-1]) and lengths[-1] <= step
 
 
 def _cut(call: Call, dim: Dim, lengths: list[int]) -> list[Dim]:
@@ -108,6 +135,30 @@ def slice_(call: Call) -> Dims:
     return _window(call, slice(call["start"], call["end"], call["step"]))
 
 
+def new_ends(change: Rewriting) -> None:
+    """``slice``: as many indices fewer as went in front of and inside the window."""
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    dim = change.dims("self")[axis]
+    if isinstance(dim, Fixed) or change.count(dim) == len(dim):
+        return
+    kept, size = change.kept(dim), len(dim)
+    start, stop, _ = slice(change.arguments["start"], change.arguments["end"]).indices(size)
+    change.set("start", int(kept[:start].sum()))
+    change.set("end", int(kept[:stop].sum()))
+
+
+def new_length(change: Rewriting) -> None:
+    """``narrow``: as :func:`new_ends`."""
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    dim = change.dims("self")[axis]
+    if isinstance(dim, Fixed) or change.count(dim) == len(dim):
+        return
+    kept, start = change.kept(dim), change.arguments["start"]
+    stop = start + change.arguments["length"]
+    change.set("start", int(kept[:start].sum()))
+    change.set("length", int(kept[start:stop].sum()))
+
+
 def _window(call: Call, window: slice | None) -> Dims:
     own = call.dims("self")
     over = call["dim"] % len(own)
@@ -151,6 +202,22 @@ def pad(call: Call) -> Dims | None:
     return tuple(own)
 
 
+def new_padding(change: Rewriting) -> None:
+    """The new indices that are left in front and behind."""
+    amounts = list(change.arguments["pad"])
+    own, out = change.dims("self"), change.out()
+    for position in range(len(amounts) // 2):
+        axis = len(own) - 1 - position
+        before = amounts[2 * position]
+        dim = own[axis]
+        size = length(dim)
+        kept = change.kept(out[axis])
+        if not isinstance(out[axis], Fixed):
+            amounts[2 * position] = int(kept[:before].sum())
+            amounts[2 * position + 1] = int(kept[before + size :].sum())
+    change.set("pad", amounts)
+
+
 def flip(call: Call) -> Dims:
     """Dimensions read backwards."""
     own = list(call.dims("self"))
@@ -161,24 +228,24 @@ def flip(call: Call) -> Dims:
     return tuple(own)
 
 
-RULES: dict[str, Rule] = {
-    "aten.cat": cat,
-    "aten.concat": cat,
-    "aten.concatenate": cat,
-    "aten.stack": stack,
-    "aten.split": split,
-    "aten.chunk": split,
-    "aten.unsafe_chunk": split,
-    "aten.unsafe_split": split,
-    "aten.unsafe_split_with_sizes": split,
-    "aten.tensor_split": split,
-    "aten.split_with_sizes": split,
-    "aten.glu": glu,
-    "aten.unbind": unbind,
-    "aten.select": select,
-    "aten.slice": slice_,
-    "aten.narrow": narrow,
-    "aten.pad": pad,
-    "aten.constant_pad_nd": pad,
-    "aten.flip": flip,
+OPERATORS: dict[str, Operator] = {
+    "aten.cat": Operator(cat),
+    "aten.concat": Operator(cat),
+    "aten.concatenate": Operator(cat),
+    "aten.stack": Operator(stack),
+    "aten.split": Operator(split, new_lengths),
+    "aten.chunk": Operator(split, new_lengths),
+    "aten.unsafe_chunk": Operator(split, new_lengths),
+    "aten.unsafe_split": Operator(split, new_lengths),
+    "aten.unsafe_split_with_sizes": Operator(split, new_lengths),
+    "aten.tensor_split": Operator(split, new_lengths),
+    "aten.split_with_sizes": Operator(split, new_lengths),
+    "aten.glu": Operator(glu),
+    "aten.unbind": Operator(unbind),
+    "aten.select": Operator(select, moves=True),
+    "aten.slice": Operator(slice_, new_ends, moves=True),
+    "aten.narrow": Operator(narrow, new_length),
+    "aten.pad": Operator(pad, new_padding),
+    "aten.constant_pad_nd": Operator(pad, new_padding),
+    "aten.flip": Operator(flip),
 }

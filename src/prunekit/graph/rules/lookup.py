@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
+from prunekit.graph.rules.shape import new_sizes
 
 
 def embedding(call: Call) -> Dims:
@@ -160,6 +163,13 @@ def one_hot(call: Call) -> Dims:
     return (*call.dims("self"), call.fixed(call.shape[-1], "its positions are values"))
 
 
+def new_classes(change: Rewriting) -> None:
+    """As many as are left of the dimension that the values point into."""
+    dim = change.out()[-1]
+    if not isinstance(dim, Fixed):
+        change.set("num_classes", change.count(dim))
+
+
 def uniform(call: Call) -> Dims:
     """A new tensor with the same value everywhere: any of its static dimensions can be narrowed."""
     return tuple(
@@ -177,34 +187,34 @@ def positions(call: Call) -> Dims:
     return tuple(call.fixed(size, "its values are positions") for size in call.shape)
 
 
-RULES: dict[str, Rule] = {
-    "aten.embedding": embedding,
-    "aten.index": index,
-    "aten.index_select": index_select,
-    "aten.gather": gather,
-    "aten.take_along_dim": gather,
-    "aten.scatter": scatter,
-    "aten.scatter_add": scatter,
-    "aten.scatter_reduce": scatter,
-    "aten.index_add": scatter,
-    "aten.index_copy": scatter,
-    "aten.index_fill": scatter,
-    "aten.index_put": index_put,
-    "aten.masked_scatter": masked_scatter,
-    "aten.one_hot": one_hot,
-    "aten.rand": positions,
-    "aten.randn": positions,
-    "aten.hann_window": positions,
-    "aten.zeros": uniform,
-    "aten.ones": uniform,
-    "aten.full": uniform,
-    "aten.empty": uniform,
-    "aten.new_zeros": uniform,
-    "aten.new_ones": uniform,
-    "aten.new_full": uniform,
-    "aten.new_empty": uniform,
-    "aten.arange": positions,
-    "aten.linspace": positions,
-    "aten.scalar_tensor": positions,
-    "aten.eye": positions,
+OPERATORS: dict[str, Operator] = {
+    "aten.embedding": Operator(embedding),
+    "aten.index": Operator(index, moves=True),
+    "aten.index_select": Operator(index_select),
+    "aten.gather": Operator(gather, moves=True),
+    "aten.take_along_dim": Operator(gather),
+    "aten.scatter": Operator(scatter),
+    "aten.scatter_add": Operator(scatter),
+    "aten.scatter_reduce": Operator(scatter),
+    "aten.index_add": Operator(scatter),
+    "aten.index_copy": Operator(scatter),
+    "aten.index_fill": Operator(scatter),
+    "aten.index_put": Operator(index_put),
+    "aten.masked_scatter": Operator(masked_scatter),
+    "aten.one_hot": Operator(one_hot, new_classes),
+    "aten.rand": Operator(positions),
+    "aten.randn": Operator(positions),
+    "aten.hann_window": Operator(positions),
+    "aten.zeros": Operator(uniform, new_sizes("size")),
+    "aten.ones": Operator(uniform, new_sizes("size")),
+    "aten.full": Operator(uniform, new_sizes("size")),
+    "aten.empty": Operator(uniform, new_sizes("size")),
+    "aten.new_zeros": Operator(uniform, new_sizes("size")),
+    "aten.new_ones": Operator(uniform, new_sizes("size")),
+    "aten.new_full": Operator(uniform, new_sizes("size")),
+    "aten.new_empty": Operator(uniform, new_sizes("size")),
+    "aten.arange": Operator(positions),
+    "aten.linspace": Operator(positions),
+    "aten.scalar_tensor": Operator(positions),
+    "aten.eye": Operator(positions),
 }

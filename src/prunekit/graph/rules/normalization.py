@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dims, Fixed
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
 
 OVER = "it is normalised over this dimension, so zeros in it change what remains"
@@ -16,6 +18,15 @@ def batch_norm(call: Call) -> Dims:
         for dim in call.dims(name):
             call.unify(own[1], dim)
     return own
+
+
+def statistics_by_mode(change: Rewriting) -> None:
+    """In training mode batch norm uses its input's statistics.
+
+    One that did so when it was traced, in evaluation mode, does it in both.
+    """
+    if not change.arguments["training"]:
+        change.follow_mode("training")
 
 
 def instance_norm(call: Call) -> Dims:
@@ -41,6 +52,12 @@ def layer_norm(call: Call) -> Dims:
     return own
 
 
+def new_normalized_shape(change: Rewriting) -> None:
+    """The last dimensions are as long as what is left of them."""
+    given = change.arguments["normalized_shape"]
+    change.set("normalized_shape", [change.count(dim) for dim in change.dims("input")[-len(given) :]])
+
+
 def group_norm(call: Call) -> Dims:
     """Over the channels of each of ``num_groups`` blocks; scale and shift per channel."""
     own = call.dims("input")
@@ -60,6 +77,11 @@ def group_norm(call: Call) -> Dims:
         call.atoms.product(channels, (outer, inner))
         call.reduces(inner, (outer,), OVER)
     return own
+
+
+def new_groups(change: Rewriting) -> None:
+    """The groups that still have a channel."""
+    change.set("num_groups", change.blocks(change.dims("input")[1], change.arguments["num_groups"]))
 
 
 def softmax(call: Call) -> Dims:
@@ -94,17 +116,18 @@ def cosine_similarity(call: Call) -> Dims:
     return tuple(rest)
 
 
-RULES: dict[str, Rule] = {
-    "aten.batch_norm": batch_norm,
-    "aten.instance_norm": instance_norm,
-    "aten.layer_norm": layer_norm,
-    "aten.rms_norm": layer_norm,
-    "aten.group_norm": group_norm,
-    "aten.softmax": softmax,
-    "aten._softmax": softmax,
-    "aten.log_softmax": softmax,
-    "aten._log_softmax": softmax,
-    "aten._weight_norm": weight_norm,
-    "aten._weight_norm_interface": weight_norm,
-    "aten.cosine_similarity": cosine_similarity,
+OPERATORS: dict[str, Operator] = {
+    "aten.batch_norm": Operator(batch_norm, statistics_by_mode),
+    # Its input's statistics are used in both modes, unless running ones are tracked.
+    "aten.instance_norm": Operator(instance_norm),
+    "aten.layer_norm": Operator(layer_norm, new_normalized_shape),
+    "aten.rms_norm": Operator(layer_norm, new_normalized_shape),
+    "aten.group_norm": Operator(group_norm, new_groups),
+    "aten.softmax": Operator(softmax),
+    "aten._softmax": Operator(softmax),
+    "aten.log_softmax": Operator(softmax),
+    "aten._log_softmax": Operator(softmax),
+    "aten._weight_norm": Operator(weight_norm),
+    "aten._weight_norm_interface": Operator(weight_norm),
+    "aten.cosine_similarity": Operator(cosine_similarity),
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
+from prunekit.graph.change import Rewriting
+from prunekit.graph.nodes import sizes
+from prunekit.graph.operator import Operator
 from prunekit.types import Granularity
 
 
@@ -96,6 +99,14 @@ def tally(call: Call) -> Dims:
     return (pointed,)
 
 
+def new_bins(change: Rewriting) -> None:
+    """``histc``: one bin per index that is left."""
+    dim = change.out()[0]
+    if not isinstance(dim, Fixed):
+        change.set("bins", change.count(dim))
+        change.set("max", change.count(dim) - 1)
+
+
 def difference(call: Call) -> Dims | tuple[Dims, ...]:
     """``diff`` along one dimension, with what is put before and behind it."""
     for name in ("prepend", "append"):
@@ -143,31 +154,31 @@ def frozen(text: str) -> Rule:
 
 _FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift"
 
-RULES: dict[str, Rule] = {
+OPERATORS: dict[str, Operator] = {
     **{
-        f"aten.{name}": along("each index takes in all before it")
+        f"aten.{name}": Operator(along("each index takes in all before it"))
         for name in ("cumprod", "cummax", "cummin", "logcumsumexp")
     },
     **{
-        f"aten.{name}": along("it is put in the order of its values")
+        f"aten.{name}": Operator(along("it is put in the order of its values"))
         for name in ("argsort", "kthvalue", "mode")
     },
-    **{f"aten.{name}": top for name in ("topk", "sort", "argmax", "argmin")},
-    "aten.cumsum": running_total,
-    "aten.histc": tally,
-    **{f"aten.fft_{name}": along("a Fourier transform runs over it") for name in _FOURIER.split()},
-    "aten.diff": difference,
-    "aten.tril": triangle,
-    "aten.triu": triangle,
-    "aten.diagonal": diagonal,
-    "aten.grid_sampler": grid_sample,
-    "aten.grid_sampler_2d": grid_sample,
-    "aten.grid_sampler_3d": grid_sample,
-    "aten.bucketize": bucketize,
-    "wrap_with_autocast": frozen("it runs in a region of lower precision"),
-    "aten.meshgrid": frozen("its values are laid out as positions"),
-    "aten.as_strided": frozen("it is read by memory offsets"),
-    "aten.affine_grid_generator": frozen("its values are geometry"),
-    "aten.matrix_exp": frozen("every index of it takes part in every other"),
-    "aten.linalg_householder_product": frozen("every index of it takes part in every other"),
+    **{f"aten.{name}": Operator(top) for name in ("topk", "sort", "argmax", "argmin")},
+    "aten.cumsum": Operator(running_total),
+    "aten.histc": Operator(tally, new_bins),
+    **{f"aten.fft_{name}": Operator(along("a Fourier transform runs over it")) for name in _FOURIER.split()},
+    "aten.diff": Operator(difference),
+    "aten.tril": Operator(triangle),
+    "aten.triu": Operator(triangle),
+    "aten.diagonal": Operator(diagonal),
+    "aten.grid_sampler": Operator(grid_sample),
+    "aten.grid_sampler_2d": Operator(grid_sample),
+    "aten.grid_sampler_3d": Operator(grid_sample),
+    "aten.bucketize": Operator(bucketize),
+    "wrap_with_autocast": Operator(frozen("it runs in a region of lower precision")),
+    "aten.meshgrid": Operator(frozen("its values are laid out as positions")),
+    "aten.as_strided": Operator(frozen("it is read by memory offsets")),
+    "aten.affine_grid_generator": Operator(frozen("its values are geometry")),
+    "aten.matrix_exp": Operator(frozen("every index of it takes part in every other")),
+    "aten.linalg_householder_product": Operator(frozen("every index of it takes part in every other")),
 }

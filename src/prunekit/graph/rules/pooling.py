@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, operator_name, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
+from prunekit.graph.call import Call, Rule
+from prunekit.graph.nodes import operator_name, sizes
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import elementwise
 
 
@@ -62,10 +64,10 @@ REDUCTIONS = (
     "var_mean"
 )
 
-RULES: dict[str, Rule] = (
-    {f"aten.{name}": reduction for name in REDUCTIONS.split()}
+OPERATORS: dict[str, Operator] = (
+    {f"aten.{name}": Operator(reduction) for name in REDUCTIONS.split()}
     | {
-        f"aten.{name}{spatial}d": _pool(spatial)
+        f"aten.{name}{spatial}d": Operator(_pool(spatial))
         for spatial in (1, 2, 3)
         for name in (
             "avg_pool",
@@ -79,14 +81,14 @@ RULES: dict[str, Rule] = (
         )
     }
     | {
-        "aten.max_pool1d_with_indices": _pool(1),
-        "aten.max_pool2d_with_indices": _pool(2),
-        "aten.max_pool3d_with_indices": _pool(3),
-        "aten.upsample_linear1d": _pool(1),
-        "aten.upsample_bilinear2d": _pool(2),
-        "aten._upsample_bilinear2d_aa": _pool(2),
-        "aten.upsample_bicubic2d": _pool(2),
-        "aten._upsample_bicubic2d_aa": _pool(2),
-        "aten.upsample_trilinear3d": _pool(3),
+        "aten.max_pool1d_with_indices": Operator(_pool(1)),
+        "aten.max_pool2d_with_indices": Operator(_pool(2)),
+        "aten.max_pool3d_with_indices": Operator(_pool(3)),
+        "aten.upsample_linear1d": Operator(_pool(1)),
+        "aten.upsample_bilinear2d": Operator(_pool(2)),
+        "aten._upsample_bilinear2d_aa": Operator(_pool(2)),
+        "aten.upsample_bicubic2d": Operator(_pool(2)),
+        "aten._upsample_bicubic2d_aa": Operator(_pool(2)),
+        "aten.upsample_trilinear3d": Operator(_pool(3)),
     }
 )

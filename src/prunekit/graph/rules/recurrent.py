@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import Call, Dims, Rule
+from prunekit.graph.atoms import Dim, Dims, length
+from prunekit.graph.call import Call
+from prunekit.graph.operator import Operator
 from prunekit.types import IntArray
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
@@ -26,8 +27,8 @@ def recurrent(call: Call) -> tuple[Dims, ...] | None:
         call.refusal = "it runs over packed sequences"
         return None
     states: list[Node] = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
-    size = _size(call.dims(states[0])[-1])
-    if any(_size(call.dims(state)[-1]) != size for state in states):
+    size = length(call.dims(states[0])[-1])
+    if any(length(call.dims(state)[-1]) != size for state in states):
         call.refusal = "its outputs are projected"
         return None
     unit = call.atoms.fresh(size)
@@ -62,8 +63,4 @@ def _matrices(call: Call, weights: list[Node], unit: IntArray, arriving: Dim) ->
             call.contract(arriving if position == 0 else unit, dims[1], weight=dims[1])
 
 
-def _size(dim: Dim) -> int:
-    return dim.size if isinstance(dim, Fixed) else len(dim)
-
-
-RULES: dict[str, Rule] = dict.fromkeys(GATES, recurrent)
+OPERATORS: dict[str, Operator] = dict.fromkeys(GATES, Operator(recurrent))

@@ -5,22 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
-from prunekit.graph.label import SINGLE, Call, Dims, Rule, sizes
+from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed, length
+from prunekit.graph.call import Call
+from prunekit.graph.change import Rewriting, Step
+from prunekit.graph.nodes import sizes
+from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
 from prunekit.types import IntArray
 
 
 def reshape(call: Call) -> Dims:
-    """Follow every index through the new shape (see :func:`_regroup`)."""
+    """Follow every index through the new shape (see :func:`regroup`)."""
     source = call.inputs[0]
     before, after = sizes(source.meta["val"]), call.shape
     own = call.dims(source)
     out: list[Dim] = []
     for old, new in _aligned(before, after):
-        out.extend(_regroup(call, own[old], after[new]))
+        out.extend(regroup(call, own[old], after[new]))
     return tuple(out)
+
+
+def new_sizes(argument: str) -> Step:
+    """``view``, ``expand``, ``zeros`` ...: one entry per output dimension."""
+
+    def step(change: Rewriting) -> None:
+        given = list(change.arguments[argument])
+        dims = change.out()
+        offset = len(dims) - len(given)
+        for axis, entry in enumerate(given):
+            dim = dims[axis + offset]
+            if isinstance(dim, Fixed) or entry == -1 or change.count(dim) == len(dim):
+                continue
+            given[axis] = -1 if isinstance(entry, Node) else change.count(dim)
+        change.set(argument, given)
+
+    return step
+
+
+def new_factors(change: Rewriting) -> None:
+    """``unflatten``: one entry per dimension that takes the place of the one."""
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    given = list(change.arguments["sizes"])
+    for position, entry in enumerate(given):
+        dim = change.out()[axis + position]
+        if entry != -1 and not isinstance(dim, Fixed):
+            given[position] = change.count(dim)
+    change.set("sizes", given)
 
 
 def _aligned(before: Sequence[int], after: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -42,7 +75,7 @@ def _aligned(before: Sequence[int], after: Sequence[int]) -> list[tuple[slice, s
     return runs
 
 
-def _regroup(call: Call, old: Dims, new: tuple[int, ...]) -> Dims:
+def regroup(call: Call, old: Dims, new: tuple[int, ...]) -> Dims:
     """Labels of one run of dimensions after it is reshaped.
 
     1. One dimension stays one: nothing happens.
@@ -50,7 +83,7 @@ def _regroup(call: Call, old: Dims, new: tuple[int, ...]) -> Dims:
     3. Else it is merged into one array of labels (fresh, and a product, if several dimensions carry labels;
        dimensions that carry none repeat them) and split again along the new shape.
     """
-    old = tuple(dim for dim in old if _size(dim) > 1)
+    old = tuple(dim for dim in old if length(dim) > 1)
     wide = [axis for axis, size in enumerate(new) if size > 1]
     if len(old) == 1 and len(wide) == 1:
         pieces: dict[int, Dim] = {wide[0]: old[0]}
@@ -62,10 +95,6 @@ def _regroup(call: Call, old: Dims, new: tuple[int, ...]) -> Dims:
     return tuple(pieces.get(axis, Fixed(1, SINGLE)) for axis in range(len(new)))
 
 
-def _size(dim: Dim) -> int:
-    return dim.size if isinstance(dim, Fixed) else len(dim)
-
-
 def _merge(call: Call, dims: Dims) -> IntArray:
     labelled = [dim for dim in dims if not isinstance(dim, Fixed)]
     if len(labelled) == 1:
@@ -74,7 +103,7 @@ def _merge(call: Call, dims: Dims) -> IntArray:
         core = call.atoms.fresh(int(np.prod([len(dim) for dim in labelled])))
         call.atoms.product(core, labelled)
     shape = [1 if isinstance(dim, Fixed) else len(dim) for dim in dims]
-    return np.broadcast_to(core.reshape(shape), [_size(dim) for dim in dims]).ravel()
+    return np.broadcast_to(core.reshape(shape), [length(dim) for dim in dims]).ravel()
 
 
 def _split(call: Call, merged: IntArray, new: Sequence[int]) -> list[Dim]:
@@ -133,7 +162,17 @@ def squeeze(call: Call) -> Dims:
         if given is None
         else [axis % len(own) for axis in (given if isinstance(given, list) else [given])]
     )
-    return tuple(dim for axis, dim in enumerate(own) if not (axis in chosen and _size(dim) == 1))
+    return tuple(dim for axis, dim in enumerate(own) if not (axis in chosen and length(dim) == 1))
+
+
+def only_single(change: Rewriting) -> None:
+    """Without a list of dimensions, one that shrinks to a single index would go as well."""
+    own = change.dims("self")
+    if "dim" in change.arguments or all(isinstance(dim, Fixed) for dim in own):
+        return
+    single = [axis for axis, dim in enumerate(own) if isinstance(dim, Fixed) and dim.size == 1]
+    change.node.target = torch.ops.aten.squeeze.dims
+    change.node.args = (change.node.args[0], single)
 
 
 def unsqueeze(call: Call) -> Dims:
@@ -152,7 +191,7 @@ def expand(call: Call) -> Dims:
     symbolic = [not isinstance(size, int) for size in call.node.meta["val"].shape]
     return tuple(
         dim
-        if _size(dim) == size
+        if length(dim) == size
         else call.fixed(size, "it is expanded to the batch size")
         if is_open
         else call.atoms.fresh(size)
@@ -191,17 +230,34 @@ def repeat(call: Call) -> Dims:
     symbolic = [not isinstance(size, int) for size in call.node.meta["val"].shape]
     out: list[Dim] = []
     for dim, size, is_open in zip(own, shape, symbolic, strict=True):
-        if _size(dim) == size:
+        if length(dim) == size:
             out.append(dim)
         elif is_open:
             out.append(call.fixed(size, "it is repeated to the batch size"))
-        elif _size(dim) == 1:
+        elif length(dim) == 1:
             out.append(call.atoms.fresh(size))
         elif isinstance(dim, Fixed):
             out.append(Fixed(size, dim.reason))
         else:
             out.append(np.tile(dim, size // len(dim)))
     return tuple(out)
+
+
+def new_repeats(argument: str) -> Step:
+    """``repeat`` and ``tile``: a dimension of one that is repeated becomes as long as its labels say."""
+
+    def step(change: Rewriting) -> None:
+        given, dims, own = list(change.arguments[argument]), change.out(), change.dims("self")
+        behind = len(dims) - len(own)
+        for axis, dim in enumerate(dims):
+            source = own[axis - behind] if axis >= behind else None
+            place = axis - (len(dims) - len(given))
+            if isinstance(dim, Fixed) or place < 0 or (source is not None and not isinstance(source, Fixed)):
+                continue
+            given[place] = change.count(dim)
+        change.set(argument, given)
+
+    return step
 
 
 def repeat_interleave(call: Call) -> Dims | None:
@@ -211,71 +267,15 @@ def repeat_interleave(call: Call) -> Dims | None:
     if not own or not isinstance(times, int) or axis is None:
         call.refusal = "how often an index is repeated depends on data"
         return None
-    own[axis] = _each_repeated(own[axis], call.shape[axis])
+    own[axis] = each_repeated(own[axis], call.shape[axis])
     return tuple(own)
 
 
-def _each_repeated(dim: Dim, size: int) -> Dim:
+def each_repeated(dim: Dim, size: int) -> Dim:
+    """Every index repeated in place, as often as it takes to reach ``size``."""
     if isinstance(dim, Fixed):
         return Fixed(size, dim.reason)
     return np.repeat(dim, size // len(dim))
-
-
-def pixel_shuffle(call: Call) -> Dims:
-    """``[..., c * r * r, h, w]`` to ``[..., c, h * r, w * r]``."""
-    *lead, channels, height, width = call.dims("self")
-    call.freeze((height, width), "channels are moved into space")
-    *_, count, new_height, new_width = call.shape
-    kept, inside = _regroup(call, (channels,), (count, _size(channels) // count))
-    call.freeze([inside], "it is moved into space")
-    space = (call.fixed(size, "channels are moved into space") for size in (new_height, new_width))
-    return (*lead, kept, *space)
-
-
-def pixel_unshuffle(call: Call) -> Dims:
-    """``[..., c, h * r, w * r]`` to ``[..., c * r * r, h, w]``: a channel goes with all its places."""
-    *lead, channels, height, width = call.dims("self")
-    call.freeze((height, width), "space is moved into channels")
-    *_, count, new_height, new_width = call.shape
-    space = [call.fixed(size, "space is moved into channels") for size in (new_height, new_width)]
-    return (*lead, _each_repeated(channels, count), *space)
-
-
-def columns(call: Call) -> Dims:
-    """``im2col``: ``[b?, c, h, w]`` to ``[b?, c * kernel, places]``."""
-    *lead, channels, height, width = call.dims("self")
-    call.freeze((height, width), "a window slides over it")
-    *_, count, places = call.shape
-    return (*lead, _each_repeated(channels, count), call.fixed(places, "the places of a sliding window"))
-
-
-def from_columns(call: Call) -> Dims:
-    """``col2im``: ``[b?, c * kernel, places]`` to ``[b?, c, h, w]``."""
-    *lead, merged, places = call.dims("self")
-    call.freeze([places], "the places of a sliding window are added up")
-    *_, count, height, width = call.shape
-    kept, inside = _regroup(call, (merged,), (count, _size(merged) // count))
-    call.freeze([inside], "the inside of a sliding window")
-    space = (call.fixed(size, "the places of a sliding window are added up") for size in (height, width))
-    return (*lead, kept, *space)
-
-
-def windows(call: Call) -> Dims:
-    """``unfold``: windows of one dimension, their inside as a last dimension."""
-    own = list(call.dims("self"))
-    axis = call["dimension"] % len(own)
-    call.freeze([own[axis]], "a window slides over it")
-    own[axis] = call.fixed(call.shape[axis], "the places of a sliding window")
-    return (*own, call.fixed(call["size"], "the inside of a sliding window"))
-
-
-def channel_shuffle(call: Call) -> Dims:
-    """``[b, g * c, ...]`` read as ``[b, c * g, ...]``."""
-    own = list(call.dims("self"))
-    size, groups = _size(own[1]), call["groups"]
-    outer, inner = _regroup(call, (own[1],), (groups, size // groups))
-    (own[1],) = _regroup(call, (inner, outer), (size,))
-    return tuple(own)
 
 
 def to_complex(call: Call) -> Dims:
@@ -290,40 +290,34 @@ def to_real(call: Call) -> Dims:
     return (*call.dims("self"), call.fixed(2, "its two indices are a real and an imaginary part"))
 
 
-RULES: dict[str, Rule] = {
-    "aten.view": reshape,
-    "aten.reshape": reshape,
-    "aten._unsafe_view": reshape,
-    "aten.flatten": reshape,
-    "aten.unflatten": reshape,
-    "aten.permute": permute,
-    "aten.transpose": transpose,
-    "aten.swapaxes": transpose,
-    "aten.t": transpose,
-    "aten.numpy_T": reverse_dims,
-    "aten.squeeze": squeeze,
-    "aten.unsqueeze": unsqueeze,
-    "aten.expand": expand,
-    "aten.expand_as": expand,
-    "aten.view_as": reshape,
-    "aten.reshape_as": reshape,
-    "aten.ravel": reshape,
-    "aten.movedim": move_dims,
-    "aten.moveaxis": move_dims,
-    "aten.swapdims": transpose,
-    "aten.mT": transpose_last,
-    "aten.adjoint": transpose_last,
-    "aten.roll": roll,
-    "aten.repeat": repeat,
-    "aten.tile": repeat,
-    "aten.repeat_interleave": repeat_interleave,
-    "aten.broadcast_to": expand,
-    "aten.pixel_shuffle": pixel_shuffle,
-    "aten.pixel_unshuffle": pixel_unshuffle,
-    "aten.im2col": columns,
-    "aten.col2im": from_columns,
-    "aten.unfold": windows,
-    "aten.channel_shuffle": channel_shuffle,
-    "aten.view_as_complex": to_complex,
-    "aten.view_as_real": to_real,
+OPERATORS: dict[str, Operator] = {
+    "aten.view": Operator(reshape, new_sizes("size"), moves=True),
+    "aten.reshape": Operator(reshape, new_sizes("shape"), moves=True),
+    "aten._unsafe_view": Operator(reshape, new_sizes("size")),
+    "aten.flatten": Operator(reshape, moves=True),
+    "aten.unflatten": Operator(reshape, new_factors, moves=True),
+    "aten.permute": Operator(permute, moves=True),
+    "aten.transpose": Operator(transpose, moves=True),
+    "aten.swapaxes": Operator(transpose),
+    "aten.t": Operator(transpose, moves=True),
+    "aten.numpy_T": Operator(reverse_dims),
+    "aten.squeeze": Operator(squeeze, only_single, moves=True),
+    "aten.unsqueeze": Operator(unsqueeze, moves=True),
+    "aten.expand": Operator(expand, new_sizes("size"), moves=True),
+    "aten.expand_as": Operator(expand),
+    "aten.view_as": Operator(reshape),
+    "aten.reshape_as": Operator(reshape),
+    "aten.ravel": Operator(reshape),
+    "aten.movedim": Operator(move_dims),
+    "aten.moveaxis": Operator(move_dims),
+    "aten.swapdims": Operator(transpose),
+    "aten.mT": Operator(transpose_last),
+    "aten.adjoint": Operator(transpose_last),
+    "aten.roll": Operator(roll),
+    "aten.repeat": Operator(repeat, new_repeats("repeats")),
+    "aten.tile": Operator(repeat, new_repeats("dims")),
+    "aten.repeat_interleave": Operator(repeat_interleave, moves=True),
+    "aten.broadcast_to": Operator(expand, new_sizes("size")),
+    "aten.view_as_complex": Operator(to_complex),
+    "aten.view_as_real": Operator(to_real),
 }

@@ -1,0 +1,345 @@
+"""Parts of a graph that can be left out whole: layers of a stack, and residual branches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.axes import Structure
+from prunekit.graph.labels import outputs_of
+from prunekit.graph.nodes import operator_name, sizes
+from prunekit.graph.rules import elementwise, normalization, shape
+from prunekit.graph.trace import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class Bypass:
+    """A part ``exit = entry + f(entry)`` of a graph, which is left out by taking ``entry`` for ``exit``.
+
+    Attributes:
+        path: of the module it is, or whose output is added: ``encoder.layer.3``.
+        kind: the class of that module.
+        entry: the node that takes the place.
+        exit: the node whose place it takes.
+        inside: every node of the module; empty for a branch.
+    """
+
+    path: str
+    kind: str
+    entry: Node
+    exit: Node
+    inside: frozenset[Node] = frozenset()
+
+
+@dataclass
+class _Module:
+    """One module's call in the graph: its nodes, and what it calls."""
+
+    path: str
+    kind: str
+    nodes: list[Node] = field(default_factory=list)
+    children: dict[str, _Module] = field(default_factory=dict)
+
+
+class Depth:
+    """What can be left out of one labelled graph.
+
+    Rules for layers:
+
+    1. A module can be left out if it is called once, all that is used of it and depends on what it is given
+       is one tensor (its exit), one of the tensors it is given (its entry) has the same labels, and a path of
+       element-wise operators and norms leads from there to the exit over an addition.
+    2. Of modules inside modules those are the layers that do not hold several such modules of one class:
+       a stage of a network holds blocks, a transformer layer holds an attention and a feed-forward part. Of
+       a module that is all its container does, it is the module.
+
+    Rule for branches: an addition ``x + f(x)`` of two tensors of the same shape and labels, the second of
+    which is computed from the first. Leaving it out gives ``x``.
+    """
+
+    def __init__(self, graph: Graph, structure: Structure) -> None:
+        self._graph = graph
+        self._structure = structure
+        self._place = {node: place for place, node in enumerate(graph.nodes)}
+        self._repeated: set[str] = set()
+        self._root = self._modules()
+        self._found: dict[str, Bypass | None] = {}
+        self._leaves = Liveness(graph)
+
+    @cached_property
+    def layers(self) -> tuple[Bypass, ...]:
+        """Whole modules, in the order of the graph."""
+        return tuple(sorted(self._layers(self._root), key=lambda layer: self._place[layer.exit]))
+
+    @cached_property
+    def branches(self) -> tuple[Bypass, ...]:
+        """Residual branches that are no layers by themselves, in the order of the graph."""
+        whole = {self.frees(layer) for layer in self.layers}
+        found = (self._branch(node) for node in self._graph.nodes)
+        return tuple(branch for branch in found if branch is not None and self.frees(branch) not in whole)
+
+    def frees(self, bypass: Bypass) -> tuple[str, ...]:
+        """The tensors that nothing reads any more once a part is left out, in the order of the graph."""
+        gone = self._leaves.gone((bypass,))
+        names = (self._graph.tensors.get(node.name) for node in self._graph.nodes if node in gone)
+        canonical = (self._graph.tied.get(name, name) for name in names if name is not None)
+        return tuple(dict.fromkeys(canonical))
+
+    def _modules(self) -> _Module:
+        root = _Module("", "")
+        for node in self._graph.nodes:
+            if node.op != "call_function":
+                continue
+            at = root
+            for call, path, kind in _stack(node):
+                if "@" in call:  # A second call of a module is called like the first, with a number.
+                    self._repeated.add(path)
+                at = at.children.setdefault(path, _Module(path, kind))
+                at.nodes.append(node)
+        return root
+
+    def _layers(self, module: _Module) -> Iterator[Bypass]:
+        """Rule 2."""
+        whole = {path: self._bypass(child) for path, child in module.children.items()}
+        kinds = [child.kind for path, child in module.children.items() if whole[path] is not None]
+        own = self._bypass(module)
+        same = [part for part in whole.values() if part and own and _ends(part) == _ends(own)]
+        if own is not None and len(set(kinds)) == len(kinds) and not same:
+            yield own
+            return
+        for child in module.children.values():
+            yield from self._layers(child)
+
+    def _bypass(self, module: _Module) -> Bypass | None:
+        if module.path not in self._found:
+            self._found[module.path] = self._find(module)
+        return self._found[module.path]
+
+    def _find(self, module: _Module) -> Bypass | None:
+        """Rule 1."""
+        if not module.path or module.path in self._repeated:
+            return None
+        inside = frozenset(module.nodes)
+        used = [node for node in module.nodes if self._is_used_outside(node, inside)]
+        given = {source for node in module.nodes for source in node.all_input_nodes if source not in inside}
+        entries = sorted(
+            (node for node in given if self._is_activation(node)), key=self._place.__getitem__, reverse=True
+        )
+        for entry in entries:  # What was computed last is the stream; what came before is a condition.
+            moved = _dependent(entry, module.nodes)
+            exits = [node for node in used if node in moved]
+            if len(exits) != 1 or not self._same_labels(entry, exits[0]):
+                continue
+            found = Bypass(module.path, module.kind, entry, exits[0], inside)
+            if self._skips(found, moved) and self._saves(found):
+                return found
+        return None
+
+    def _is_used_outside(self, node: Node, inside: Collection[Node]) -> bool:
+        """Some other operator, or an output that is not released, reads a tensor."""
+        outside = [user for user in node.users if user not in inside]
+        only_output = all(user.op == "output" for user in outside)
+        return bool(outside) and not (only_output and node not in self._leaves.kept_outputs)
+
+    def _is_activation(self, node: Node) -> bool:
+        return isinstance(node.meta.get("val"), Tensor) and node.name not in self._graph.tensors
+
+    def _same_labels(self, left: Node, right: Node) -> bool:
+        if not isinstance(left.meta.get("val"), Tensor) or not isinstance(right.meta.get("val"), Tensor):
+            return False
+        ours, theirs = (outputs_of(self._structure.labels, node)[0] for node in (left, right))
+        labelled = any(not isinstance(dim, Fixed) and len(dim) > 1 for dim in ours)
+        return labelled and len(ours) == len(theirs) and all(map(self._same, ours, theirs))
+
+    def _same(self, left: Dim, right: Dim) -> bool:
+        if isinstance(left, Fixed) or isinstance(right, Fixed):
+            return isinstance(left, Fixed) and isinstance(right, Fixed) and left.size == right.size
+        return np.array_equal(self._structure.members(left), self._structure.members(right))
+
+    def _skips(self, found: Bypass, moved: Collection[Node]) -> bool:
+        """A path leads from the exit back to the entry that computes nothing with weights, but adds."""
+        pending, seen = [(found.exit, False)], set()
+        while pending:
+            node, added = pending.pop()
+            if node is found.entry and added:
+                return True
+            if (node, added) in seen or node not in moved:
+                continue
+            seen.add((node, added))
+            pending.extend((source, added or adds) for source, adds in _carried(node, moved))
+        return False
+
+    def _branch(self, node: Node) -> Bypass | None:
+        terms = _terms(node)
+        for skip, branch in (terms, terms[::-1]) if terms else ():
+            if not self._same_labels(skip, branch) or not self._same_labels(skip, node):
+                continue
+            if not self._is_computed_from(branch, skip):
+                continue
+            found = Bypass("", "", skip, node)
+            if self._saves(found):
+                path, kind = self._last_weight(branch, around=node)
+                return replace(found, path=path, kind=kind)
+        return None
+
+    def _is_computed_from(self, node: Node, source: Node) -> bool:
+        first, pending, seen = self._place[source], [node], set()
+        while pending:
+            at = pending.pop()
+            if at is source:
+                return True
+            if at not in seen and self._place[at] > first:
+                seen.add(at)
+                pending.extend(at.all_input_nodes)
+        return False
+
+    def _last_weight(self, branch: Node, around: Node) -> tuple[str, str]:
+        """What a branch is called after: the module with its last weight, as it is called around it.
+
+        A weight that lies there itself gives its own name.
+        """
+        pending, seen = deque([branch]), set()
+        while pending:
+            node = pending.popleft()
+            name = self._graph.tensors.get(node.name)
+            if name in self._graph.trainable and self._graph.tensor(name).ndim > 1:
+                reader = next(iter(node.users))
+                called = _stack(reader)[len(_stack(around)) :]
+                return called[0][1:] if called else (name, "")
+            if node not in seen:
+                seen.add(node)
+                pending.extend(node.all_input_nodes)
+        return "", ""
+
+    def _saves(self, found: Bypass) -> bool:
+        return any(name in self._graph.trainable for name in self.frees(found))
+
+
+class Liveness:
+    """What of a graph is still computed when parts of it are left out."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._nodes = graph.nodes
+        given = list(self._nodes[-1].args[0])  # pyright: ignore
+        first = len(given) - len(graph.outputs)
+        released = {first + position for position in graph.released}
+        self.kept_outputs = frozenset(
+            item for place, item in enumerate(given) if isinstance(item, Node) and place not in released
+        )
+        self._released = tuple(
+            item for place, item in enumerate(given) if isinstance(item, Node) and place in released
+        )
+        self._needed = _reached(self.kept_outputs, lambda node: node)
+        self._dense = self._needed | _reached(self._released, lambda node: node)
+
+    def gone(self, bypasses: Iterable[Bypass]) -> frozenset[Node]:
+        """The nodes that are not computed any more.
+
+        A released output goes with the part that computes it: a layer that is left out has no cache.
+        """
+        instead = {bypass.exit: bypass.entry for bypass in bypasses}
+        inside = frozenset().union(*(bypass.inside - {bypass.exit} for bypass in bypasses))
+
+        def resolved(node: Node) -> Node:
+            while node in instead:
+                node = instead[node]
+            return node
+
+        live = _reached(self.kept_outputs, resolved)
+        lost = {
+            node
+            for node in self._released
+            if node in inside or (node in self._needed and resolved(node) not in live)
+        }
+        live |= _reached((node for node in self._released if node not in lost), resolved)
+        gone: set[Node] = set()
+        for node in self._nodes:
+            unread = node in self._dense or any(source in gone for source in node.all_input_nodes)
+            if node not in live and unread and node.op != "output":
+                gone.add(node)
+        return frozenset(gone)
+
+
+def _reached(ends: Iterable[Node], resolved: Callable[[Node], Node]) -> set[Node]:
+    """Every node that the ends are computed from, themselves included."""
+    pending, found = [resolved(node) for node in ends], set()
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(resolved(source) for source in node.all_input_nodes)
+    return found
+
+
+def _dependent(entry: Node, nodes: Iterable[Node]) -> set[Node]:
+    """The nodes among ``nodes`` (in order) that are computed from ``entry``, and ``entry`` itself."""
+    found = {entry}
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+_ADDITIONS = frozenset(("aten.add",))
+_CARRYING = (
+    frozenset(elementwise.OPERATORS) | frozenset(normalization.OPERATORS) | frozenset(shape.OPERATORS)
+) - _ADDITIONS
+
+
+def _terms(node: Node) -> tuple[Node, Node] | None:
+    """The two tensors that an addition adds index by index."""
+    terms = [
+        item for item in node.args if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor)
+    ]
+    if operator_name(node) not in _ADDITIONS or len(terms) != 2:
+        return None
+    shapes = {sizes(item.meta["val"]) for item in (node, *terms)}
+    weighted = node.kwargs.get("alpha", 1) != 1
+    return (terms[0], terms[1]) if len(shapes) == 1 and terms[0] is not terms[1] and not weighted else None
+
+
+def _carried(node: Node, moved: Collection[Node]) -> Iterator[tuple[Node, bool]]:
+    """The operands that an operator passes on as they are, but for factors; and whether it adds to them.
+
+    A factor may depend on what was given only where it is one number for many (the factor of a norm): a
+    gate is no residual connection.
+    """
+    operator = operator_name(node)
+    given = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
+    if operator in _ADDITIONS:
+        whole = [item for item in given if sizes(item.meta["val"]) == sizes(node.meta["val"])]
+        depends = sum(item in moved for item in given)
+        yield from ((item, depends > 1) for item in whole)
+    elif operator == "getitem":
+        yield given[0] if given else node.all_input_nodes[0], False
+    elif operator in _CARRYING and given:
+        tied = [item for item in given if item in moved]
+        full = [item for item in tied if _numel(item) == max(map(_numel, tied))]
+        if len(full) == 1:
+            yield full[0], False
+
+
+def _numel(node: Node) -> int:
+    return int(np.prod(sizes(node.meta["val"]), dtype=np.int64))
+
+
+def _ends(part: Bypass) -> tuple[Node, Node]:
+    return part.entry, part.exit
+
+
+def _stack(node: Node) -> list[tuple[str, str, str]]:
+    """The calls of modules that an operator runs in: name of the call, path and class."""
+    stack = (node.meta.get("nn_module_stack") or {}).items()
+    calls = (
+        (call, path.removeprefix("L['self'].").removeprefix("L['self']"), kind)
+        for call, (path, kind) in stack
+        if not call.startswith("_empty")
+    )
+    return [(call, path, kind) for call, path, kind in calls if path]
