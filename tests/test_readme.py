@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def example(tmp_path_factory):
     """The names that its Python blocks define, run one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     path = tmp_path_factory.mktemp("readme") / "example.py"
     path.write_text("\n\n".join(blocks))
     torch.manual_seed(0)
@@ -36,6 +36,15 @@ def test_the_steps_reach_their_goal_and_removed_is_masked(example):
     with torch.no_grad():
         torch.testing.assert_close(example["small"](x), example["masked"](x))
     assert {name: len(scores) for name, scores in example["scores"].items()} == dict.fromkeys(plan.widths, 64)
+
+
+def test_half_of_the_layers_go_and_the_class_stays(example):
+    """Six blocks between two linear layers."""
+    result = example["shallower"]
+    assert len(result.model) == 5
+    assert result.form == "own class"
+    assert result.proof.passed
+    assert len(example["stack"]) == 8
 
 
 def test_the_steps_are_all_there(example):

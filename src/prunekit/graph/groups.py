@@ -17,6 +17,7 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
+from prunekit.graph.constants import Lookup
 from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
@@ -338,6 +339,11 @@ class Groups:
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""
         return outputs_of(self._labels, node)
+
+    @property
+    def lookups(self) -> Sequence[Lookup]:
+        """The operators that look up indices of a labelled dimension at constant positions."""
+        return self._labels.lookups
 
     def tensor_labels(self, name: str) -> Dims:
         """The labels of a parameter, buffer or constant."""

@@ -37,6 +37,7 @@ def rewrite(
     source_by_name = {node.name: node for node in groups.graph.nodes if node.op == "call_function"}
     graph = copied(template.graph)
     changes: list[Change] = []
+    tensors = dict(tensors)
     for node in list(graph.nodes):
         operator = OPERATORS.get(operator_name(node)) if node.op == "call_function" else None
         if operator is None or operator.rewrite is None or node.name not in source_by_name:
@@ -44,6 +45,7 @@ def rewrite(
         rewriting = Rewriting(groups, keep, source_by_name[node.name], node)
         operator.rewrite(rewriting)
         changes.extend(rewriting.changes)
+        tensors |= rewriting.held
     _leave_out(graph, groups, keep)
     signature = groups.graph.program.graph_signature
     module = as_module(

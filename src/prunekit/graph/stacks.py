@@ -85,8 +85,8 @@ def _slices(graph: Graph, structure: Structure, tensors: Iterable[str], unit: in
 
 
 def _stack_of(path: str) -> str:
-    """``encoder.layer`` for ``encoder.layer.3``; the module around one that has a name."""
-    return path.rpartition(".")[0] or path
+    """``encoder.layer`` for ``encoder.layer.3``; ``*`` for what the model itself holds."""
+    return path.rpartition(".")[0] or "*"
 
 
 def _role_of(path: str) -> str:

@@ -24,7 +24,7 @@ from prunekit.importance.gradient import (
     first_order_change,
 )
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
-from prunekit.importance.view import Role, scored_slices
+from prunekit.importance.view import Role, has_magnitude, scored_slices
 from prunekit.types import Group, Slice
 
 Values = dict[str, npt.NDArray[np.float64]]
@@ -193,9 +193,7 @@ def _consumers(group: Group, parameters: Mapping[str, Tensor]) -> tuple[Slice, .
     return tuple(
         part
         for part in group.slices
-        if part.role == "consumer"
-        and part.tensor in parameters
-        and parameters[part.tensor].is_floating_point()
+        if part.role == "consumer" and part.tensor in parameters and has_magnitude(parameters[part.tensor])
     )
 
 

@@ -52,6 +52,7 @@ class Moments:
                 where=point.where,
                 remedy="Give batches of two or more examples",
             )
+        value = value.abs() if value.is_complex() else value
         behind = tuple(range(value.ndim - len(point.index), value.ndim))
         width = int(np.prod([value.shape[dim] for dim in point.index]))
         rows = value.movedim(point.index, behind).reshape(-1, width)
@@ -287,6 +288,6 @@ def _sums(rows: Tensor) -> Tensor:
 
 def _weigh(weight: Tensor) -> Tensor:
     """``[2, n]`` sum of magnitudes and of squares of ``[*n, rest]``."""
-    flat = weight.flatten(0, -2)
+    flat = (weight.abs() if weight.is_complex() else weight).flatten(0, -2)
     pieces = [piece.double() for piece in flat.split(max(1, AT_ONCE // max(1, flat.shape[1])))]
     return torch.cat([torch.stack([p.abs().sum(1), p.square().sum(1)]) for p in pieces], dim=1)

@@ -111,13 +111,18 @@ def check_seed(seed: object) -> None:
         raise SelectionError(f"The seed is {seed!r}", expected="an integer from 0 to 2**63 - 1", where="seed")
 
 
+def has_magnitude(tensor: Tensor) -> bool:
+    """The values are real or complex numbers, and no codes or counts."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def scored_slices(
     group: Group, parameters: Mapping[str, Tensor], buffers: Collection[str], roles: Collection[str]
 ) -> tuple[Slice, ...]:
     """Choose the slices whose values say something about a unit.
 
-    Those are the slices of float parameters in the given roles. Buffers are statistics of the data, not
-    of the unit's weight, and integers (packed or quantised codes) have no magnitude to compare.
+    Those are the slices of float and complex parameters in the given roles. Buffers are statistics of the
+    data, not of the unit's weight, and integers (packed or quantised codes) have no magnitude to compare.
 
     Args:
         group: the group.
@@ -138,7 +143,7 @@ def scored_slices(
     chosen = tuple(
         part
         for part in group.slices
-        if part.role in roles and part.tensor in parameters and parameters[part.tensor].is_floating_point()
+        if part.role in roles and part.tensor in parameters and has_magnitude(parameters[part.tensor])
     )
     if not chosen:
         raise SelectionError(
@@ -178,13 +183,15 @@ class GroupView:
     def slices(self) -> Iterator[tuple[Tensor, BoolArray]]:
         """Yield each scored slice as ``[units, k]`` float64 values and ``[units]`` bool presence.
 
+        Of complex parameters the values are the magnitudes ``|w|``.
+
         Raises:
             CalibrationError: a parameter holds NaN or infinity, or has no values (meta device).
         """
         for part in self.parts:
-            values = self.checked(
-                part.tensor, gather(self.parameters[part.tensor].detach(), part, self.group)
-            )
+            tensor = self.parameters[part.tensor].detach()
+            values = gather(tensor.abs() if tensor.is_complex() else tensor, part, self.group)
+            values = self.checked(part.tensor, values)
             yield values, has_unit(part, self.group)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.torch import save
 from torch import nn
 
+from prunekit.errors import SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
 from prunekit.recipe import Recipe
@@ -73,7 +74,15 @@ def prunable_groups(job: Job) -> Groups:
 def select(recipe: Recipe, groups: Groups) -> Groups:
     """The groups that the recipe chooses."""
     chosen = recipe.groups
-    return groups.select(granularity=chosen.kinds, only=chosen.only, ignore=chosen.ignore)
+    selected = groups.select(granularity=chosen.kinds, only=chosen.only, ignore=chosen.ignore)
+    if recipe.schedule.cycles > 1 and any(group.is_depth for group in selected):
+        raise SelectionError(
+            f"Layers or branches are to go in {recipe.schedule.cycles} cycles",
+            expected="one cycle where layers or branches go: those that are left are numbered anew",
+            where="granularity",
+            remedy="Set schedule.cycles to 1, or prune widths in one run and layers in another",
+        )
+    return selected
 
 
 def read_plan(path: Path) -> PruningPlan:
