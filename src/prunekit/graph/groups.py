@@ -22,6 +22,7 @@ from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
+from prunekit.graph.places import units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
@@ -323,6 +324,17 @@ class Groups:
                 if number in self._name_of_axis
             ]
         return found
+
+    def units_at(self, name: str, dims: Sequence[Dim]) -> IntArray | None:
+        """``[*sizes]`` the unit of a group at each index of some dimensions of one tensor, -1 = none.
+
+        None where the group does not occur in them, as layers and branches never do, or where its blocks lie
+        along a dimension that is not among them.
+        """
+        for number, known in self._name_of_axis.items():
+            if known == name:
+                return units_at(self._structure, number, dims)
+        return None
 
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""
