@@ -5,12 +5,24 @@ from prunekit.importance.calibration import check_batches as check_batches
 from prunekit.importance.calibration import collect as collect
 from prunekit.importance.criteria import CRITERIA as CRITERIA
 from prunekit.importance.criteria import Criterion as Criterion
+from prunekit.importance.input_norms import input_norms as input_norms
 from prunekit.importance.scoring import NORMALIZATIONS as NORMALIZATIONS
 from prunekit.importance.scoring import REDUCTIONS as REDUCTIONS
 from prunekit.importance.scoring import score as score
 from prunekit.importance.view import ROLES as ROLES
 from prunekit.importance.view import Statistics as Statistics
 from prunekit.importance.view import check_seed as check_seed
+from prunekit.importance.weight_criteria import WEIGHT_CRITERIA as WEIGHT_CRITERIA
+from prunekit.importance.weight_criteria import WeightCriterion as WeightCriterion
+from prunekit.importance.weight_criteria import WeightScores as WeightScores
+from prunekit.importance.weight_criteria import lamp as lamp
+from prunekit.importance.weight_criteria import score_weights as score_weights
+from prunekit.importance.weight_criteria import weight_criterion as weight_criterion
+from prunekit.importance.weight_tensors import Masking as Masking
+from prunekit.importance.weight_tensors import Weights as Weights
+from prunekit.importance.weight_tensors import WeightTensor as WeightTensor
+from prunekit.importance.weight_tensors import find_weights as find_weights
+from prunekit.importance.weight_tensors import read_weight as read_weight
 
 __all__ = [
     "CRITERIA",
@@ -18,10 +30,22 @@ __all__ = [
     "NORMALIZATIONS",
     "REDUCTIONS",
     "ROLES",
+    "WEIGHT_CRITERIA",
     "Criterion",
+    "Masking",
     "Statistics",
+    "WeightCriterion",
+    "WeightScores",
+    "WeightTensor",
+    "Weights",
     "check_batches",
     "check_seed",
     "collect",
+    "find_weights",
+    "input_norms",
+    "lamp",
+    "read_weight",
     "score",
+    "score_weights",
+    "weight_criterion",
 ]
