@@ -89,7 +89,7 @@ def _adding(
         rows = value.reshape(-1, value.shape[-1])
         sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         for piece in rows.split(max(1, AT_ONCE // max(1, rows.shape[1]))):
-            sums += piece.double().square_().sum(0)
+            sums += piece.double().square().sum(0)
         before = squares.get(weight.name)
         squares[weight.name] = sums if before is None else before.to(sums.device) + sums
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**21
+AT_ONCE = 2**18
 """Scores that are turned into integers at once."""
 
 DIGIT = 16
