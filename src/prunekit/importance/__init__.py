@@ -23,6 +23,7 @@ from prunekit.importance.weight_tensors import Weights as Weights
 from prunekit.importance.weight_tensors import WeightTensor as WeightTensor
 from prunekit.importance.weight_tensors import find_weights as find_weights
 from prunekit.importance.weight_tensors import read_weight as read_weight
+from prunekit.importance.weight_tensors import stored_parameter as stored_parameter
 
 __all__ = [
     "CRITERIA",
@@ -47,5 +48,6 @@ __all__ = [
     "read_weight",
     "score",
     "score_weights",
+    "stored_parameter",
     "weight_criterion",
 ]

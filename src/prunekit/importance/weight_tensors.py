@@ -205,6 +205,18 @@ def read_weight(model: nn.Module, weight: WeightTensor) -> Tensor:
     return value.detach()
 
 
+def stored_parameter(model: nn.Module, weight: WeightTensor) -> nn.Parameter:
+    """The parameter itself; where it is masked, the one under the mask.
+
+    Raises:
+        AttributeError: the model has no such parameter.
+    """
+    holder, leaf = model.get_submodule(weight.module), weight.name.rpartition(".")[2]
+    if is_parametrized(holder, leaf):
+        return holder.get_parameter(f"parametrizations.{leaf}.original")
+    return holder.get_parameter(leaf)
+
+
 def owners_of(model: nn.Module, weight: WeightTensor) -> tuple[nn.Module, ...]:
     """The modules that hold the parameter, one for each of its places."""
     return tuple(model.get_submodule(place.rpartition(".")[0]) for place in weight.places)

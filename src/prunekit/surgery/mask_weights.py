@@ -16,6 +16,7 @@ from prunekit.importance import (
     find_weights,
     input_norms,
     score_weights,
+    stored_parameter,
     weight_criterion,
 )
 from prunekit.importance.untouched import untouched
@@ -109,7 +110,7 @@ def mean_gradients(
             where="loss",
         )
     check_batches(batches)
-    parameters = _stored(model, weights)
+    parameters = {weight.name: stored_parameter(model, weight) for weight in weights}
     sums: dict[str, Tensor] = {}
     count = 0
     with untouched(model, parameters.values()):
@@ -128,18 +129,3 @@ def mean_gradients(
     if not count:
         raise CalibrationError("There are no calibration batches", where="batches")
     return {name: total.div_(count) for name, total in sums.items()}
-
-
-def _stored(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """The parameters themselves; of a masked one what its mask is put on."""
-    found: dict[str, Tensor] = {}
-    for weight in weights:
-        holder = model.get_submodule(weight.module)
-        leaf = weight.name.rpartition(".")[2]
-        stored = holder._parameters.get(leaf)
-        if stored is None:
-            stored = model.get_parameter(
-                ".".join(part for part in (weight.module, "parametrizations", leaf, "original") if part)
-            )
-        found[weight.name] = stored
-    return found

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import CalibrationError, SelectionError
-from prunekit.importance import Weights, WeightScores, WeightTensor
+from prunekit.importance import Weights, WeightScores, WeightTensor, stored_parameter
 from prunekit.plan import MaskPlan, Pattern, select_weights
 
 
@@ -64,7 +64,7 @@ def measure_sensitivity(
 def _loss_with(
     model: nn.Module, weight: WeightTensor, plan: MaskPlan, loss: Callable[[nn.Module], float]
 ) -> float:
-    parameter = model.get_parameter(weight.name)
+    parameter = stored_parameter(model, weight)
     keep = torch.from_numpy(plan.masks[weight.name].keep()).to(parameter.device)
     with torch.no_grad():
         values = parameter.detach().clone()
