@@ -27,7 +27,7 @@ def batches(sizes=(5, 3)):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_lamp_is_equation_1(ties):
-    """Oracle: Lee et al., 2021, eq. 1, ascending with suffix sums; of equal weights the lower index is later."""
+    """Oracle: Lee et al., 2021, eq. 1, ascending, suffix sums; of equal weights the lower index is later."""
     weight = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
     weight = weight.round() if ties else weight
     squares = as_float64(weight).ravel() ** 2

@@ -62,6 +62,11 @@ def test_integer_parameters_are_left_and_refused_by_name():
         find_weights(model, only="codes")
 
 
+def test_a_parameter_without_a_shape_is_named():
+    with pytest.raises(SelectionError, match=r"0\.(bias|weight)'.*no shape yet"):
+        find_weights(nn.Sequential(nn.LazyLinear(4)))
+
+
 def test_the_fingerprint_is_of_names_ties_and_shapes():
     model, other = Tied(), Tied()
     assert find_weights(model).fingerprint == find_weights(other.half(), ignore="head").fingerprint

@@ -80,7 +80,7 @@ def test_pieces_that_are_counted_one_by_one_add_up(dtype, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", [None, 5, 1])
 def test_a_hundred_million_scores(levels):
-    """Closed form: the lowest kept is no lower than the highest that goes, and of equal ones the first stay."""
+    """The lowest kept is no lower than the highest that goes, and of equal ones the first stay."""
     count = 100_000_000
     scores = torch.rand(count, generator=torch.Generator().manual_seed(0))
     if levels is not None:

@@ -1,12 +1,14 @@
 """What a pattern's pieces are, how they are scored, and what it refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from prunekit.errors import SelectionError, ShapeError
-from prunekit.importance import find_weights
+from prunekit.importance import find_weights, input_norms, score_weights
 from prunekit.plan import Block, Element, NOfM, select_weights
 from prunekit.plan.pattern import parse_pattern, score_pieces
 
@@ -126,6 +128,23 @@ def test_inputs_that_nobody_has_named_are_asked_for():
     told = find_weights(Own(), input_dims={"table": 1})
     keep = select_weights(told, scores, pattern="1:2").masks["table"].keep()
     assert (keep.transpose(0, 2, 1).reshape(-1, 2).sum(axis=1) == 1).all()
+
+
+def test_a_linear_layer_of_transformers_has_its_inputs_first():
+    """Oracle: the mask of the same weight, transposed, in torch's linear layer."""
+    from transformers.pytorch_utils import Conv1D
+
+    module, linear = Conv1D(6, 8), nn.Linear(8, 6)
+    with torch.no_grad():
+        linear.weight.copy_(module.weight.t())
+    batch = SimpleNamespace(args=(torch.rand(5, 8),), kwargs={})
+    masks = []
+    for one in (module, linear):
+        weights = find_weights(one)
+        norms = input_norms(one, weights, [batch])
+        scores = score_weights(one, weights, "wanda", norms=norms)
+        masks.append(select_weights(weights, scores, pattern="2:4").masks["weight"].keep())
+    assert (masks[1] == masks[0].T).all()
 
 
 def test_vectors_go_whole():

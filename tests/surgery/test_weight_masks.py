@@ -79,7 +79,7 @@ def test_a_masked_model_computes_with_zeros_and_the_given_one_is_untouched():
 )
 @pytest.mark.parametrize("moments", ["before", "after"])
 def test_masked_weights_stay_exactly_zero_in_training_and_the_others_move(optimizer, moments):
-    """An optimizer that was made before goes on, and those that had moved by momentum stay zero in the model."""
+    """An optimizer made before goes on, and what its momentum still moves stays zero in the model."""
     model = mixed()
     steps = optimizer(model.parameters())
     if moments == "before":
@@ -269,6 +269,16 @@ def test_a_plan_for_another_model_is_refused():
     untied.second.weight = nn.Parameter(untied.second.weight.detach().clone())
     with pytest.raises(PlanError, match="ties"):
         pk.attach_masks(untied, plan)
+
+
+def test_a_compiled_module_is_refused_before_anything_is_done():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(PlanError, match=r"1\.weight.*compiled"):
+        pk.mask_weights(model, sparsity=0.5, in_place=True)
+    assert torch.equal(model[0].weight, before)
 
 
 def test_other_parametrizations_are_left_alone():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import CalibrationError, SelectionError
 from prunekit.importance.calibration import ModelInputs, check_batches
 from prunekit.importance.untouched import untouched
-from prunekit.importance.weight_tensors import Weights, WeightTensor, owners_of
+from prunekit.importance.weight_tensors import Weights, WeightTensor, is_transposed_linear, owners_of
 
 AT_ONCE = 2**20
 """Values that are turned into float64 at once."""
@@ -64,8 +64,7 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
 
 
 def _check_owner(owner: nn.Module, weight: WeightTensor) -> None:
-    is_linear = isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D"
-    if not is_linear and not isinstance(owner, Convolution):
+    if not (isinstance(owner, nn.Linear | Convolution) or is_transposed_linear(owner)):
         raise SelectionError(
             f"What a {type(owner).__name__} multiplies it with is not known",
             expected="a parameter of a linear layer or a convolution",

@@ -237,6 +237,12 @@ def _parameters(model: nn.Module) -> Iterator[Found]:
             parameters[id(parameter)] = parameter
             places.setdefault(id(parameter), []).append((f"{path}.{leaf}" if path else leaf, module))
     for key, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise SelectionError(
+                "The parameter has no shape yet",
+                where=f"weight '{places[key][0][0]}'",
+                remedy="Run the model once on example inputs",
+            )
         yield tuple(name for name, _ in places[key]), parameter, tuple(owner for _, owner in places[key])
 
 
@@ -277,6 +283,11 @@ def _matrix(
     return known.pop() if len(known) == 1 else None
 
 
+def is_transposed_linear(owner: nn.Module) -> bool:
+    """It is transformers' ``Conv1D``: a linear layer whose weight is ``[in, out]``."""
+    return type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers.")
+
+
 def _matrix_in(owner: nn.Module, dims: int) -> Matrix | None:
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return Matrix((0,), (*range(2, dims), 1), owner.groups) if dims > 2 else None
@@ -284,7 +295,7 @@ def _matrix_in(owner: nn.Module, dims: int) -> Matrix | None:
         return Matrix((1,), (*range(2, dims), 0)) if dims > 2 and owner.groups == 1 else None
     if isinstance(owner, nn.Bilinear):
         return Matrix((0,), (1, 2)) if dims == 3 else None
-    if type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers."):
+    if is_transposed_linear(owner):
         return Matrix((1,), (0,)) if dims == 2 else None
     if isinstance(
         owner,

@@ -182,6 +182,8 @@ def score_pieces(scores: Tensor, piece: tuple[int, int], power: float) -> Tensor
 def spread(kept: Tensor, piece: tuple[int, int]) -> Tensor:
     """Give every weight of a piece what the piece has: ``[pieces, pieces]`` into ``[rows, columns]``."""
     high, wide = piece
+    if piece == (1, 1):
+        return kept
     return kept.repeat_interleave(high, 0).repeat_interleave(wide, 1)
 
 

@@ -85,6 +85,13 @@ def attach_masks(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) ->
         PlanError: the plan was made for another model, or a parameter cannot be parametrized.
     """
     check_masks_fit(model, plan)
+    for weight in _planned(model, plan):
+        if any(isinstance(_holder(model, place)[0], torch.jit.ScriptModule) for place in weight.places):
+            raise PlanError(
+                "It lies in a module that torch.jit compiled, which takes no parametrization",
+                where=f"weight '{weight.name}'",
+                remedy="Mask the model before it is compiled",
+            )
     model = model if in_place else copied(model)
     orders = {module: _order_of(module) for module in model.modules()}
     for weight in _planned(model, plan):
