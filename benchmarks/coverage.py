@@ -5,7 +5,8 @@
 Each row runs in a process of its own, with a limit on time and memory; a row that was stopped is a row that
 failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and ``coverage.md`` with
 the tables after every row. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra ``bench``;
-``--resume`` keeps the rows that ``coverage.json`` has and adds what is missing, also the peer's.
+``--resume`` keeps the rows that ``coverage.json`` has from this very commit and the peer's from any, and adds what
+is missing.
 """
 
 from __future__ import annotations
@@ -76,8 +77,11 @@ def measure(rows: list[Row], known: dict[str, Record], asked: argparse.Namespace
     """A record per row as it is done, with the peer's under ``peer`` where it was asked for."""
 
     def one(row: Row) -> Record:
-        record = known.get(row.name) or run_row(row, *(["--no-export"] if asked.no_export else []))
-        record.setdefault("commit", asked.commit)
+        old = known.get(row.name, {})
+        record = old
+        if old.get("commit") != asked.commit:
+            record = run_row(row, *(["--no-export"] if asked.no_export else [])) | {"commit": asked.commit}
+            record |= {key: old[key] for key in ("peer",) if key in old}
         if asked.peer and "peer" not in record:
             record["peer"] = run_row(row, "--peer")
         return record
@@ -137,7 +141,9 @@ def main() -> None:
     parser.add_argument(
         "--no-export", action="store_true", help="leave ONNX out, which takes half of the time"
     )
-    parser.add_argument("--resume", action="store_true", help="keep the rows of the last run")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows of this very commit, and the peer's of any"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time; seconds are honest with one")
     parser.add_argument("--json", action="store_true", help="print whole records")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))

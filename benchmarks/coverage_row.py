@@ -207,7 +207,7 @@ def _frozen(item: Frozen, parameters: Mapping[str, nn.Parameter], touched: set[s
         "operator": item.operator,
         "reason": re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", item.reason),
         "axis": item.name,
-        "source": item.source,
+        "source": re.sub(r"^.*/site-packages/", "", item.source),
         "unreached_params": unreached,
     }
 

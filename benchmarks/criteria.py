@@ -19,7 +19,7 @@ import torch
 
 from prunekit.evaluate import compare
 from prunekit.graph import find_groups, trace
-from prunekit.importance import CRITERIA, collect, score
+from prunekit.importance import collect, needs_of, score
 from prunekit.measure import environment
 from prunekit.plan import Goal, allocate
 from prunekit.recover import TrainingSettings, train
@@ -29,6 +29,7 @@ from prunekit.workload import Workload, load_workload, predict
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits" / "workload.py"
 WIDTH_OF_STAGES = (48, 96, 192)
+COMPARED = ("l1", "l2", "taylor", "random")
 PARENT = TrainingSettings(epochs=10, batch_size=32, learning_rate=0.02, warmup=0.1)
 
 
@@ -38,7 +39,7 @@ def one_cut(
     """Prune a copy of the parent once, prove it, and recover it; test evidence before and after recovery."""
     example = workload.example_inputs(2)
     groups = find_groups(trace(parent, example.args, example.kwargs)).select(granularity=WIDTHS)
-    needs = CRITERIA[criterion].needs
+    needs = needs_of(criterion)
     calibration = workload.splits.deciding.calibration.batches(32)
     stats = collect(parent, calibration, groups=groups, needs=needs, loss=workload.loss) if needs else None
     scores = score(parent, groups, criterion, stats=stats, seed=seed)
@@ -62,7 +63,7 @@ def measure(asked: argparse.Namespace) -> list[dict]:
         train(parent, workload, TrainingSettings(**{**vars(PARENT), "seed": seed}))
         parent.eval()
         dense = predict(parent, workload.splits.open_test(), workload)
-        for criterion in CRITERIA:
+        for criterion in COMPARED:
             plan, cut, recovered = one_cut(copy.deepcopy(parent), workload, criterion, asked, seed)
             change = compare(dense, recovered, seed=seed).overall
             rows.append(
@@ -89,7 +90,7 @@ def table(rows: list[dict]) -> str:
         "| criterion | MACs left | after the cut | after recovery | change to the parent |",
         "|---|---|---|---|---|",
     ]
-    for criterion in CRITERIA:
+    for criterion in COMPARED:
         mine = [row for row in rows if row["criterion"] == criterion]
         cells = [f"{100 * np.mean([row['macs_left'] for row in mine]):.1f} %"]
         for key in ("before_recovery", "after_recovery"):

@@ -104,9 +104,10 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         for name, row in rows.items()
     ]
     return (
-        f"# Keeping {KEEP:,} of {COUNT:,} scores\n\nOne thread, one process for each row; memory is what comes "
-        "on top of the scores, the mask (0.10 GB) included (`python benchmarks/selection.py`; the environment "
-        "is in `selection.json`).\n\n| way | s | GB | kept |\n|---|---|---|---|\n" + "".join(lines)
+        f"# Keeping {KEEP:,} of {COUNT:,} scores\n\nOne thread, one process for each row; memory is what "
+        "comes on top of the scores, the mask (0.10 GB) included (`python benchmarks/selection.py`; the "
+        "environment is in `selection.json`).\n\n| way | s | GB | kept |\n|---|---|---|---|\n"
+        + "".join(lines)
     )
 
 

@@ -97,6 +97,13 @@ MISTAKES = {
     "a number is no name": (SHORT.replace("tiny", "2024"), "name (line 1)", "2024 as int", "in quotes"),
     "a name that leaves the folder": (SHORT.replace("tiny", "../up"), "name (line 1)", "'../up'", "letters"),
     "nan": (SHORT.replace("0.5", ".nan"), "goal.remove", "It is nan", "from 0 to below 1"),
+    "unknown fallback": (SHORT + "importance: {fallback: l3}", "importance.fallback", "'l2'", "taylor"),
+    "accumulated in training": (
+        SHORT + "importance: {criterion: movement}",
+        "importance.criterion",
+        "There is no 'movement'",
+        "one of l1",
+    ),
     "nothing asked for": (
         SHORT.replace("remove: 0.5", "kind: macs"),
         "goal (line 3)",

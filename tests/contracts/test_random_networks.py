@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import Goal, allocate
 from prunekit.surgery import remove, sound, verify
+from prunekit.types import DEPTH, Granularity
 
 TOLERANCE = 1e-6
 
@@ -47,7 +48,9 @@ def assert_laws(model: nn.Module, x: Tensor, seed: int, *, may_freeze: bool) -> 
     took for exchangeable.
     """
     model, x = away_from_the_start(model).double(), x.double()
-    found = find_groups(trace(model, x))
+    everything = find_groups(trace(model, x))
+    assert_whole(model, everything, seed)
+    found = everything.select(granularity=set(Granularity) - DEPTH)
     groups = sound(model, found)
     assert len(groups) == len(found) or may_freeze
     if not len(groups):
@@ -76,6 +79,19 @@ def assert_laws(model: nn.Module, x: Tensor, seed: int, *, may_freeze: bool) -> 
         masked = oracles.zeroed(model, equivalent, plan.keep_mask())
         for batch in batches:
             assert oracles.error(oracles.run(masked, batch), oracles.run(small, batch)) < TOLERANCE
+
+
+def assert_whole(model: nn.Module, groups: Groups, seed: int) -> None:
+    """Layers and branches can be left out: all laws hold, and the cost is the one that was said."""
+    groups = groups.select(granularity=DEPTH)
+    if not len(groups):
+        return
+    draw = np.random.default_rng(seed)
+    scores = {group.name: draw.random(group.size).astype(np.float32) for group in groups}
+    plan = allocate(groups, scores, Goal("sparsity", remove=0.75))
+    removal = remove(model, plan, groups)
+    assert verify(model, removal.model, plan, groups, seed=seed).passed
+    assert plan.after.params == sum(tensor.numel() for tensor in removal.model.parameters())
 
 
 def assert_permutations(model: nn.Module, groups: Groups, batches: list, dense: list, seed: int) -> None:

@@ -204,6 +204,33 @@ def test_inference_4_cuts_that_do_not_nest_are_frozen():
     assert (reason.operator, "do not fit" in reason.text) == ("reshape", True)
 
 
+def test_inference_4_a_transposition_is_refined():
+    """8 = 2 x 4, and 2 x 4 of the same entries read column by column: 2 x 2 x 2."""
+    atoms = Atoms()
+    merged = atoms.fresh(8)
+    for entries in (merged, merged.reshape(2, 4).T.ravel()):
+        atoms.product(entries, (atoms.fresh(2), atoms.fresh(4)))
+    solution = solve(atoms)
+    parts = solution.members(merged)
+    assert parts.shape == (8, 3)
+    assert len(np.unique(parts)) == 2 + 2 + 2
+    assert (solution.reason[np.unique(parts)] < 0).all()
+
+
+def test_inference_4_of_cuts_that_do_not_nest_the_smallest_factors_freeze():
+    """8 = 2 x 4, and the first half of these in pairs with 4 others, as two shuffled units of ShuffleNet."""
+    atoms = Atoms()
+    merged = atoms.fresh(8)
+    atoms.product(merged, (atoms.fresh(2), atoms.fresh(4)))
+    shuffled, others = merged.reshape(2, 4).T.ravel(), atoms.fresh(4)
+    atoms.product(np.concatenate([shuffled[:4], others]), (atoms.fresh(2), atoms.fresh(4)))
+    solution = solve(atoms)
+    root = solution.root
+    assert root[merged].tolist() == np.tile(root[merged[:4]], 2).tolist()
+    assert root[others].tolist() == np.repeat(root[merged[:2]], 2).tolist()
+    assert (solution.reason[root[merged]] < 0).all()
+
+
 def test_inference_5_the_same_factors_give_the_same_product():
     atoms = Atoms()
     left, right, outer, inner = atoms.fresh(6), atoms.fresh(6), atoms.fresh(2), atoms.fresh(3)

@@ -6,7 +6,16 @@ from torch.nn.utils import prune
 
 from prunekit.errors import ShapeError
 from prunekit.importance.gradient import first_order_change
-from prunekit.importance.magnitude import score_l1, score_l2
+from prunekit.importance.magnitude import (
+    per_slice,
+    score_geometric_median,
+    score_l1,
+    score_l2,
+    score_lamp,
+    score_linf,
+)
+from prunekit.importance.view import GroupView
+from prunekit.types import Granularity, Group, Slice
 
 WEIGHT = np.random.default_rng(0).normal(size=(7, 11))
 GRADIENT = np.random.default_rng(1).normal(size=(7, 11))
@@ -55,3 +64,49 @@ def test_first_order_change_of_a_linear_loss_is_exact():
 def test_first_order_change_refuses_unequal_shapes():
     with pytest.raises(ShapeError, match=r"\(7, 11\), its gradient \(7, 1\)"):
         first_order_change(torch.zeros(7, 11), torch.zeros(7, 1))
+
+
+def test_linf_is_the_largest_magnitude():
+    expected = [max(abs(value) for value in row) for row in WEIGHT]
+    np.testing.assert_array_equal(score_linf(torch.from_numpy(WEIGHT)), expected)
+
+
+def test_geometric_median_is_the_sum_of_distances():
+    expected = [sum(np.linalg.norm(row - other) for other in WEIGHT) for row in WEIGHT]
+    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(WEIGHT)), expected, rtol=1e-7)
+
+
+def test_geometric_median_is_the_same_in_pieces():
+    """Oracle: all distances at once, in NumPy; more units than are taken at once."""
+    weight = np.random.default_rng(2).normal(size=(600, 3))
+    expected = np.sqrt(((weight[:, None] - weight[None]) ** 2).sum(axis=2)).sum(axis=1)
+    np.testing.assert_allclose(score_geometric_median(torch.from_numpy(weight)), expected, rtol=1e-7)
+
+
+def lamp(sizes):
+    """Oracle: the paper's sum over all units at least as large, by a loop."""
+    return [size / sum(other for other in sizes if other >= size) for size in sizes]
+
+
+def test_lamp_is_the_share_of_what_is_left():
+    sizes = (WEIGHT**2).sum(axis=1)
+    found = score_lamp(torch.from_numpy(WEIGHT))
+    np.testing.assert_allclose(found, lamp(sizes.tolist()), rtol=1e-12)
+    assert found.max() == 1  # the largest unit is all that is left
+    assert np.argsort(found.numpy()).tolist() == np.argsort(sizes).tolist()
+
+
+def test_lamp_gives_equal_units_equal_scores_and_zeros_zero():
+    weight = torch.tensor([[2.0], [0.0], [1.0], [-2.0], [1.0]], dtype=torch.float64)
+    np.testing.assert_allclose(score_lamp(weight), [0.5, 0, 0.1, 0.5, 0.1])
+    assert score_lamp(torch.zeros(3, 2, dtype=torch.float64)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("formula", [score_geometric_median, score_lamp])
+def test_units_without_part_in_a_slice_are_not_compared_with(formula):
+    """Unit 3 has no row in the tensor: the others score as if it did not exist, and it scores nothing."""
+    model = nn.ParameterDict({"w": torch.from_numpy(WEIGHT[:3].copy())})
+    group = Group("w:0", Granularity.NEURON, 4, 1, (Slice("w", 0, np.arange(3), "producer"),))
+    (row,) = per_slice(formula)(GroupView(group, model, ("producer",), None, 0))
+    np.testing.assert_allclose(row[:3], formula(torch.from_numpy(WEIGHT[:3])), rtol=1e-7)
+    assert np.isnan(row[3])

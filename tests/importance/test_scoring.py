@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
-from prunekit.importance import CRITERIA, Statistics, collect, score
+from prunekit.importance import CRITERIA, NORMALIZATIONS, Statistics, check_fit, collect, score
 from prunekit.types import Granularity, Group, Slice
 
 
@@ -27,14 +27,15 @@ def rows_by_hand(model):
 
 @pytest.mark.parametrize(("criterion", "order"), [("l1", 1), ("l2", 2)])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
-@pytest.mark.parametrize("normalization", ["mean", "max", "none"])
+@pytest.mark.parametrize("normalization", ["mean", "max", "l2", "none"])
 def test_magnitude_of_all_parameter_slices_and_no_buffer(
     model, group, criterion, order, reduction, normalization
 ):
     """Oracle: NumPy norms of the rows written down by hand; running_mean and running_var have no part."""
     norms = np.stack([np.linalg.norm(rows, ord=order, axis=1) for rows in rows_by_hand(model)])
     expected = getattr(norms, reduction)(axis=0)
-    expected = expected / {"mean": expected.mean(), "max": expected.max(), "none": 1.0}[normalization]
+    divisors = {"mean": expected.mean(), "max": expected.max(), "l2": np.linalg.norm(expected), "none": 1.0}
+    expected = expected / divisors[normalization]
     found = score(model, [group], criterion, reduction=reduction, normalization=normalization)
     assert found["conv.weight:0"].dtype == np.float32
     np.testing.assert_allclose(found["conv.weight:0"], expected, rtol=1e-6)
@@ -86,7 +87,7 @@ def test_low_precision_weights_are_summed_in_float64(dtype):
 def test_a_group_of_zeros_stays_zero():
     model = nn.ParameterDict({"w": torch.zeros(3, 2)})
     group = Group("w:0", Granularity.NEURON, 3, 1, (Slice("w", 0, np.arange(3), "producer"),))
-    for normalization in ("mean", "max", "none"):
+    for normalization in NORMALIZATIONS:
         assert score(model, [group], "l2", normalization=normalization)["w:0"].tolist() == [0, 0, 0]
 
 
@@ -154,3 +155,58 @@ def test_groups_of_another_model_are_refused(model, group):
     other.conv = nn.Conv2d(2, 5, 3)
     with pytest.raises(ShapeError, match=r"conv\.weight: The tensor has the shape \(5, 2, 3, 3\)"):
         score(other, [group], "l2")
+
+
+def test_gaussian_ranks_by_standard_deviations_from_the_mean():
+    """Oracle: the standardised scores of two groups, ranked together in NumPy."""
+    draw = np.random.default_rng(0)
+    values = {"a": draw.gamma(2, size=20), "b": 100 + 30 * draw.random(12)}
+    model = nn.ParameterDict({name: torch.from_numpy(v[:, None].copy()) for name, v in values.items()})
+    groups = [
+        Group(f"{n}:0", Granularity.NEURON, len(v), 1, (Slice(n, 0, np.arange(len(v)), "producer"),))
+        for n, v in values.items()
+    ]
+    found = score(model, groups, "l1", normalization="gaussian")
+    standardised = np.concatenate([(v - v.mean()) / v.std() for v in values.values()])
+    together = np.concatenate([found["a:0"], found["b:0"]])
+    assert np.argsort(together).tolist() == np.argsort(standardised).tolist()
+    np.testing.assert_allclose(together, np.log(1 + np.exp(standardised)), rtol=1e-6)
+
+
+def test_bn_scale_is_the_magnitude_of_the_norms_scale(model, group):
+    with torch.no_grad():
+        model.bn.weight[1] *= -1
+    found = score(model, [group], "bn_scale", normalization="none")[group.name]
+    np.testing.assert_allclose(found, np.abs(model.bn.weight.detach().numpy()), rtol=1e-6)
+    roles = score(model, [group], "bn_scale", normalization="none", roles=["producer"])[group.name]
+    assert (roles == found).all()
+
+
+def test_groups_that_a_criterion_says_nothing_about_are_named_or_fall_back(model, group):
+    bare = dataclasses.replace(group, name="bare", slices=group.slices[:2])
+    for refuse in (check_fit, score):
+        with pytest.raises(
+            SelectionError, match=r"'bn_scale' says nothing about the groups 'bare': no batch norm"
+        ):
+            refuse(model, [group, bare], "bn_scale")
+        with pytest.raises(SelectionError, match="fallback='l2'"):
+            refuse(model, [bare], "bn_scale", fallback="bn_scale")
+        with pytest.raises(SelectionError, match="There is no criterion 'l3'"):
+            refuse(model, [group], "bn_scale", fallback="l3")
+    found = score(model, [group, bare], "bn_scale", fallback="l1")
+    assert (found["bare"] == score(model, [bare], "l1")["bare"]).all()
+    assert (found[group.name] == score(model, [group], "bn_scale")[group.name]).all()
+
+
+@pytest.mark.parametrize("criterion", ["fpgm", "lamp", "movement", "bn_scale"])
+@pytest.mark.parametrize("granularity", [Granularity.LAYER, Granularity.BRANCH])
+def test_what_compares_units_inside_a_tensor_says_nothing_about_layers(model, group, criterion, granularity):
+    layers = dataclasses.replace(group, granularity=granularity)
+    with pytest.raises(SelectionError, match="no two of which share a tensor"):
+        score(model, [layers], criterion)
+
+
+def test_an_error_names_some_of_many_groups(model, group):
+    many = [dataclasses.replace(group, name=f"g{n}", slices=group.slices[:1]) for n in range(9)]
+    with pytest.raises(SelectionError, match="'g4' and 4 more"):
+        score(model, many, "reap")

@@ -94,7 +94,6 @@ def test_a_plan_survives_every_way_of_copying_it(way):
     ("keep", "sizes"),
     [
         ({"a": (0, 1)}, {}),
-        ({"a": ()}, {"a": 3}),
         ({"a": (0, 1, 2)}, {"a": 3}),
         ({"a": (1, 0)}, {"a": 3}),
         ({"a": (0, 0)}, {"a": 3}),

@@ -79,6 +79,16 @@ class TestArguments:
             result = pk.prune(model, torch.randn(2, 4), criterion=criterion)
             assert list(result.plan.keep.values()) == [(2, 4, 5)]
 
+    def test_a_fallback_scores_what_the_criterion_says_nothing_about(self):
+        with pytest.raises(SelectionError, match="'bn_scale' says nothing about the groups"):
+            pruned("perceptron", criterion="bn_scale")
+        found = pruned("perceptron", criterion="bn_scale", fallback="l2")
+        expected = pruned("perceptron", criterion="l2")
+        kept, wanted = found.plan.keep_mask(), expected.plan.keep_mask()
+        assert {name: mask.tolist() for name, mask in kept.items()} == {
+            name: mask.tolist() for name, mask in wanted.items()
+        }
+
     def test_taylor_keeps_the_units_that_the_loss_depends_on(self):
         model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
         with torch.no_grad():

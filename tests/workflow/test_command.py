@@ -143,6 +143,14 @@ frozen fc.weight:0, 3 indices: the model's outputs keep their shape [output]
   {project.path / "workload.py"}:24: return self.fc(self.dropout(self.head(x).mean(dim=(2, 3))))
   fc.weight dim 0
   fc.bias dim 0
+
+frozen body:branch, 1 indices: granularity branch was not asked for [selection]
+  body.0.weight dim 0
+  body.0.bias dim 0
+  body.1.weight dim 0
+  body.1.bias dim 0
+  body.1.running_mean dim 0
+  body.1.running_var dim 0
 """
     )
 

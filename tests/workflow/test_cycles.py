@@ -11,7 +11,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.plan import Goal, allocate
 from prunekit.recover import shares
 from prunekit.surgery import remove
-from prunekit.types import Cost
+from prunekit.types import WIDTHS, Cost
 from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 
 from .tiny_workload import Net
@@ -26,10 +26,15 @@ def model():
     return Net().eval()
 
 
+def widths_in(model):
+    """Layers go in one cycle."""
+    return find_groups(trace(model, IMAGES)).select(granularity=WIDTHS)
+
+
 def cycle_through(model, goal, cycles, *, scope, seed=0, **limits):
     """Plan over some cycles as the workflow does, with scores drawn anew in every cycle."""
     rng = np.random.default_rng(seed)
-    groups = find_groups(trace(model, IMAGES))
+    groups = widths_in(model)
     plans, smaller = [], [groups]
     for share in shares("cubic", cycles):
         before = plans[-1] if plans else None
@@ -38,7 +43,7 @@ def cycle_through(model, goal, cycles, *, scope, seed=0, **limits):
         whole = continued_scores(groups, scores, before)
         asked = goal_of_cycle(goal, share, groups.cost())
         plans.append(joined(allocate(continued, whole, asked, scope=scope, **limits), continued))
-        smaller.append(find_groups(trace(remove(model, plans[-1], groups).model, IMAGES)))
+        smaller.append(widths_in(remove(model, plans[-1], groups).model))
     return groups, plans, smaller
 
 

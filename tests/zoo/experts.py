@@ -27,6 +27,25 @@ class Mixture(nn.Module):
         return self.head(x + self.choose(self, self.router(x), given))
 
 
+class Looped(nn.Module):
+    """Three experts as modules of their own, one router column each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 8)) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.embed(x)
+        weight = self.router(x).softmax(-1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            out = out + weight[:, number : number + 1] * expert(x)
+        return self.head(x + out)
+
+
 def gathered(model: Mixture, logits, given):
     """The best two, by their numbers."""
     weight, chosen = logits.softmax(-1).topk(2, -1)
@@ -79,5 +98,23 @@ CASES = (
         rows(6),
         (STREAM, INNER, group("neuron", 5, at("up"), at("down"), mask_equivalent=False)),
         {**ENDS, "aten.add.Tensor": at("router.weight")},
+    ),
+    Case(
+        "experts in a loop",
+        Looped,
+        rows(6),
+        (
+            group(
+                "hidden",
+                8,
+                out("embed", *(f"experts.{number}.2" for number in range(3))),
+                into("router", "head", *(f"experts.{number}.0" for number in range(3))),
+            ),
+            *(
+                group("neuron", 7, out(f"experts.{number}.0"), into(f"experts.{number}.2"))
+                for number in range(3)
+            ),
+        ),
+        {**ENDS, "aten.slice.Tensor": out("router")},
     ),
 )

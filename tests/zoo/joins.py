@@ -146,6 +146,23 @@ class Shuffle(nn.Module):
         return self.head(torch.relu(self.second(x)))
 
 
+class ShuffledUnits(nn.Module):
+    """ShuffleNet V2: half of the channels pass, half go through a branch, then both are interleaved."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)
+        self.units = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(count))
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for unit in self.units:
+            passing, given = x.chunk(2, 1)
+            x = torch.cat([passing, torch.relu(unit(given))], 1)
+            x = x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.head(x)
+
+
 STEM = {"input": into("stem"), "output": out("head")}
 GATED = {"input": into("widen"), "output": out("narrow")}
 GATED_GROUPS = (group("neuron", 8, out("widen"), into("narrow")),)
@@ -245,6 +262,42 @@ CASES = (
             group("channel", 4, out("first"), into("second"), blocks=2),
             group("channel", 8, out("second"), into("head"), blocks=2),
             group("channel_group", 2, out("first", "second"), into("head")),
+        ),
+        STEM,
+    ),
+    Case(
+        "shuffled unit",
+        lambda: ShuffledUnits(1),
+        image(),
+        (
+            group("channel", 8, out("stem"), into("units.0")),
+            # Those that pass and those of the branch are chosen separately, equally many of each.
+            group("channel", 16, out("stem", "units.0"), into("head"), blocks=2),
+        ),
+        {**STEM, "reshape": out("stem", "units.0") | into("head")},
+    ),
+    # From the second unit on, a channel stands with the one it is interleaved with: the next unit cuts where
+    # their pairs lie. One that passes n units stands with 1 + 1 + 2 + ... + 2 ** (n - 1) others.
+    Case(
+        "two shuffled units",
+        lambda: ShuffledUnits(2),
+        image(),
+        (
+            group("channel", 8, out("stem"), into("units.0")),
+            group("channel", 4, out("stem", "units.0"), into("units.1")),
+            group("channel", 4, out("stem", "units.0", "units.1"), into("head")),
+        ),
+        STEM,
+    ),
+    Case(
+        "three shuffled units",
+        lambda: ShuffledUnits(3),
+        image(),
+        (
+            group("channel", 8, out("stem"), into("units.0")),
+            group("channel", 4, out("stem", "units.0"), into("units.1")),
+            group("channel", 2, out("stem", "units.0", "units.1"), into("units.2")),
+            group("channel", 2, out("stem", "units.0", "units.1", "units.2"), into("head")),
         ),
         STEM,
     ),

@@ -85,6 +85,17 @@ def cut_out(groups: Groups, keep: KeepMask, name: str, tensor: Tensor) -> Tensor
         others = tuple(other for other in range(tensor.ndim) if other != axis)
         alive = torch.from_numpy(np.flatnonzero(~lost.all(axis=others)))
         tensor = tensor.index_select(axis, alive)
+    return recounted(groups, keep, name, tensor)
+
+
+def recounted(groups: Groups, keep: KeepMask, name: str, tensor: Tensor) -> Tensor:
+    """Positions that are looked up: each that is left names what it named, where that is now."""
+    for lookup in groups.lookups:
+        if lookup.tensor == name:
+            alive = np.flatnonzero(groups.kept(lookup.into, groups.tied(keep)))
+            named = [place % len(lookup.into) for place in tensor.tolist()]
+            left = [alive.tolist().index(place) for place in named if place in alive]
+            return torch.tensor(left, dtype=tensor.dtype)
     return tensor
 
 

@@ -12,6 +12,19 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 10), nn.Tanh(), nn.Linear(10, 4))
 
 
+class Turned(nn.Module):
+    """Multiplies its neurons, taken as complex numbers, by complex parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.turn = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last((torch.complex(torch.relu(x), torch.tanh(x)) * self.turn).real)
+
+
 class Tied(nn.Module):
     """A language model in small: the embedding is the output layer's weight."""
 
@@ -144,6 +157,13 @@ PERCEPTRON_ENDS = {"input": into("0"), "output": out("4")}
 DROPOUT_GROUPS = (group("channel", 8, out("0"), norm("1"), into("4")),)
 
 CASES = (
+    Case(
+        "complex parameters",
+        Turned,
+        rows(6),
+        (group("neuron", 8, out("first"), at("turn"), into("last")),),
+        {"input": into("first"), "output": out("last")},
+    ),
     Case("perceptron", perceptron, rows(6), PERCEPTRON_GROUPS, PERCEPTRON_ENDS),
     Case("batch of one", perceptron, rows(6, batch=1), PERCEPTRON_GROUPS, PERCEPTRON_ENDS),
     Case("frozen parameters", with_frozen_parameters, rows(6), PERCEPTRON_GROUPS, PERCEPTRON_ENDS),

@@ -116,8 +116,6 @@ CASES = (
         },
     ),
     between("top values", lambda x: x.topk(8, -1).values, "aten.topk.default"),
-    picking("select one", lambda x: x[:, 3, None], "aten.select.int"),
-    picking("select some", lambda x: x[:, [0, 2, 5]].sum(-1, keepdim=True), "aten.index.Tensor"),
     Case(
         "scaled by the first one",
         lambda: Between(lambda x: x * x[:, :1].cos()),

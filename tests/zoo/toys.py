@@ -6,9 +6,11 @@ from functools import cache
 
 from tests.zoo import (
     attention,
+    constants,
     convolutional,
     experts,
     heads,
+    inplace,
     interfaces,
     joins,
     lookups,
@@ -37,8 +39,10 @@ CASES: tuple[Case, ...] = (
     *rearranged.CASES,
     *recurrent.CASES,
     *lookups.CASES,
+    *constants.CASES,
     *experts.CASES,
     *wrapped.CASES,
+    *inplace.CASES,
     *interfaces.CASES,
     *refused.CASES,
 )

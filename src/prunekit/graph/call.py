@@ -26,6 +26,8 @@ class Call:
     def __init__(self, node: Node, labels: Labels, static: set[Node]) -> None:
         self.node = node
         self.atoms = labels.atoms
+        self.constants = labels.constants
+        self.lookups = labels.lookups
         self.operator = operator_name(node)
         self.overload = str(node.target)
         self.refusal = "its labels cannot be followed"

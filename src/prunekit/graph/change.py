@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from prunekit.graph.atoms import Dim, Dims, Fixed
+from prunekit.graph.constants import Lookup
 from prunekit.graph.nodes import bind
 from prunekit.types import BoolArray, IntArray, KeepMask
 
@@ -35,6 +37,11 @@ class Change:
 class Labelled(Protocol):
     """A traced model whose dimensions carry labels, and what a choice of units leaves of them."""
 
+    @property
+    def lookups(self) -> Sequence[Lookup]:
+        """The operators that look up indices of a labelled dimension at constant positions."""
+        ...
+
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""
         ...
@@ -56,6 +63,7 @@ class Rewriting:
         node: its node in the pruned graph.
         arguments: those of ``source`` by schema name, defaults included.
         changes: made so far.
+        held: new constants by name.
     """
 
     def __init__(self, model: Labelled, keep: KeepMask, source: Node, node: Node) -> None:
@@ -63,6 +71,7 @@ class Rewriting:
         self.node = node
         self.arguments = bind(source)
         self.changes: list[Change] = []
+        self.held: dict[str, Tensor] = {}
         self._model = model
         self._keep = keep
 
@@ -77,6 +86,17 @@ class Rewriting:
     def outs(self) -> list[Dims]:
         """The labels of every output."""
         return self._model.labels_of(self.source)
+
+    def lookup(self) -> Lookup | None:
+        """What the operator looks up at constant positions, if it does."""
+        return next((found for found in self._model.lookups if found.node is self.source), None)
+
+    def hold(self, value: Tensor) -> Node:
+        """A node of the new graph that gives ``value``, which its module will hold."""
+        name = f"{self.source.name}_positions"
+        self.held[name] = value
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.create_node("get_attr", name)
 
     def count(self, dim: Dim) -> int:
         """How many indices are left."""

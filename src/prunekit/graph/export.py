@@ -44,17 +44,20 @@ def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
         TraceError: torch.export cannot follow the model; says where in the user's code.
     """
     wide = _batch_of_two(inputs)
-    attempts = [(wide, True), (wide, False), (inputs, False)]
+    attempts = [(wide, True, True), (wide, False, True), (inputs, False, True)]
     failure: Exception | None = None
     with _spelt_out(model), overheard():  # It logs, and prints the graph of a model it cannot trace.
         while attempts:
-            (args, kwargs), is_open = attempts[0]
+            given, is_open, has_gradients = attempts[0]
+            args, kwargs = given
             try:
-                program = _export(model, args, kwargs, is_open=is_open)
+                program = _export(model, args, kwargs, is_open=is_open, has_gradients=has_gradients)
             except Exception as error:  # torch.export raises whatever the user's code raises
                 if not ("pytree" in str(error) and _learn_types(model, inputs)):
                     failure = failure or error
                     attempts.pop(0)
+                    if has_gradients and "requires grad" in str(error):
+                        attempts.insert(0, (given, is_open, False))
                 continue
             _dissolve(program.graph_module)
             return program, (args, kwargs)
@@ -62,12 +65,16 @@ def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
     raise _explain(model, inputs, failure)
 
 
-def _export(model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool) -> ExportedProgram:
+def _export(
+    model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool, has_gradients: bool
+) -> ExportedProgram:
+    """Regions of the model without gradients are only told from others where gradients are on."""
+
     def spec(value: Any) -> Any:
         return {0: ExportDim.AUTO} if isinstance(value, Tensor) and value.ndim > 0 else None
 
     shapes = (pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)) if is_open else None
-    with torch.no_grad():
+    with torch.set_grad_enabled(has_gradients):
         if shapes is None:
             return torch_export(model, args, kwargs, strict=False)
         named = _by_parameter_name(model, shapes[0], shapes[1])
@@ -195,7 +202,8 @@ def _dissolve(module: GraphModule) -> None:
     """Put the operators inside wrappers in the wrappers' place.
 
     Gradients, checkpoints and a disabled autocast change no value in evaluation; an enabled autocast does, so
-    it stays, and freezes what it touches. Checks go as well.
+    it stays, and freezes what it touches. What ran without gradients reads its inputs detached, for the sake
+    of training. Checks go as well.
     """
     pending = True
     while pending:
@@ -207,7 +215,8 @@ def _dissolve(module: GraphModule) -> None:
             if place is None or (place == 4 and node.args[2]):
                 continue
             inner = getattr(module, node.args[place].target)
-            _inline(module, node, inner, node.args[place + 1 :])
+            is_without = place == 1 and node.args[0] is False
+            _inline(module, node, inner, node.args[place + 1 :], detaches=is_without)
             pending = True
     for node in list(module.graph.nodes):
         if getattr(node.target, "__name__", "") in _CHECKS:
@@ -218,17 +227,20 @@ def _dissolve(module: GraphModule) -> None:
     module.recompile()
 
 
-def _inline(module: GraphModule, call: Node, inner: GraphModule, inputs: tuple[Any, ...]) -> None:
+def _inline(
+    module: GraphModule, call: Node, inner: GraphModule, inputs: tuple[Any, ...], *, detaches: bool
+) -> None:
     mapped: dict[Node, Any] = {}
-    arguments = iter(inputs)
+    given: dict[Node, Any] = {}
     outputs: Any = None
     with module.graph.inserting_before(call):
+        for node, value in zip(inner.graph.find_nodes(op="placeholder"), inputs, strict=False):
+            given[node] = value
+            mapped[node] = _detached(module, value) if detaches else value
         for node in inner.graph.nodes:
-            if node.op == "placeholder":
-                mapped[node] = next(arguments)
-            elif node.op == "output":
-                outputs = map_arg(node.args[0], lambda item: mapped[item])
-            else:
+            if node.op == "output":
+                outputs = map_arg(node.args[0], lambda item: given.get(_written_to(item), mapped[item]))
+            elif node.op != "placeholder":
                 copy = module.graph.node_copy(node, lambda item: mapped[item])
                 if node.op == "get_attr":
                     copy.target = f"{call.name}_{node.target}".replace(".", "_")
@@ -241,6 +253,26 @@ def _inline(module: GraphModule, call: Node, inner: GraphModule, inputs: tuple[A
     if call.users:
         call.replace_all_uses_with(outputs)
     module.graph.erase_node(call)
+
+
+def _detached(module: GraphModule, value: Any) -> Any:
+    """A node that gives the same numbers without their history, where numbers can have one."""
+    tensor = value.meta.get("val") if isinstance(value, Node) else None
+    if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+        return value
+    node = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta.update(value.meta)
+    return node
+
+
+def _written_to(node: Node) -> Node:
+    """The tensor that a chain of operators in place gives back."""
+    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        first = node.target._schema.arguments[0].alias_info
+        if first is None or not first.is_write or not isinstance(node.args[0], Node):
+            break
+        node = node.args[0]
+    return node
 
 
 # --- What went wrong --------------------------------------------------------------------------------------

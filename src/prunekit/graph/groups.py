@@ -17,10 +17,12 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
+from prunekit.graph.constants import Lookup
 from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
+from prunekit.graph.places import units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
@@ -323,9 +325,25 @@ class Groups:
             ]
         return found
 
+    def units_at(self, name: str, dims: Sequence[Dim]) -> IntArray | None:
+        """``[*sizes]`` the unit of a group at each index of some dimensions of one tensor, -1 = none.
+
+        None where the group does not occur in them, as layers and branches never do, or where its blocks lie
+        along a dimension that is not among them.
+        """
+        for number, known in self._name_of_axis.items():
+            if known == name:
+                return units_at(self._structure, number, dims)
+        return None
+
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""
         return outputs_of(self._labels, node)
+
+    @property
+    def lookups(self) -> Sequence[Lookup]:
+        """The operators that look up indices of a labelled dimension at constant positions."""
+        return self._labels.lookups
 
     def tensor_labels(self, name: str) -> Dims:
         """The labels of a parameter, buffer or constant."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from prunekit.graph.atoms import Atoms, Dim, Dims
+from prunekit.graph.constants import Constants, Lookup
 
 
 @dataclass
@@ -23,14 +24,18 @@ class Labels:
         pointers: per node (and output, where there are several), the dimension that its values point into:
             which experts a router chose.
         tallies: nodes that count how often each index of their one dimension was pointed to.
+        constants: what follows from integers that the model holds.
+        lookups: operators that look up indices at constant positions.
     """
 
     atoms: Atoms
+    constants: Constants
     dims: dict[Node, Any] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
     origins: dict[Node, frozenset[Node]] = field(default_factory=dict)
     pointers: dict[Node | tuple[Node, int], Dim] = field(default_factory=dict)
     tallies: set[Node] = field(default_factory=set)
+    lookups: list[Lookup] = field(default_factory=list)
 
 
 def outputs_of(labels: Labels, node: Node) -> list[Dims]:

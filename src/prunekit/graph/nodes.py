@@ -81,3 +81,24 @@ def source_line(node: Node) -> str:
             text = lines[position + 1].strip() if position + 1 < len(lines) else ""
             best = f"{parts[1]}:{number}: {text}"
     return best
+
+
+def is_written_to(node: Node) -> bool:
+    """Some operator writes into the node's tensor, or into a view of it."""
+    pending, seen = [node], set()
+    while pending:
+        at = pending.pop()
+        for user in at.users:
+            if user in seen or not isinstance(user.target, torch._ops.OpOverload):
+                continue
+            seen.add(user)
+            given = bind(user)
+            aliased = [
+                argument.alias_info
+                for argument in user.target._schema.arguments
+                if argument.alias_info is not None and given.get(argument.name) is at
+            ]
+            if any(alias.is_write for alias in aliased):
+                return True
+            pending.extend([user] if aliased else [])
+    return False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekit.graph.change import Change, Rewriting
 from prunekit.graph.groups import Groups
-from prunekit.graph.nodes import operator_name, sizes
+from prunekit.graph.nodes import is_written_to, operator_name, sizes
 from prunekit.graph.pruned_graph import PrunedGraph, as_module, attribute, copied
 from prunekit.graph.rules import OPERATORS
 from prunekit.types import KeepMask
@@ -37,6 +37,7 @@ def rewrite(
     source_by_name = {node.name: node for node in groups.graph.nodes if node.op == "call_function"}
     graph = copied(template.graph)
     changes: list[Change] = []
+    tensors = dict(tensors)
     for node in list(graph.nodes):
         operator = OPERATORS.get(operator_name(node)) if node.op == "call_function" else None
         if operator is None or operator.rewrite is None or node.name not in source_by_name:
@@ -44,6 +45,7 @@ def rewrite(
         rewriting = Rewriting(groups, keep, source_by_name[node.name], node)
         operator.rewrite(rewriting)
         changes.extend(rewriting.changes)
+        tensors |= rewriting.held
     _leave_out(graph, groups, keep)
     signature = groups.graph.program.graph_signature
     module = as_module(
@@ -67,6 +69,9 @@ def _leave_out(graph: torch.fx.Graph, groups: Groups, keep: KeepMask) -> None:
         replacement = instead[place]
         while replacement in instead:
             replacement = instead[replacement]
+        if is_written_to(place):  # What the layer was given is still what others were given.
+            with graph.inserting_after(place):
+                replacement = graph.call_function(torch.ops.aten.clone.default, (replacement,))
         place.replace_all_uses_with(replacement)
     output = next(iter(reversed(graph.nodes)))
     for node in [node for node in output.all_input_nodes if node.name in gone]:

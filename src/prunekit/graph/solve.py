@@ -8,14 +8,15 @@ prunes less:
 2. Two indices of a factor that are the same atom: the merged entries they select stand together.
 3. A factor that cannot lose an index says nothing: with one other left, the merged array is that one.
 4. Two products over shared merged entries: where coordinates correspond, the factors stand together; where
-   they only nest (12 = 3 x 4 = 6 x 2), both are refined (3 x 2 x 2); else everything in both is frozen.
+   they only nest (12 = 3 x 4 = 6 x 2, or one is a transposition of parts of the other), both are refined
+   (3 x 2 x 2) by what each two coordinates share; else the smallest factor of each is frozen, so that what it
+   repeats stands together (channels that a shuffle puts side by side before half of them are taken).
 5. Two products with the same factors: their merged arrays stand together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -257,23 +258,38 @@ def _reconcile(products: list[Product], found: _Found) -> list[Product]:
 def _reconcile_pair(kept: list[Product], number: int, product: Product, found: _Found) -> bool:
     """Make ``product`` agree with ``kept[number]``; True where it then says nothing of its own."""
     other = kept[number]
-    same_entries = np.array_equal(other.merged.ravel(), product.merged.ravel())
-    if same_entries and other.merged.shape != product.merged.shape:
-        shape = _common_refinement(other.merged.shape, product.merged.shape)
-        if shape is not None:
-            refined = Product(product.merged.reshape(shape), tuple(found.fresh(size) for size in shape))
-            kept[number] = refined
-            kept.extend(_refine(other, refined, found))
-            kept.extend(_refine(product, refined, found))
+    _, here, there = np.intersect1d(other.merged.ravel(), product.merged.ravel(), return_indices=True)
+    left = np.unravel_index(here, other.merged.shape)
+    right = np.unravel_index(there, product.merged.shape)
+    same_entries = len(here) == other.merged.size == product.merged.size
+    if len(left) == len(right) and all(
+        _is_function(a, b) and _is_function(b, a) for a, b in zip(left, right, strict=True)
+    ):
+        for axis, (a, b) in enumerate(zip(left, right, strict=True)):
+            found.same(other.factors[axis][a], product.factors[axis][b])
+        return same_entries
+    if same_entries:
+        shares = [[_share(a, b) for b in right] for a in left]
+        if all(_is_factored(row, a) for row, a in zip(shares, left, strict=True)) and all(
+            _is_factored(list(column), b) for column, b in zip(zip(*shares, strict=True), right, strict=True)
+        ):
+            kept[number] = _refine(other, product, (left, right), shares, kept, found)
             return True
-    if len(other.factors) == len(product.factors):
-        _, here, there = np.intersect1d(other.merged.ravel(), product.merged.ravel(), return_indices=True)
-        left = np.unravel_index(here, other.merged.shape)
-        right = np.unravel_index(there, product.merged.shape)
-        if all(_is_function(a, b) and _is_function(b, a) for a, b in zip(left, right, strict=True)):
-            for axis, (a, b) in enumerate(zip(left, right, strict=True)):
-                found.same(other.factors[axis][a], product.factors[axis][b])
-            return same_entries
+    return _give_up(other, product, (left, right), found)
+
+
+def _give_up(
+    other: Product, product: Product, shared: tuple[tuple[IntArray, ...], ...], found: _Found
+) -> bool:
+    """Freeze the smallest factor of each, so that the others still say something; all, if they would not."""
+    rests = []
+    for each, coordinates in zip((other, product), shared, strict=True):
+        smallest = int(np.argmin(each.merged.shape))
+        rests.append(_joint([place for axis, place in enumerate(coordinates) if axis != smallest]))
+    if len(np.unique(_share(*rests))) > 1:
+        for each in (other, product):
+            found.freeze(min(each.factors, key=len), INCOMPATIBLE)
+        return False
     for dim in (other.merged, product.merged, *other.factors, *product.factors):
         found.freeze(dim, INCOMPATIBLE)
     return True
@@ -284,34 +300,66 @@ def _is_function(source: IntArray, target: IntArray) -> bool:
     return len(np.unique(pairs[0])) == pairs.shape[1]
 
 
-def _common_refinement(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The coarsest mixed radix in which both are mergers of neighbours; None where the cuts do not nest."""
-    total = int(np.prod(left))
-    cuts = sorted({*_strides(left), *_strides(right), 1, total})
-    if any(larger % smaller for smaller, larger in pairwise(cuts)):
-        return None
-    return tuple(larger // smaller for smaller, larger in pairwise(cuts))[::-1]
+def _share(left: IntArray, right: IntArray) -> IntArray:
+    """``[entries]``: what coordinates of two products both determine, counted from 0 on."""
+    size = int(left.max()) + 1
+    count = size + int(right.max()) + 1
+    graph = coo_array((np.ones(len(left)), (left, right + size)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)[left]
 
 
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+def _is_factored(shares: list[IntArray], coordinate: IntArray) -> bool:
+    """Shares take every combination of values, each in one index of the coordinate."""
+    count = int(np.prod([int(share.max()) + 1 for share in shares]))
+    return count == int(coordinate.max()) + 1 and _is_function(_joint(shares), coordinate)
 
 
-def _refine(coarse: Product, fine: Product, found: _Found) -> list[Product]:
-    """Each factor of ``coarse`` as a product of the factors of ``fine`` that it spans."""
-    products, position = [], 0
-    for factor in coarse.factors:
-        size, spanned = 1, []
-        while size < len(factor):
-            spanned.append(fine.factors[position])
-            size *= len(fine.factors[position])
-            position += 1
-        if len(spanned) == 1:
-            found.same(factor, spanned[0])
-        else:
-            shape = tuple(len(part) for part in spanned)
-            products.append(Product(factor.reshape(shape), tuple(spanned)))
-    return products
+def _joint(shares: list[IntArray]) -> IntArray:
+    return np.ravel_multi_index(shares, [int(share.max()) + 1 for share in shares])
+
+
+def _refine(
+    other: Product,
+    product: Product,
+    coordinates: tuple[tuple[IntArray, ...], tuple[IntArray, ...]],
+    shares: list[list[IntArray]],
+    kept: list[Product],
+    found: _Found,
+) -> Product:
+    """One product over what the factors of two share; each factor of theirs is a product of its shares."""
+    fresh = [[found.fresh(int(share.max()) + 1) for share in row] for row in shares]
+    for axis, factor in enumerate(other.factors):
+        _as_product(factor, coordinates[0][axis], shares[axis], fresh[axis], kept, found)
+    for axis, factor in enumerate(product.factors):
+        ours, atoms = [row[axis] for row in shares], [row[axis] for row in fresh]
+        _as_product(factor, coordinates[1][axis], ours, atoms, kept, found)
+    flat = [share for row in shares for share in row]
+    factors = [atoms for row in fresh for atoms in row]
+    here = np.ravel_multi_index(coordinates[0], other.merged.shape)
+    return _over(other.merged.ravel()[here], flat, factors)
+
+
+def _over(entries: IntArray, shares: list[IntArray], factors: list[IntArray]) -> Product:
+    """``entries`` as a product of the factors of more than one index, each in its place."""
+    wide = [axis for axis, factor in enumerate(factors) if len(factor) > 1]
+    merged = np.empty([len(factors[axis]) for axis in wide], dtype=np.int64)
+    merged[tuple(shares[axis] for axis in wide)] = entries
+    return Product(merged, tuple(factors[axis] for axis in wide))
+
+
+def _as_product(
+    factor: IntArray,
+    coordinate: IntArray,
+    shares: list[IntArray],
+    fresh: list[IntArray],
+    kept: list[Product],
+    found: _Found,
+) -> None:
+    product = _over(factor[coordinate], shares, fresh)
+    if len(product.factors) == 1:
+        found.same(product.merged, product.factors[0])
+    else:
+        kept.append(product)
 
 
 def _expand(count: int, products: list[Product]) -> IntArray:

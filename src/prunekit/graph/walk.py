@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from prunekit.graph.atoms import SINGLE, Atoms, Fixed, Reason, length
 from prunekit.graph.call import Call, Rule
+from prunekit.graph.constants import Constants
 from prunekit.graph.labels import Labels
 from prunekit.graph.nodes import depends_on_data, operator_name, sizes, source_line, tensors_of
 from prunekit.graph.operator import Operator
@@ -18,7 +19,7 @@ from prunekit.graph.trace import Graph
 
 def label(graph: Graph, operators: Mapping[str, Operator]) -> Labels:
     """Label every tensor of ``graph``; operators that are not in the table freeze what they touch."""
-    labels = Labels(Atoms())
+    labels = Labels(Atoms(), Constants(graph))
     static: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" and not node.users:

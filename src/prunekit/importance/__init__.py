@@ -1,15 +1,20 @@
-"""How much each unit matters: calibration statistics and criteria."""
+"""How much each unit, or single weight, matters: calibration statistics and criteria."""
 
+from prunekit.importance.calibration import CALIBRATED as CALIBRATED
 from prunekit.importance.calibration import NEEDS as NEEDS
 from prunekit.importance.calibration import check_batches as check_batches
 from prunekit.importance.calibration import collect as collect
 from prunekit.importance.criteria import CRITERIA as CRITERIA
 from prunekit.importance.criteria import Criterion as Criterion
 from prunekit.importance.input_norms import input_norms as input_norms
+from prunekit.importance.movement import Movement as Movement
 from prunekit.importance.scoring import NORMALIZATIONS as NORMALIZATIONS
 from prunekit.importance.scoring import REDUCTIONS as REDUCTIONS
+from prunekit.importance.scoring import check_fit as check_fit
+from prunekit.importance.scoring import needs_of as needs_of
 from prunekit.importance.scoring import score as score
 from prunekit.importance.view import ROLES as ROLES
+from prunekit.importance.view import Reading as Reading
 from prunekit.importance.view import Statistics as Statistics
 from prunekit.importance.view import check_seed as check_seed
 from prunekit.importance.weight_criteria import WEIGHT_CRITERIA as WEIGHT_CRITERIA
@@ -26,6 +31,7 @@ from prunekit.importance.weight_tensors import read_weight as read_weight
 from prunekit.importance.weight_tensors import stored_parameter as stored_parameter
 
 __all__ = [
+    "CALIBRATED",
     "CRITERIA",
     "NEEDS",
     "NORMALIZATIONS",
@@ -34,17 +40,21 @@ __all__ = [
     "WEIGHT_CRITERIA",
     "Criterion",
     "Masking",
+    "Movement",
+    "Reading",
     "Statistics",
     "WeightCriterion",
     "WeightScores",
     "WeightTensor",
     "Weights",
     "check_batches",
+    "check_fit",
     "check_seed",
     "collect",
     "find_weights",
     "input_norms",
     "lamp",
+    "needs_of",
     "read_weight",
     "score",
     "score_weights",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,14 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
-from prunekit.importance.gather import gather
-from prunekit.importance.gradient import FIRST_ORDER, first_order_change
+from prunekit.importance.criteria import CRITERIA, Criterion
+from prunekit.importance.derivatives import Derivatives
+from prunekit.importance.experts import EXPERT_OUTPUT
+from prunekit.importance.gradient import OF_THE_LOSS
+from prunekit.importance.layers import BYPASS_LOSS, LAYER_GATE, OF_LAYERS
+from prunekit.importance.movement import MOVEMENT
+from prunekit.importance.observe import Observer, check_traced
+from prunekit.importance.output_variance import OUTPUT_VARIANCE
+from prunekit.importance.replay import Ledger
 from prunekit.importance.untouched import untouched
-from prunekit.importance.view import ROLES, Statistics, check_roles, scored_slices
-from prunekit.types import Group, Slice
+from prunekit.importance.view import READINGS, ROLES, Role, Statistics, check_roles
+from prunekit.types import Group
 
-NEEDS = frozenset({FIRST_ORDER})
+OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
+"""The statistics that need the traced graph."""
+
+NEEDS = frozenset({*OF_THE_LOSS, OUTPUT_VARIANCE, *OF_ACTIVATIONS})
 """Every statistic that :func:`collect` can gather."""
+
+
+CALIBRATED: dict[str, Criterion] = {name: row for name, row in CRITERIA.items() if row.needs <= NEEDS}
+"""The criteria that need no more than calibration, no training."""
 
 
 class ModelInputs(Protocol):
@@ -43,60 +58,148 @@ def collect(
     needs: Collection[str],
     loss: Callable[[Any, Any], Tensor] | None = None,
     roles: Collection[str] = ROLES,
+    memory_bytes: int | None = None,
 ) -> Statistics:
-    """Gather, in one pass of forward and backward, what the criteria need.
+    """Gather, in one pass over the data, what the criteria need: the union of the ``needs`` of all of them.
 
     The model runs in evaluation mode and is left as found: weights, gradients, ``requires_grad``, training
     modes, buffers, hooks and random state. Frozen parameters are differentiated all the same; those the loss
-    does not depend on count as zero. Memory: one float64 per unit beside the gradients. How the data is cut
-    into batches matters where the formula says so (:func:`prunekit.importance.gradient.score_taylor`).
+    does not depend on count as zero. How the data is cut into batches matters where the formula says so
+    (:func:`prunekit.importance.gradient.score_taylor`).
+
+    Activations are observed in the traced graph, run with the model's own weights of now, so that functional
+    code, unwrapped parameters and fused projections are seen like any module. Inputs of another shape than
+    the example's are traced again, once per shape.
+
+    Memory beside the model, the data and the results: with ``memory_bytes`` set, batches are cut into pieces
+    for statistics of activations alone, as large as fit; statistics of gradients need a batch's loss whole,
+    and a batch that passes the limit is refused. Counted are the activations alive between two operators,
+    what autograd saves, the gradients and the sums; not what an operator allocates and frees while it runs.
+    Weights are not streamed: torch.export fixes the device of every constant, so the graph runs where the
+    model is. A checkpoint that is mapped into memory is still paged in by the operating system as it is read.
 
     Args:
         model: the model the groups were found on.
         batches: calibration data, on the model's device; never test data.
-        groups: the groups that will be scored.
-        needs: the ``needs`` of the criteria, a subset of :data:`NEEDS`; empty gathers and runs nothing.
+        groups: the groups that will be scored; for statistics of activations a
+            :class:`prunekit.graph.Groups`, which knows its graph.
+        needs: a subset of :data:`NEEDS`; empty gathers and runs nothing.
         loss: ``loss(outputs, batch)``, the mean loss of a batch as a scalar tensor.
         roles: the roles of the slices that take part; give :func:`score` the same.
+        memory_bytes: the most that calibration may hold, or None.
 
     Raises:
         CalibrationError: no batches, or something else than batches; no loss, or none that is finite, scalar
-            and differentiable; a gradient with NaN or infinity.
-        SelectionError: an unknown need or role.
+            and differentiable; a gradient or an activation with NaN or infinity; what has to be held at
+            once does not fit into ``memory_bytes``.
+        SelectionError: an unknown need or role, groups without their graph, a limit that is none.
         ShapeError: the groups were found on another model.
     """
-    if unknown := set(needs) - NEEDS:
-        raise SelectionError(f"There is no statistic {sorted(unknown)}", expected=f"some of {sorted(NEEDS)}")
-    taking_part = check_roles(roles)
+    taking_part = _checked(needs, roles, memory_bytes)
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
     check_batches(batches)
-    if not callable(loss):
-        given = "none was given" if loss is None else f"a {type(loss).__name__} was given"
-        raise CalibrationError(
-            f"The statistics {sorted(needs)} need a loss and {given}",
-            expected="loss(outputs, batch) that returns the mean loss of the batch",
-            where="loss",
-        )
-    uses, totals = _uses(model, groups, taking_part)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    differentiated = {name: parameters[name] for name in uses}
-    losses: list[float] = []
-    with untouched(model, differentiated.values()):
+    if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
+        _check_loss(loss, needs)
+    with torch.inference_mode(False):  # sums made in that mode could not be added to later
+        return _gather(model, batches, groups, needs, loss, taking_part, memory_bytes)
+
+
+def _gather(
+    model: nn.Module,
+    batches: Iterable[ModelInputs],
+    groups: Iterable[Group],
+    needs: Collection[str],
+    loss: Callable[[Any, Any], Tensor] | None,
+    roles: tuple[Role, ...],
+    memory_bytes: int | None,
+) -> Statistics:
+    """The pass itself, once everything is checked."""
+    traced = check_traced(groups, needs) if set(needs) & OF_ACTIVATIONS else None
+    groups = tuple(groups)
+    differentiated = set(needs) - OF_ACTIVATIONS or LAYER_GATE in needs
+    derivatives = Derivatives(model, groups, needs, roles) if differentiated else None
+    ledger = Ledger(memory_bytes, (*model.parameters(), *model.buffers()))
+    observer = None if traced is None else Observer(model, traced, needs, ledger)
+    seen = 0
+    with untouched(model, () if derivatives is None else derivatives.parameters.values()):
         for number, batch in enumerate(batches):
             _check_batch(batch, number)
-            value = _loss_of(model, batch, loss, number)
-            losses.append(float(value.detach()))
-            for name, change in _changes(value, differentiated, uses, number).items():
-                totals[name] = totals[name] + change.abs()
-    if not losses:
+            ledger.ignore((batch.args, batch.kwargs))
+            if derivatives is not None:
+                _differentiate(model, observer, derivatives, ledger, batch, loss, number)
+            elif observer is not None:
+                observer.look(tuple(batch.args), batch.kwargs)
+            if observer is not None:
+                observer.finish_batch(batch, loss, number)
+            seen += 1
+    if not seen:
         raise CalibrationError(
             "There are no calibration batches",
             where="batches",
             remedy="Give at least one batch; an iterator that was used before is empty",
         )
-    means = {name: (total / len(losses)).numpy() for name, total in totals.items()}
-    return Statistics({FIRST_ORDER: means}, taking_part, len(losses), float(np.mean(losses)))
+    values: dict[str, Any] = {} if derivatives is None else derivatives.finish()
+    if observer is not None and EXPERT_OUTPUT in needs:
+        values[EXPERT_OUTPUT] = observer.expert_outputs()
+    if observer is not None:
+        values |= observer.layers.finish()
+    losses = [] if derivatives is None else derivatives.losses
+    return Statistics(
+        values,
+        roles,
+        seen,
+        float(np.mean(losses)) if losses else math.nan,
+        observer.readings() if observer is not None and READINGS in needs else {},
+        ledger.peak,
+    )
+
+
+def _differentiate(
+    model: nn.Module,
+    observer: Observer | None,
+    derivatives: Derivatives,
+    ledger: Ledger,
+    batch: ModelInputs,
+    loss: Callable[[Any, Any], Tensor] | None,
+    number: int,
+) -> None:
+    """One forward and backward pass over a whole batch."""
+    ledger.start(derivatives.state_bytes + (0 if observer is None else observer.state_bytes))
+    with nullcontext() if ledger.limit is None else ledger.saving():
+        if observer is None:
+            outputs = model(*batch.args, **batch.kwargs)
+        else:
+            outputs = observer.forward(tuple(batch.args), batch.kwargs)
+        derivatives.update(outputs, batch, loss, number)
+
+
+def _checked(needs: Collection[str], roles: Collection[str], memory_bytes: object) -> tuple[Role, ...]:
+    if MOVEMENT in needs:
+        raise SelectionError(
+            "Movement is accumulated while a model is trained, calibration does not change weights",
+            where="needs",
+            remedy="Call Movement(model, groups).update() in each step and give score its statistics()",
+        )
+    if unknown := set(needs) - NEEDS:
+        raise SelectionError(f"There is no statistic {sorted(unknown)}", expected=f"some of {sorted(NEEDS)}")
+    whole = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes > 0
+    if memory_bytes is not None and not whole:
+        raise SelectionError(
+            f"The limit is {memory_bytes!r}", expected="a whole number of bytes above 0", where="memory_bytes"
+        )
+    return check_roles(roles)
+
+
+def _check_loss(loss: object, needs: Collection[str]) -> None:
+    if callable(loss):
+        return
+    given = "none was given" if loss is None else f"a {type(loss).__name__} was given"
+    raise CalibrationError(
+        f"The statistics {sorted(needs)} need a loss and {given}",
+        expected="loss(outputs, batch) that returns the mean loss of the batch",
+        where="loss",
+    )
 
 
 def check_batches(batches: object) -> None:
@@ -127,70 +230,3 @@ def _check_batch(batch: object, number: int) -> None:
             where=f"calibration batch {number}",
             remedy=_AS_BATCH,
         )
-
-
-def _uses(
-    model: nn.Module, groups: Iterable[Group], roles: Collection[str]
-) -> tuple[dict[str, list[tuple[Group, Slice]]], dict[str, Tensor]]:
-    """Which slices use each parameter, and a zero per unit of each group."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    uses: dict[str, list[tuple[Group, Slice]]] = {}
-    zeros: dict[str, Tensor] = {}
-    for group in groups:
-        for part in scored_slices(group, parameters, buffers, roles):
-            uses.setdefault(part.tensor, []).append((group, part))
-        zeros[group.name] = torch.zeros(group.size, dtype=torch.float64)
-    return uses, zeros
-
-
-def _loss_of(model: nn.Module, batch: ModelInputs, loss: Callable[[Any, Any], Tensor], number: int) -> Tensor:
-    value = loss(model(*batch.args, **batch.kwargs), batch)
-    where = f"loss of calibration batch {number}"
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value)}"
-        raise CalibrationError(f"It has {shape}", expected="one scalar tensor", where=where)
-    if not math.isfinite(float(value.detach())):
-        raise CalibrationError(
-            f"It is {float(value.detach())}",
-            expected="a finite number",
-            where=where,
-            remedy="Look for NaN in the data or the weights",
-        )
-    if not value.requires_grad:
-        raise CalibrationError(
-            "It does not depend on any parameter of the groups",
-            expected="a loss computed from the model's outputs",
-            where=where,
-            remedy="Look for .detach(), .item() or torch.no_grad() in the model or the loss",
-        )
-    return value.reshape(())
-
-
-def _changes(
-    value: Tensor,
-    parameters: Mapping[str, Tensor],
-    uses: Mapping[str, list[tuple[Group, Slice]]],
-    number: int,
-) -> dict[str, Tensor]:
-    """First-order change of one batch's loss by group name, ``[units]`` float64 on the CPU, signed."""
-    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    if all(gradient is None for gradient in gradients):
-        raise CalibrationError(
-            "It does not depend on any parameter of the groups", where=f"loss of calibration batch {number}"
-        )
-    changes: dict[str, Tensor] = {}
-    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        if gradient is not None and not torch.isfinite(gradient).all():
-            raise CalibrationError(
-                f"The gradient of the parameter '{name}' holds NaN or infinity",
-                where=f"calibration batch {number}",
-                remedy="Look for a division by zero or an overflow in the model, or calibrate in float32",
-            )
-        for group, part in uses[name]:
-            change = torch.zeros(group.size, dtype=torch.float64)
-            if gradient is not None:
-                weight = gather(parameter.detach(), part, group).double()
-                change = first_order_change(weight, gather(gradient, part, group).double()).cpu()
-            changes[group.name] = changes.get(group.name, 0.0) + change
-    return changes

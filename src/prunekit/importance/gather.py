@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-from torch import Tensor, from_numpy
+from torch import Tensor, from_numpy, view_as_real
 
 from prunekit.errors import ShapeError
 from prunekit.types import BoolArray, Group, IntArray, Slice
@@ -44,15 +46,17 @@ def gather(tensor: Tensor, part: Slice, group: Group) -> Tensor:
 
     A unit that several indices belong to (a channel whose feature map was flattened) gets all of their
     values; where units have unequal numbers of values the shorter rows are padded with zeros, which
-    changes neither a norm nor a sum.
+    changes neither a norm nor a sum. A complex number becomes two values, its real and its imaginary part.
+    Torch's gradient of a complex ``w`` is ``dL/d re(w) + i dL/d im(w)``, so that products of the two tensors'
+    rows add up to ``re(conj(gradient) * w)``, the first-order change of the loss.
 
     Args:
-        tensor: the tensor that ``part`` names, or its gradient; any float dtype.
+        tensor: the tensor that ``part`` names, or its gradient; any float or complex dtype.
         part: the slice to gather along.
         group: the group whose units are the rows.
 
     Returns:
-        ``[units, k]``, dtype and device of ``tensor``; a view of it where that is possible.
+        ``[units, k]``, the real dtype and the device of ``tensor``; a view of it where that is possible.
 
     Raises:
         ShapeError: the tensor does not have the shape that the slice describes.
@@ -63,6 +67,8 @@ def gather(tensor: Tensor, part: Slice, group: Group) -> Tensor:
     else:
         rows = tensor.movedim((part.block_dim, part.dim), (0, 1)).flatten(0, 1)
         rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+    if rows.is_complex():
+        rows = view_as_real(rows.resolve_conj()).flatten(1)
     ids = unit_ids(part, group)
     if np.array_equal(ids, np.arange(group.size)):
         return rows
@@ -75,6 +81,32 @@ def gather(tensor: Tensor, part: Slice, group: Group) -> Tensor:
         from_numpy(order).to(rows.device)
     ]
     return padded.flatten(1)
+
+
+def gather_present(tensor: Tensor, part: Slice, group: Group) -> tuple[Tensor, BoolArray]:
+    """Gather a tensor into one row per unit that has an index in it.
+
+    Of layers, each of which has tensors of its own, that is one row instead of one per layer.
+
+    Args:
+        tensor: the tensor that ``part`` names, or its gradient.
+        part: the slice to gather along.
+        group: the group whose units are the rows.
+
+    Returns:
+        ``[present units, k]`` as of :func:`gather`, and ``[units]`` bool, which units those are.
+
+    Raises:
+        ShapeError: the tensor does not have the shape that the slice describes.
+    """
+    present = has_unit(part, group)
+    if present.all() or part.block_dim is not None:
+        rows = gather(tensor, part, group)
+        return rows if present.all() else rows[from_numpy(present).to(rows.device)], present
+    number = np.where(present, np.cumsum(present) - 1, -1)
+    units = np.where(part.units >= 0, number[part.units], -1)
+    fewer = replace(group, size=int(present.sum()), blocks=1)
+    return gather(tensor, replace(part, units=units), fewer), present
 
 
 def _check_shape(tensor: Tensor, part: Slice) -> None:

@@ -22,7 +22,7 @@ from pydantic import (
 
 from prunekit.errors import UsageError
 from prunekit.evaluate import GATES, Gate, make_gate
-from prunekit.importance import CRITERIA, NORMALIZATIONS, REDUCTIONS
+from prunekit.importance import CALIBRATED, NORMALIZATIONS, REDUCTIONS
 from prunekit.types import WIDTHS, Granularity
 
 
@@ -61,7 +61,7 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Criterion = Annotated[str, _one_of(CRITERIA)]
+Criterion = Annotated[str, _one_of(CALIBRATED)]
 Reduction = Annotated[str, _one_of(REDUCTIONS)]
 Normalization = Annotated[str, _one_of(NORMALIZATIONS)]
 Kind = Annotated[str, _one_of({kind.value: kind for kind in Granularity})]
@@ -193,16 +193,15 @@ class Schedule(Section):
 class Importance(Section):
     """What makes a unit worth keeping."""
 
-    criterion: Criterion = Field(default="l2", description=f"one of {', '.join(CRITERIA)}")
-    reduction: Reduction = Field(
-        default="mean", description=f"how the slices of a unit become one score: {', '.join(REDUCTIONS)}"
+    criterion: Criterion = Field(default="l2", description=f"one of {', '.join(CALIBRATED)}")
+    fallback: Criterion | None = Field(
+        default=None, description="what scores groups the criterion does not fit"
     )
+    reduction: Reduction = Field(default="mean", description=f"over a unit's slices: {', '.join(REDUCTIONS)}")
     normalization: Normalization = Field(
         default="mean", description=f"what the scores of a group are divided by: {', '.join(NORMALIZATIONS)}"
     )
-    batch_size: Count = Field(
-        default=64, description="calibration examples per batch, a whole number of 1 or more"
-    )
+    batch_size: Count = Field(default=64, description="calibration examples per batch, 1 or more")
     examples: Count | None = Field(
         default=None, description="how many calibration examples are used, 1 or more; without it all"
     )

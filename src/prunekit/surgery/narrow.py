@@ -9,15 +9,22 @@ from torch import Tensor
 from prunekit.errors import ShapeError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.constants import renumbered
 from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 
 
 def touched(groups: Groups, keep: KeepMask) -> list[str]:
-    """The tensors that lose something, in the order of the graph."""
+    """The tensors that lose something, in the order of the graph, and those that count what others lose."""
     losing = {name for name, mask in keep.items() if not mask.all()}
     narrowed = [group for group in groups.prunable if group.name in losing and not group.is_depth]
     found = [name for group in narrowed for name in group.tensors]
-    return list(dict.fromkeys(found))
+    tied = groups.tied(keep)
+    counting = [
+        lookup.tensor
+        for lookup in groups.lookups
+        if lookup.tensor is not None and not groups.kept(lookup.into, tied).all()
+    ]
+    return list(dict.fromkeys((*found, *counting)))
 
 
 def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
@@ -39,7 +46,16 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
         kept = groups.kept(dim, tied)
         if not kept.all():
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
-    return tensor.contiguous()
+    return _recounted(groups, name, tensor, tied).contiguous()
+
+
+def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
+    """Positions that lookups read from a tensor of their own, once what they look up is narrower."""
+    lookup = next((found for found in groups.lookups if found.tensor == name), None)
+    if lookup is None:
+        return tensor
+    left = renumbered(lookup.positions, groups.kept(lookup.into, keep))
+    return torch.from_numpy(left).to(tensor)
 
 
 def _fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:

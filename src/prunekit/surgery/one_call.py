@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
-from prunekit.importance import CRITERIA, Statistics, check_batches, check_seed, collect, score
+from prunekit.importance import Statistics, check_batches, check_fit, check_seed, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.surgery.proof import Proof, verify
 from prunekit.surgery.remove import remove
@@ -49,6 +49,7 @@ def prune(
     *,
     sparsity: float = 0.5,
     criterion: str = "l2",
+    fallback: str | None = None,
     goal: Literal["sparsity", "macs", "params"] = "sparsity",
     scope: Literal["uniform", "global"] = "uniform",
     granularity: Granularity | str | Collection[Granularity | str] | None = None,
@@ -71,6 +72,8 @@ def prune(
         sparsity: the fraction removed, in ``[0, 1)``: of the units of every prunable group, or, with
             ``goal="macs"`` or ``"params"``, of the whole model's MACs or parameters.
         criterion: a name in ``CRITERIA``; those that need gradients need ``calibration`` and ``loss``.
+        fallback: a criterion for groups that the first one says nothing about, such as those without a batch
+            norm for ``bn_scale``; without it they are an error.
         goal: what ``sparsity`` is a fraction of.
         scope: ``uniform`` takes the same share of every group, ``global`` ranks all units together.
         granularity: one kind of unit or several; default every width kind, hidden width included; layers,
@@ -89,14 +92,13 @@ def prune(
     Raises:
         TraceError: torch.export cannot follow the model.
         SelectionError: a pattern that matches nothing, a limit above a width, an unknown granularity or
-            criterion, a seed that is none, nothing to prune.
+            criterion, groups that it says nothing about, a seed that is none, nothing to prune.
         GoalError: the goal is out of reach, or rounds to nothing.
         CalibrationError: statistics are needed and cannot be gathered.
         WorkloadError: the model or the example inputs are of the wrong type, or there are no examples.
         ProofError: the removal breaks a law; the model is untouched.
     """
-    if not isinstance(criterion, str) or criterion not in CRITERIA:
-        raise SelectionError(f"there is no criterion {criterion!r}", expected=f"one of {', '.join(CRITERIA)}")
+    needs = needs_of(criterion, fallback)
     if form not in ("any", "own class"):
         raise SelectionError(f"there is no form {form!r}", expected="'any' or 'own class'", where="form")
     asked = Goal(kind=goal, remove=sparsity)
@@ -113,11 +115,11 @@ def prune(
             expected="at least one prunable group",
             remedy=_why_nothing(groups),
         )
+    check_fit(model, groups, criterion, fallback)
     stats: Statistics | None = None
-    needs = CRITERIA[criterion].needs
     if needs:
         stats = collect(model, batches, groups=groups, needs=needs, loss=loss)
-    scores = score(model, groups, criterion, stats=stats, seed=seed)
+    scores = score(model, groups, criterion, stats=stats, fallback=fallback, seed=seed)
     plan = allocate(
         groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
     )

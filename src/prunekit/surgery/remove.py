@@ -246,6 +246,7 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
             expected="the groups the plan was made on",
             remedy="Use the same select() for the plan and for its removal",
         )
+    _check_positions(model, groups)
     for group in groups.prunable:
         _check_blocks(group, plan)
         for name in group.tensors:
@@ -264,6 +265,21 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
                     where=name,
                     remedy="The model was changed since it was traced: trace it again and make a new plan",
                 )
+
+
+def _check_positions(model: nn.Module, groups: Groups) -> None:
+    """The constant positions that the model looks up are those that the labels were made with."""
+    for name, value in {
+        name: value for lookup in groups.lookups for name, value in lookup.sources.items()
+    }.items():
+        found = read(model, name)
+        if found is not None and not torch.equal(found.cpu(), value.cpu()):
+            raise PlanError(
+                "the tensor holds other positions than when the groups were found",
+                expected="the same values: which channels belong together follows from them",
+                where=name,
+                remedy="Trace the model as it is now and make a new plan",
+            )
 
 
 def _check_blocks(group: Group, plan: PruningPlan) -> None:

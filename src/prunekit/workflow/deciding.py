@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from prunekit.errors import GoalError, ProofError
-from prunekit.importance import CRITERIA, Statistics, collect, score
+from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
 from prunekit.recipe import Recipe
 from prunekit.recover import TrainingRecord, TrainingSettings, budget_in_epochs, shares, train
@@ -76,9 +76,12 @@ def run_score(cycle: int) -> Callable[[Job], Result]:
         before = plan_before(job, cycle)
         model = pruned_model(job, before, job.files[weights_before(cycle)])
         chosen = {group.name for group in prunable_groups(job)}
-        groups = [group for group in groups_of(model, job.workload) if group.name in chosen]
+        found = groups_of(model, job.workload)
+        left_out = {group.name: "it is not chosen" for group in found if group.name not in chosen}
+        groups = found.freeze(left_out, operator="selection")
+        check_fit(model, groups, settings.criterion, settings.fallback)
         stats: Statistics | None = None
-        needs = CRITERIA[settings.criterion].needs
+        needs = needs_of(settings.criterion, settings.fallback)
         if needs:
             batches = _calibration_batches(job, job.workload.splits.calibration)
             stats = collect(model, batches, groups=groups, needs=needs, loss=job.workload.loss)
@@ -89,6 +92,7 @@ def run_score(cycle: int) -> Callable[[Job], Result]:
             stats=stats,
             reduction=settings.reduction,
             normalization=settings.normalization,
+            fallback=settings.fallback,
             seed=job.seed,
         )
         (job.out / "scores.safetensors").write_bytes(save(dict(scores)))

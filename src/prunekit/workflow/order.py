@@ -42,7 +42,7 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
     name = name_of(cycle)
     plan, unsound = f"{name}/plan/plan.json", f"baseline/{UNSOUND}"
     earlier = (f"{name_of(cycle - 1)}/plan/plan.json",) if cycle > 1 else ()
-    scoring = ("criterion", "reduction", "normalization", "batch_size", "examples")
+    scoring = ("criterion", "fallback", "reduction", "normalization", "batch_size", "examples")
     choosing = ("granularity", "only", "ignore")
     return [
         Stage(

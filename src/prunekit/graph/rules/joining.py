@@ -117,11 +117,27 @@ def unbind(call: Call) -> tuple[Dims, ...]:
 
 
 def select(call: Call) -> Dims:
-    """One index of one dimension."""
+    """One index of one dimension, which has to stay; the others may go before and behind it."""
     own = call.dims("self")
     over = call["dim"] % len(own)
-    call.freeze([own[over]], "one index of it is selected by its position")
+    dim, place = own[over], call.arguments["index"]
+    if not isinstance(place, int):
+        call.freeze([dim], "one index of it is selected by a position that is computed")
+    elif not isinstance(dim, Fixed):
+        rest = np.delete(dim, place) if call.is_static("self") else dim[:0]
+        call.freeze([rest], "these inputs never read it")
+        call.freeze([dim[[place]]], "this index of it is selected by its position")
     return (*own[:over], *own[over + 1 :])
+
+
+def new_index(change: Rewriting) -> None:
+    """``select``: its index among those that are left, from the end where it was given so."""
+    axis = change.arguments["dim"] % len(change.dims("self"))
+    dim = change.dims("self")[axis]
+    if isinstance(dim, Fixed) or change.count(dim) == len(dim):
+        return
+    kept, place = change.kept(dim), change.arguments["index"]
+    change.set("index", int(kept[:place].sum()) if place >= 0 else -int(kept[place:].sum()))
 
 
 def narrow(call: Call) -> Dims:
@@ -242,7 +258,7 @@ OPERATORS: dict[str, Operator] = {
     "aten.split_with_sizes": Operator(split, new_lengths),
     "aten.glu": Operator(glu),
     "aten.unbind": Operator(unbind),
-    "aten.select": Operator(select, moves=True),
+    "aten.select": Operator(select, new_index, moves=True),
     "aten.slice": Operator(slice_, new_ends, moves=True),
     "aten.narrow": Operator(narrow, new_length),
     "aten.pad": Operator(pad, new_padding),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.fx import Node
 
 from prunekit.graph.atoms import SINGLE, Dim, Dims, Fixed
 from prunekit.graph.call import Call
 from prunekit.graph.change import Rewriting
+from prunekit.graph.constants import Lookup, renumbered
+from prunekit.graph.nodes import operator_name
 from prunekit.graph.operator import Operator
 from prunekit.graph.rules.elementwise import broadcast
 from prunekit.graph.rules.shape import new_sizes
@@ -32,6 +35,11 @@ def index(call: Call) -> Dims | None:
     if any(given[axis].meta["val"].dtype == torch.bool for axis in looked_up):
         call.refusal = "it is selected by a mask that depends on data"
         return None
+    if len(looked_up) == 1:
+        (axis,) = looked_up
+        chosen = _at_constants(call, axis, given[axis])
+        if chosen is not None:
+            return (*own[:axis], chosen, *own[axis + 1 :])
     for axis in looked_up:
         _look_up(call, own[axis], given[axis])
         call.freeze(call.dims(given[axis]), "its values look up positions")
@@ -50,6 +58,9 @@ def index_select(call: Call) -> Dims:
     """``x.index_select(dim, indices)``."""
     own = list(call.dims("self"))
     axis = call["dim"] % len(own)
+    chosen = _at_constants(call, axis, call["index"])
+    if chosen is not None:
+        return (*own[:axis], chosen, *own[axis + 1 :])
     _look_up(call, own[axis], call["index"])
     call.freeze(call.dims("index"), "its values look up positions")
     own[axis] = call.fixed(call.shape[axis], "looked up by values")
@@ -63,7 +74,14 @@ def gather(call: Call) -> Dims:
         call.freeze((*own, *chosen), "its values are looked up by position")
         return tuple(call.fixed(size, "looked up by values") for size in call.shape)
     axis = call["dim"] % len(own)
-    _look_up(call, own[axis], call["indices" if "indices" in call.arguments else "index"])
+    positions = call["indices" if "indices" in call.arguments else "index"]
+    if [size for place, size in enumerate(call.shape) if place != axis] == [
+        _length(dim) for place, dim in enumerate(own) if place != axis
+    ]:
+        selected = _at_constants(call, axis, positions)
+        if selected is not None:
+            return (*own[:axis], selected, *own[axis + 1 :])
+    _look_up(call, own[axis], positions)
     call.freeze([chosen[axis]], "its values look up positions")
     return _beside(call, axis, [chosen, own])
 
@@ -83,6 +101,61 @@ def scatter(call: Call) -> Dims:
     _look_up(call, own[axis], call["index"])
     _beside(call, axis, tensors)
     return own
+
+
+def _at_constants(call: Call, axis: int, positions: Node) -> Dim | None:
+    """The labels that lie at constant positions of dimension ``axis``; None where there are none.
+
+    The positions follow what they look up. A buffer that holds them for several lookups holds one order for
+    all of them, so their dimensions stand together.
+    """
+    dim, is_gather = call.dims("self")[axis], call.operator in ("aten.gather", "aten.take_along_dim")
+    if isinstance(dim, Fixed) or (len(call.dims(positions)) != 1 and not is_gather):
+        return None
+    found = call.constants.positions(positions, axis if is_gather else 0, len(dim))
+    if found is None:
+        return None
+    sources = call.constants.sources(positions)
+    for source in sources:
+        call.freeze(call.dims(source), "its values are positions, and follow what they look up")
+    call.freeze(call.dims(positions), "its values are positions, and follow what they look up")
+    if call.is_static("self"):
+        call.freeze([np.delete(dim, np.unique(found))], "these inputs never read it")
+    tensor = call.constants.holder(positions, moved=is_gather)
+    for other in call.lookups:
+        if tensor is not None and other.tensor == tensor and other.into is not dim:
+            if len(other.into) != len(dim):
+                call.freeze(
+                    [other.into, dim], "the same positions are looked up in a dimension of another size"
+                )
+                return None
+            call.unify(other.into, dim)
+    if len(found) == 1:
+        call.freeze([dim[found]], "a single index of it is used on its own")
+    call.lookups.append(Lookup(call.node, axis, tensor, found, dim, dict(sources.values())))
+    return dim[found] if len(found) > 1 else Fixed(1, SINGLE)
+
+
+def new_positions(change: Rewriting) -> None:
+    """Constant positions that no buffer of their own holds, or that are spread along other dimensions."""
+    lookup = change.lookup()
+    if lookup is None or (lookup.tensor is not None and operator_name(change.source) in _READ_AS_THEY_ARE):
+        return
+    kept = change.kept(lookup.into)
+    if kept.all():
+        return
+    data, *before = change.node.all_input_nodes
+    held = change.hold(torch.from_numpy(renumbered(lookup.positions, kept)).to(before[0].meta["val"].device))
+    change.node.target = torch.ops.aten.index_select.default
+    change.node.args, change.node.kwargs = (data, lookup.axis, held), {}
+    while before:
+        node = before.pop()
+        if node.op == "call_function" and not node.users:
+            before += node.all_input_nodes
+            change.node.graph.erase_node(node)
+
+
+_READ_AS_THEY_ARE = ("aten.index", "aten.index_select")
 
 
 def _look_up(call: Call, dim: Dim, positions: Node) -> None:
@@ -189,10 +262,10 @@ def positions(call: Call) -> Dims:
 
 OPERATORS: dict[str, Operator] = {
     "aten.embedding": Operator(embedding),
-    "aten.index": Operator(index, moves=True),
-    "aten.index_select": Operator(index_select),
-    "aten.gather": Operator(gather, moves=True),
-    "aten.take_along_dim": Operator(gather),
+    "aten.index": Operator(index, new_positions, moves=True),
+    "aten.index_select": Operator(index_select, new_positions),
+    "aten.gather": Operator(gather, new_positions, moves=True),
+    "aten.take_along_dim": Operator(gather, new_positions),
     "aten.scatter": Operator(scatter),
     "aten.scatter_add": Operator(scatter),
     "aten.scatter_reduce": Operator(scatter),

@@ -21,12 +21,13 @@ def batch_norm(call: Call) -> Dims:
 
 
 def statistics_by_mode(change: Rewriting) -> None:
-    """In training mode batch norm uses its input's statistics.
+    """In training mode a norm that tracks running statistics uses its input's.
 
     One that did so when it was traced, in evaluation mode, does it in both.
     """
-    if not change.arguments["training"]:
-        change.follow_mode("training")
+    argument = "training" if "training" in change.arguments else "use_input_stats"
+    if not change.arguments[argument]:
+        change.follow_mode(argument)
 
 
 def instance_norm(call: Call) -> Dims:
@@ -118,8 +119,7 @@ def cosine_similarity(call: Call) -> Dims:
 
 OPERATORS: dict[str, Operator] = {
     "aten.batch_norm": Operator(batch_norm, statistics_by_mode),
-    # Its input's statistics are used in both modes, unless running ones are tracked.
-    "aten.instance_norm": Operator(instance_norm),
+    "aten.instance_norm": Operator(instance_norm, statistics_by_mode),
     "aten.layer_norm": Operator(layer_norm, new_normalized_shape),
     "aten.rms_norm": Operator(layer_norm, new_normalized_shape),
     "aten.group_norm": Operator(group_norm, new_groups),
