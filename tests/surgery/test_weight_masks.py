@@ -292,6 +292,21 @@ def test_other_parametrizations_are_left_alone():
         pk.fold_masks(result.model)
 
 
+def test_a_masked_model_is_cut_only_when_it_is_folded():
+    """Half of 12 units of what is folded; of what is masked a narrowed weight would have another mask."""
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    result = pk.mask_weights(model, sparsity=0.5)
+    x = torch.randn(2, 8)
+    with pytest.raises(PlanError, match="fold_masks"):
+        pk.prune(result.model, args=(x,), sparsity=0.5)
+    groups = pk.find_groups(pk.trace(result.model, (x,)))
+    plan = pk.allocate(groups, pk.score(result.model, groups, "l2"), pk.Goal("sparsity", remove=0.5))
+    with pytest.raises(PlanError, match="fold_masks"):
+        pk.remove(result.model, plan, groups)
+    small = pk.prune(pk.fold_masks(result.model), args=(x,), sparsity=0.5).model
+    assert small[0].out_features == 6
+
+
 def test_a_masked_model_is_exported_with_its_zeros():
     """Oracle: the folded model."""
     with warnings.catch_warnings():

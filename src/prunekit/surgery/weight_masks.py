@@ -150,6 +150,21 @@ def check_masks_fit(model: nn.Module, plan: MaskPlan) -> None:
         )
 
 
+def refuse_masks(model: nn.Module) -> None:
+    """Refuse to cut a model with masks: the bits of a mask cannot be narrowed with the weight.
+
+    Raises:
+        PlanError: there is a mask.
+    """
+    found = next(masked_places(model), None)
+    if found is not None:
+        raise PlanError(
+            f"'{found[1]}' of a {type(found[0]).__name__} is masked",
+            expected="a model without masks on single weights",
+            remedy="Make them permanent first: model = fold_masks(model)",
+        )
+
+
 def masked_places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every module with a masked parameter, and the parameter's name in it."""
     for module in model.modules():
