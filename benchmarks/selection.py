@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -86,19 +87,19 @@ def main() -> None:
         return
     from prunekit.measure import environment
 
-    rows = {}
+    rows, load = {}, os.getloadavg()[0]
     for name in WAYS:
         command = [sys.executable, __file__, "--part", name]
         rows[name] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         print(name, rows[name], flush=True)
-    record = {"environment": environment(threads=1), "count": COUNT, "keep": KEEP, "rows": rows}
+    record = {"environment": environment(threads=1), "count": COUNT, "keep": KEEP, "load": load, "rows": rows}
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "selection.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    (OUT / "selection.md").write_text(table(rows))
+    (OUT / "selection.md").write_text(table(rows, load))
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows as Markdown."""
+def table(rows: dict[str, dict[str, float]], load: float) -> str:
+    """The rows as Markdown; ``load`` says what else ran on the machine."""
     lines = [
         f"| {name} | {row['seconds']:.1f} | {row['gb']:.2f} | {row['kept']:,} |\n"
         for name, row in rows.items()
@@ -106,8 +107,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return (
         f"# Keeping {KEEP:,} of {COUNT:,} scores\n\nOne thread, one process for each row; memory is what "
         "comes on top of the scores, the mask (0.10 GB) included (`python benchmarks/selection.py`; the "
-        "environment is in `selection.json`).\n\n| way | s | GB | kept |\n|---|---|---|---|\n"
-        + "".join(lines)
+        f"environment is in `selection.json`; {load:.1f} processes wanted {os.cpu_count()} cores when it "
+        "began).\n\n| way | s | GB | kept |\n|---|---|---|---|\n" + "".join(lines)
     )
 
 
