@@ -31,6 +31,7 @@ from prunekit.surgery.shorten import (
     shorten,
 )
 from prunekit.surgery.tensors import copied, read, replace_everywhere
+from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import BoolArray, Group, KeepMask
 from prunekit.workload import evaluating
 
@@ -258,6 +259,7 @@ def without_gone_groups(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
 
 def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
     """Raise PlanError unless plan, groups and model belong together."""
+    refuse_masks(model)
     if plan.fingerprint != groups.fingerprint:
         raise PlanError(
             f"the plan was made for a model with fingerprint {plan.fingerprint[:12]}, "
