@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
-from prunekit.surgery.compare import Precision, max_relative_error, outputs
+from prunekit.surgery.compare import Precision, max_relative_error
 from prunekit.surgery.tensors import copied
 
 TIMES_LONGER = 4
@@ -42,30 +42,27 @@ def same_elsewhere(shorter: nn.Module, passing: nn.Module, graph: Graph, precisi
     models = [precision.of(model) for model in (passing, shorter)]
     for training in (False, True):
         for batch in _inputs(graph, precision):
-            try:
-                expected = _run(models[0], batch, graph, training=training)
-            except Exception:  # whatever the user's forward raises about what it does not expect there
+            expected = _run(models[0], batch, graph, training=training)
+            if expected is None:
                 continue
-            try:
-                found = _run(models[1], batch, graph, training=training)
-            except Exception:  # as above; but the other one ran
-                return False
-            if max_relative_error(expected, found) > precision.tolerance:
+            found = _run(models[1], batch, graph, training=training)
+            if found is None or max_relative_error(expected, found) > precision.tolerance:
                 return False
     return True
 
 
 def _run(
     model: nn.Module, batch: tuple[tuple, dict[str, Any]], graph: Graph, *, training: bool
-) -> list[Tensor]:
-    """The outputs that are not released, from a copy: in training mode statistics move."""
-    if not training:
-        return outputs(model, *batch, released=graph.released_paths)
-    twin = copied(model).train()
+) -> list[Tensor] | None:
+    """The outputs that are not released, from a copy (statistics move); None where the model does not run."""
+    twin = copied(model).train(training)
     args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        leaves, _ = pytree.tree_flatten_with_path(twin(*args, **kwargs))
+        try:
+            leaves, _ = pytree.tree_flatten_with_path(twin(*args, **kwargs))
+        except Exception:  # whatever the user's forward raises about what it does not expect there
+            return None
     return [
         leaf
         for path, leaf in leaves
