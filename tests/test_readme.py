@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def example(tmp_path_factory):
     """The names that its Python blocks define, run one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     path = tmp_path_factory.mktemp("readme") / "example.py"
     path.write_text("\n\n".join(blocks))
     torch.manual_seed(0)
@@ -45,6 +45,14 @@ def test_half_of_the_layers_go_and_the_class_stays(example):
     assert result.form == "own class"
     assert result.proof.passed
     assert len(example["stack"]) == 8
+
+
+def test_seventy_percent_of_the_single_weights_go(example):
+    """The sum over both matrices, counted in the folded model."""
+    zeros = [int((example["final"][place].weight == 0).sum()) for place in (0, 2)]
+    assert sum(zeros) == round(0.7 * (64 * 128 + 128 * 16))
+    assert example["sparse"].plan.sparsity == pytest.approx(0.7, abs=1e-4)
+    assert int((example["dense"][0].weight == 0).sum()) == 0
 
 
 def test_the_steps_are_all_there(example):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
@@ -171,8 +172,9 @@ def _learn_types(model: nn.Module, inputs: Inputs) -> bool:
     """
     try:
         copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        twin = copy.deepcopy(model)  # What a model counts is not counted up.
         with torch.no_grad(), torch.random.fork_rng():
-            found = model(*copies[0], **copies[1])
+            found = twin(*copies[0], **copies[1])
     except Exception:  # the trace that follows meets the same error and explains it
         return False
     registered = False

@@ -47,7 +47,7 @@ class LayerEffects:
     def __init__(self, groups: Groups, needs: Collection[str]) -> None:
         self._needs = frozenset(needs) & OF_LAYERS
         self._names = [group.name for group in groups if group.is_depth] if self._needs else []
-        sizes = {name: len(groups.stacks[name]) for name in self._names}
+        sizes = {name: len(groups.bypasses[name]) for name in self._names}
         self._sums = {need: {n: np.zeros(size) for n, size in sizes.items()} for need in self._needs}
         self._counts = {name: np.zeros(size) for name, size in sizes.items()}
         self._batches = 0
@@ -56,7 +56,7 @@ class LayerEffects:
     def places(self, groups: Groups) -> Iterator[tuple[str, int, Bypass]]:
         """Every layer and branch: its group, its unit, and where it lies in the graph of ``groups``."""
         for name in self._names:
-            for unit, part in enumerate(groups.stacks[name]):
+            for unit, part in enumerate(groups.bypasses[name]):
                 yield name, unit, part
 
     def watchers(self, groups: Groups, ledger: Ledger) -> dict[Node, list[Watcher]]:

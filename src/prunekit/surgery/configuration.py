@@ -34,7 +34,7 @@ class Described:
     reason: str = ""
 
 
-def describe(
+def fit_widths(
     model: nn.Module, known: Iterable[tuple[int, int]], is_equal: Callable[[nn.Module], bool]
 ) -> Described | None:
     """Set the integer fields of ``model.config`` so that ``type(model)(config)`` is the model again.
@@ -75,12 +75,14 @@ def describe(
                 break
             continue
         if _builds(model, config, is_equal):
-            return Described(True, _adopt(model, original, config, is_equal))
+            changed = _adopt(model, original, config, is_equal)
+            _take_numbers(model, is_equal)
+            return Described(True, changed)
         misfit = "a model built from it has these shapes but computes something else"
     return Described(False, {}, misfit or "its class does not accept the new sizes")
 
 
-def follow(model: nn.Module, fields: Mapping[str, list[Any]]) -> None:
+def fit_depth(model: nn.Module, fields: Mapping[str, list[Any]]) -> None:
     """Set fields of ``model.config`` so that ``type(model)(config)`` has tensors of the model's names.
 
     Nothing is set where no combination of values gives them, or the class cannot be built.
@@ -162,6 +164,27 @@ def _adopt(
     for name, (_, new) in changed.items():
         setattr(original, name, new)
     return changed
+
+
+def _take_numbers(model: nn.Module, is_equal: Callable[[nn.Module], bool]) -> None:
+    """Give the model's modules the integers that their class gives them when it is built anew.
+
+    Some are not read on the path that was traced (how often keys are repeated, where the operator does that
+    by itself), and have to be right all the same.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        rebuilt = type(model)(copy.deepcopy(model.config))
+    changed: list[tuple[nn.Module, str, Any]] = []
+    for path, module in rebuilt.named_modules():
+        own = model.get_submodule(path)
+        for name, value in vars(module).items():
+            old = vars(own).get(name)
+            if type(value) is int and type(old) is int and value != old:
+                changed.append((own, name, old))
+                setattr(own, name, value)
+    if changed and not _builds(model, model.config, is_equal):
+        for own, name, old in changed:
+            setattr(own, name, old)
 
 
 class _Builder:
