@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def fit_widths(
         return Described(True, {})
     fields = _fields(original, {*known}, _pairs(dense, wanted))
     misfit = ""
-    for picks in combinations_by_departure([len(options) for options in fields.values()]):
+    for picks in _from_both_ends(original, fields):
         config = copy.deepcopy(original)
         for (name, options), pick in zip(fields.items(), picks, strict=True):
             setattr(config, name, options[pick])
@@ -185,6 +186,22 @@ def _take_numbers(model: nn.Module, is_equal: Callable[[nn.Module], bool]) -> No
     if changed and not _builds(model, model.config, is_equal):
         for own, name, old in changed:
             setattr(own, name, old)
+
+
+def _from_both_ends(config: Any, fields: Mapping[str, list[Any]]) -> Iterator[tuple[int, ...]]:
+    """Combinations in which nearly every field changes, in turn with those in which hardly any does."""
+    counts = [len(options) for options in fields.values()]
+    stays = [options.index(vars(config)[name]) for name, options in fields.items()]
+
+    def few() -> Iterator[tuple[int, ...]]:
+        for picks in combinations_by_departure(counts):  # 0 stands for the value that stays.
+            yield tuple(
+                stay if pick == 0 else 0 if pick == stay else pick
+                for pick, stay in zip(picks, stays, strict=True)
+            )
+
+    for pair in zip_longest(combinations_by_departure(counts), few()):
+        yield from (picks for picks in pair if picks is not None)
 
 
 class _Builder:
