@@ -6,7 +6,7 @@ Each row runs in a process of its own, with a limit on time and memory; a row th
 failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and ``coverage.md`` with
 the tables after every row. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra
 ``bench``;
-``--resume`` keeps the rows that ``coverage.json`` has from this very commit or from ``--also``, and the peer's
+``--resume`` keeps the rows that ``coverage.json`` has from this commit or from ``--also``, and the peer's
 from any, and adds what is missing.
 """
 
