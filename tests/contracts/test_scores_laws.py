@@ -137,6 +137,10 @@ def alone(groups, name):
     return groups.freeze({g.name: "the others are scored" for g in groups if g.name != name}, operator="test")
 
 
+SHIFTED = ("movement", "bypass_loss")
+"""The lowest score of a group may be zero, and so may be all of them."""
+
+
 @pytest.mark.parametrize(("name", "criterion"), CASES)
 def test_every_unit_has_a_finite_score_that_is_not_negative(name, criterion):
     model, groups, batches = case(name)
@@ -146,7 +150,8 @@ def test_every_unit_has_a_finite_score_that_is_not_negative(name, criterion):
         assert values.dtype == np.float32
         assert np.isfinite(values).all()
         assert (values >= 0).all()
-        np.testing.assert_allclose(values.mean(), 1, rtol=1e-5)
+        if values.any() or criterion not in SHIFTED:
+            np.testing.assert_allclose(values.mean(), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "criterion"), CASES)

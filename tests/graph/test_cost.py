@@ -38,7 +38,8 @@ def unseen(case: Case, model: nn.Module) -> int:
 def assert_is(case: Case, cost: Cost, model: nn.Module) -> None:
     params, macs = counted_cost(model, case.inputs())
     macs = cost.macs if case.name.startswith(UNSEEN) else macs + unseen(case, model)
-    assert cost == Cost(params=params, macs=macs, param_bytes=4 * params)
+    bytes_of_all = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    assert cost == Cost(params=params, macs=macs, param_bytes=bytes_of_all)
 
 
 def test_cost_of_the_dense_model(case):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests.zoo.toys import CASES, depth_of, everything_in
@@ -9,6 +10,7 @@ from torch import nn
 
 from prunekit.errors import SelectionError
 from prunekit.graph import Groups, find_groups, trace
+from prunekit.plan import Goal, allocate
 
 MLP = {"narrow:branch": ["narrow"]}
 TRANSFORMER = {"attention:branch": ["attention"]} | MLP
@@ -42,6 +44,8 @@ EXPECTED: dict[str, dict[str, list[str]]] = {
     "window attention": TRANSFORMER,
     "convolutions around attention": {"attention:branch": ["attention"]},
     "einsum": {"out:branch": ["out"]},
+    "experts in a loop": {"experts.*:branch": ["experts.2"]},  # All of them, called after the last weight.
+    "added in place": {"middle:branch": ["middle"]},
     "experts, gathered": EXPERTS,
     "experts, one hot": EXPERTS,
     "experts, scattered": EXPERTS,
@@ -165,12 +169,16 @@ def test_layers_are_chosen_one_by_one():
     model = Net(Block(), Block(), Block())
     groups = find_groups(trace(model.eval(), torch.randn(2, 4)))
     fewer = groups.select(granularity="layer", ignore="parts.0")
-    assert paths(fewer) == {"parts:layer": ["parts.1", "parts.2"]}
-    assert [group.size for group in fewer] == [2]
-    assert {int(part.units[0]) for part in fewer["parts:layer"].slices} == {0, 1}
+    assert fewer["parts:layer"].pinned == {0}
+    assert fewer.fingerprint == groups.fingerprint
     left_out = {axis.name: axis.reason for axis in fewer.frozen}
     assert left_out["parts.0"] == "it matches the `ignore` pattern 'parts.0'"
-    assert paths(groups.select(granularity="layer", only="parts.2")) == {"parts:layer": ["parts.2"]}
+    assert groups.select(granularity="layer", only="parts.2")["parts:layer"].pinned == {0, 1}
+    assert not len(groups.select(granularity="layer", ignore="parts.?"))
+    for wanted, goes in ((0.3, 1), (0.6, 2), (0.99, 2)):  # The first stays whatever is asked.
+        scores = {"parts:layer": np.array([0.0, 1.0, 2.0], dtype=np.float32)}
+        plan = allocate(fewer, scores, Goal("sparsity", remove=wanted))
+        assert plan.removed("parts:layer") == tuple(range(1, 1 + goes))
     with pytest.raises(SelectionError, match="matches no prunable group"):
         groups.select(granularity="layer", ignore="parts.7")
 
@@ -182,7 +190,32 @@ def test_a_branch_of_a_layer_that_may_go_whole_is_not_chosen_with_it():
         "parts.*.first:branch",
         "parts.*.second:branch",
     }
-    mixed = groups.select(
-        granularity=("layer", "branch"), only=("parts.0.*", "parts:layer"), ignore="parts.0"
-    )
-    assert paths(mixed) == {"parts:layer": ["parts.1"]}
+    chosen = groups.select(granularity=("layer", "branch"), ignore="parts:layer")
+    assert set(paths(chosen)) == {"parts.*.first:branch", "parts.*.second:branch"}
+
+
+class Stage(nn.Module):
+    """A residual connection around a body of residual blocks."""
+
+    def __init__(self, *, listed: bool) -> None:
+        super().__init__()
+        blocks = (Block(), Block())
+        self.body = nn.ModuleList(blocks) if listed else nn.Sequential(*blocks)
+        self.tail = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = x
+        for block in self.body:
+            y = block(y)
+        return x + self.tail(y)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_stage_of_blocks_is_no_layer_and_of_nested_branches_the_smaller_ones_are_chosen(listed):
+    groups = find_groups(trace(Net(Stage(listed=listed)).eval(), torch.randn(2, 4)))
+    layers = groups.select(granularity="layer")
+    assert paths(layers) == {"parts.0.body:layer": ["parts.0.body.0", "parts.0.body.1"]}
+    branches = groups.select(granularity="branch")
+    assert set(paths(branches)) == {"parts.*.body.*.first:branch", "parts.*.body.*.second:branch"}
+    reasons = {axis.name: axis.reason for axis in branches.frozen}
+    assert reasons["parts.0.tail"] == "a smaller branch that may go lies in it"

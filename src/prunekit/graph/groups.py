@@ -163,7 +163,8 @@ class Groups:
             for unit, reason in units.items():
                 path = self.bypasses[group.name][unit].path
                 frozen.append(Frozen(path, 1, only_unit(group, unit).slices, "selection", reason, ""))
-            group = replace(group, pinned=group.pinned | units.keys())
+            if units:
+                group = replace(group, pinned=group.pinned | units.keys())
             if len(group.pinned) < group.size:
                 prunable.append(group)
         return self._with(tuple(prunable), tuple(frozen))
@@ -198,7 +199,7 @@ class Groups:
                 elements = int(np.prod(self._shape(self._labels.tensors[name], keep), dtype=np.int64))
                 params += elements
                 param_bytes += elements * self.graph.tensor(name).element_size()
-        unused = self._unused_parameters
+        unused = [self._unused_parameters[name] for name in self.left_unread(keep)]
         params += sum(tensor.numel() for tensor in unused)
         param_bytes += sum(tensor.numel() * tensor.element_size() for tensor in unused)
         return Cost(params=params, macs=self._macs(keep, gone), param_bytes=param_bytes)
@@ -228,15 +229,20 @@ class Groups:
         return frozenset(self._liveness.freed(bypassed)) if bypassed else frozenset()
 
     @cached_property
-    def _unused_parameters(self) -> list[Tensor]:
+    def _unused_parameters(self) -> dict[str, Tensor]:
         """Parameters the graph never reads."""
         state = self.graph.program.state_dict
         known = self._labels.tensors
-        return [
-            state[name]
+        return {
+            name: state[name]
             for name in sorted(self.graph.trainable)
             if name in state and name not in known and self.graph.tied.get(name, name) not in known
-        ]
+        }
+
+    def left_unread(self, keep: KeepMask) -> list[str]:
+        """The parameters the graph never reads, without those in layers that go."""
+        paths = tuple(f"{part.path}." for part in self.bypassed(keep) if part.inside)
+        return [name for name in self._unused_parameters if not name.startswith(paths)]
 
     def _macs(self, keep: KeepMask, gone: frozenset[Node]) -> int:
         total = 0
