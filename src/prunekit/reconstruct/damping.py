@@ -65,12 +65,12 @@ def factor(moment: Tensor, damping: float) -> tuple[Tensor, float]:
     )
 
 
-def check_damping(damping: object) -> None:
+def check_damping(damping: float) -> None:
     """Refuse what is no dampening.
 
     Raises:
         SelectionError: it is below 0, not finite or no number.
     """
     is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if not is_number or not math.isfinite(damping) or damping < 0:
+    if not (is_number and 0 <= damping < math.inf):
         raise SelectionError(f"The dampening is {damping!r}", expected="a number >= 0", where="damping")
