@@ -14,6 +14,7 @@ from prunekit.reconstruct.sparsegpt import Sweep as Sweep
 from prunekit.reconstruct.sparsegpt import Swept as Swept
 from prunekit.reconstruct.sparsegpt import sparsegpt as sparsegpt
 from prunekit.reconstruct.units import reconstruct as reconstruct
+from prunekit.reconstruct.weights import reconstruct_weights as reconstruct_weights
 
 __all__ = [
     "Choice",
@@ -27,6 +28,7 @@ __all__ = [
     "least_squares",
     "masked_least_squares",
     "reconstruct",
+    "reconstruct_weights",
     "remove_sets",
     "remove_weights",
     "sparsegpt",

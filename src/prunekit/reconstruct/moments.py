@@ -23,18 +23,20 @@ class Gram:
 
     Attributes:
         count: rows so far.
+        products: that dtype, or the inputs' own where that is wider.
     """
 
     def __init__(self, where: str, products: torch.dtype) -> None:
         self.where = where
         self.count = 0
-        self._products = products
+        self.products = products
         self._gram: Tensor | None = None
         self._sums: Tensor | None = None
 
     def add(self, rows: Tensor) -> Tensor:
         """Take in ``[groups, n, in]``; gives them in the dtype of the products."""
-        rows = rows.to(torch.promote_types(rows.dtype, self._products))
+        self.products = torch.promote_types(rows.dtype, self.products)
+        rows = rows.to(self.products)
         groups, number, inputs = rows.shape
         if self._gram is None or self._sums is None:
             self._gram = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=rows.device)

@@ -63,9 +63,9 @@ def reconstruct(
     """Update what reads the removed units so that its outputs are closest to the dense model's; no training.
 
     For every linear layer and convolution that lost inputs, ``min |Y - X V.T - b|^2 + d |V - W|^2``
-    over ``V`` and ``b``: ``Y`` the dense layer's outputs, ``X`` what the layer reads of the units that are left, ``W``
-    its weights before the update. Nothing but weights and biases of these layers changes; a layer without a
-    bias gets none. No labels are needed.
+    over ``V`` and ``b``: ``Y`` the dense layer's outputs, ``X`` what the layer reads of the units that are
+    left, ``W`` its weights before the update. Nothing but weights and biases of these layers changes; a layer
+    without a bias gets none. No labels are needed.
 
     All batches go through both models side by side, stage by stage, so that each operator runs once per batch
     whatever the depth. Held at once: what later stages read of all batches, in both models, and in float64
@@ -150,7 +150,7 @@ class _Work:
     def _take(self, layer: Layer, dense: Layer) -> None:
         place = place_of(layer.weight, self._name_of)
         if isinstance(place, str):
-            self.left_alone.append(LeftAlone(layer.node.name, place))
+            self.left_alone.append(LeftAlone(self._behind(layer.weight), place))
             return
         tensor = self._tensors.get(place.name)
         if not is_parameter(tensor):
@@ -164,6 +164,12 @@ class _Work:
             self.left_alone.append(LeftAlone(place.name, reason))
             return
         self.targets.append(_Target(layer, dense, place, self._bias(layer)))
+
+    def _behind(self, node: Node) -> str:
+        """The first tensor that a weight is computed from."""
+        while (name := self._name_of(node)) is None:
+            node = node.all_input_nodes[0]
+        return name
 
     def _bias(self, layer: Layer) -> Place | None:
         """Where the bias lies, if it may be changed."""
