@@ -272,7 +272,7 @@ class _Work:
     def _matrix(self, target: _Target) -> tuple[Tensor, Tensor | None]:
         """The weight as ``[groups, out, in]`` and the bias as ``[groups, out]``, float64."""
         weight = target.place.apply(self._tensors[target.place.name])
-        matrix = target.layer.form.to_matrix(weight).double()
+        matrix = target.layer.form.to_matrix(weight).to(torch.float64, copy=True)
         added = None if target.layer.bias is None else self._added(target.layer.bias)
         return matrix, None if added is None else added[1].double().reshape(len(matrix), -1)
 
