@@ -57,7 +57,8 @@ class Reconstruction:
         layers: what was updated, in the order in which the layers run.
         left_alone: what was not, and why.
         keep: by parameter the mask, True = keep, where weights were masked.
-        peak_bytes: the most that was held between operators: activations of all batches and second moments.
+        peak_bytes: the most that was held between stages: activations of all batches (none when parallel) and
+            second moments.
     """
 
     model: nn.Module

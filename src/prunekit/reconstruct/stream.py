@@ -12,6 +12,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from prunekit.graph.nodes import tensors_of
 
+Watcher = Callable[[Mapping[Node, Any]], None]
+"""Is given the values by node."""
+
 
 def stages(nodes: Sequence[Node], targets: Collection[Node]) -> dict[str, int]:
     """The stage in which each node runs: one more than what it reads for a target, else the same.
@@ -81,19 +84,23 @@ class Stream(Interpreter):
                 )
                 self._dead_after.setdefault(last, []).append(node)
 
-    def advance(self, batch: int, stage: int, watched: Collection[Node]) -> Mapping[Node, Any]:
-        """Run one batch through a stage; what is held then, and the ``watched`` nodes of this stage."""
+    def advance(self, batch: int, stage: int, watchers: Mapping[Node, Watcher]) -> Mapping[Node, Any]:
+        """Run one batch through a stage, and give what is held then.
+
+        A watcher is called once its node has run, with what is held at that moment, before an operator can
+        write into it.
+        """
         held = self._held[batch]
-        self.env = ChainMap(held, self._static)  # type: ignore[assignment]
-        seen: dict[Node, Any] = {}
+        values = ChainMap(held, self._static)
+        self.env = values  # type: ignore[assignment]
         for node in self._by_stage.get(stage, ()):
             held[node] = self.run_node(node)
-            if node in watched:
-                seen[node] = held[node]
+            if node in watchers:
+                watchers[node](values)
             for dead in self._dead_after.get(node, ()):
                 held.pop(dead, None)
         self.env = {}
-        return ChainMap(seen, held, self._static)
+        return values
 
     @property
     def held_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,10 +217,11 @@ class _Work:
         for now in range(max(stage.values(), default=0)):
             due = [target for target in self.targets if stage[target.dense.node.name] == now + 1]
             sums = [self._sums(target) for target in due]
-            watched = {target.dense.node for target in due}
+            wanted: dict[Node, Tensor] = {}
+            watchers = {node: partial(_hold, wanted, node) for node in (item.dense.node for item in due)}
             for batch in range(len(leaves)):
-                wanted = dense.advance(batch, now, watched)
-                given = small.advance(batch, now, ())
+                dense.advance(batch, now, watchers)
+                given = small.advance(batch, now, {})
                 for target, (gram, residual) in zip(due, sums, strict=True):
                     output = self._shrunk(wanted, target.dense.node)
                     _add(target.layer, given[target.layer.source], output, gram, residual)
@@ -231,16 +233,16 @@ class _Work:
     def run_parallel(self, leaves: list[list[Any]], damping: float) -> tuple[list[LayerChange], int]:
         """Every layer from what the dense model gives."""
         sums = [self._sums(target) for target in self.targets]
-        watched = {node for target in self.targets for node in (target.dense.node, target.dense.source)}
-        peak = 0
+        pairs = list(zip(self.targets, sums, strict=True))
+        watchers = {target.dense.node: partial(self._look, target, *both) for target, both in pairs}
         for one in leaves if self.targets else ():
-            given = self._dense_stream({}, [one]).advance(0, 0, watched)
-            peak = max(peak, sum(given[node].nbytes for node in watched))
-            for target, (gram, residual) in zip(self.targets, sums, strict=True):
-                rows = self._shrunk(given, target.dense.source)
-                _add(target.layer, rows, self._shrunk(given, target.dense.node), gram, residual)
-        peak += sum(gram.nbytes + residual.nbytes for gram, residual in sums)
-        return [self._update(*item, damping) for item in zip(self.targets, sums, strict=True)], peak
+            self._dense_stream({}, [one]).advance(0, 0, watchers)
+        peak = sum(gram.nbytes + residual.nbytes for gram, residual in sums)
+        return [self._update(*item, damping) for item in pairs], peak
+
+    def _look(self, target: _Target, gram: Gram, residual: Residual, values: Mapping[Node, Tensor]) -> None:
+        rows, output = (self._shrunk(values, node) for node in (target.dense.source, target.dense.node))
+        _add(target.layer, rows, output, gram, residual)
 
     def _dense_stream(self, stage: Mapping[str, int], leaves: list[list[Any]]) -> Stream:
         graph = self._groups.graph
@@ -316,6 +318,10 @@ class _Work:
             bias=target.bias is not None,
             rows=gram.count,
         )
+
+
+def _hold(held: dict[Node, Tensor], node: Node, values: Mapping[Node, Tensor]) -> None:
+    held[node] = values[node]
 
 
 def _add(layer: Layer, value: Tensor, output: Tensor, gram: Gram, residual: Residual) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -215,19 +216,18 @@ class _Work:
         peak = 0
         if not sequential:
             self._share(self.targets, grams, products)
-            sources = {target.layer.source for target in self.targets}
+            first = {_key(target): target for target in reversed(self.targets)}
+            watchers = {target.layer.node: partial(_add_all, [target], grams) for target in first.values()}
             for one in leaves:
-                values = self._stream(stage, [one]).advance(0, 0, sources)
-                peak = max(peak, sum(values[node].nbytes for node in sources))
-                _add_all(self.targets, grams, values)
-            peak += sum(gram.nbytes for gram in grams.values())
+                self._stream(stage, [one]).advance(0, 0, watchers)
+            peak = sum(gram.nbytes for gram in grams.values())
             return [self._update(target, grams[_key(target)], sweep, bias) for target in self.targets], peak
         stream = self._stream(stage, leaves)
         for now in range(max((stage[node.name] for node in nodes), default=0)):
             due = [target for target in self.targets if stage[target.layer.node.name] == now + 1]
             self._share(due, grams, products)
             for batch in range(len(leaves)):
-                _add_all(due, grams, stream.advance(batch, now, ()))
+                _add_all(due, grams, stream.advance(batch, now, {}))
             peak = max(peak, stream.held_bytes + sum(gram.nbytes for gram in grams.values()))
             layers += [self._update(target, grams[_key(target)], sweep, bias) for target in due]
             grams.clear()
