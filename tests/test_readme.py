@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def example(tmp_path_factory):
     """The names that its Python blocks define, run one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     path = tmp_path_factory.mktemp("readme") / "example.py"
     path.write_text("\n\n".join(blocks))
     torch.manual_seed(0)
@@ -45,6 +45,16 @@ def test_half_of_the_layers_go_and_the_class_stays(example):
     assert result.form == "own class"
     assert result.proof.passed
     assert len(example["stack"]) == 8
+
+
+def test_what_is_left_is_reconstructed(example):
+    """Each layer's outputs are closer to the dense model's than without the update."""
+    restored, sparse = example["restored"], example["sparse"]
+    assert restored.layers
+    assert not restored.left_alone
+    assert all(layer.after < layer.before for layer in (*restored.layers, *sparse.layers))
+    for name, keep in sparse.keep.items():
+        assert int(keep.sum()) == keep.numel() - round(keep.numel() / 2), name
 
 
 def test_the_steps_are_all_there(example):

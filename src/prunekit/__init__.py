@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prunekit.graph import Graph, Groups, find_groups, trace
     from prunekit.importance import collect, score
     from prunekit.plan import Goal, Limits, PruningPlan, allocate
+    from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.surgery import Proof, Pruned, Removal, mask, prune, remove, sound, verify
     from prunekit.types import Granularity
     from prunekit.workload import Batch
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Choice",
     "Goal",
     "Granularity",
     "Graph",
@@ -27,13 +29,17 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "PruningPlan",
+    "Reconstruction",
     "Removal",
+    "Sweep",
     "__version__",
     "allocate",
     "collect",
     "find_groups",
     "mask",
     "prune",
+    "reconstruct",
+    "reconstruct_weights",
     "remove",
     "score",
     "sound",
@@ -43,6 +49,7 @@ __all__ = [
 
 _ROOMS = {
     "Batch": "workload",
+    "Choice": "reconstruction",
     "Goal": "plan",
     "Granularity": "types",
     "Graph": "graph",
@@ -52,12 +59,16 @@ _ROOMS = {
     "Pruned": "surgery",
     "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Reconstruction": "reconstruction",
     "Removal": "surgery",
+    "Sweep": "reconstruction",
     "allocate": "plan",
     "collect": "importance",
     "find_groups": "graph",
     "mask": "surgery",
     "prune": "surgery",
+    "reconstruct": "reconstruction",
+    "reconstruct_weights": "reconstruction",
     "remove": "surgery",
     "score": "importance",
     "sound": "surgery",

@@ -14,16 +14,16 @@ from torch.fx import Node
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import Graph
-from prunekit.graph.nodes import operator_name
+from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
-from prunekit.reconstruct.batches import ModelInputs, leaves_of_batches
-from prunekit.reconstruct.layers import Layer, layer_of, static_nodes
-from prunekit.reconstruct.least_squares import Solution
-from prunekit.reconstruct.moments import Gram
-from prunekit.reconstruct.places import Place, Readers, place_of
-from prunekit.reconstruct.result import LayerChange, LeftAlone, Reconstruction
-from prunekit.reconstruct.sparsegpt import Choice, Sweep, sparsegpt
-from prunekit.reconstruct.stream import Stream, is_parameter, stages
+from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
+from prunekit.reconstruction.least_squares import Solution
+from prunekit.reconstruction.moments import Gram
+from prunekit.reconstruction.places import Place, Readers, place_of
+from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
+from prunekit.reconstruction.sparsegpt import Choice, Sweep, sparsegpt
+from prunekit.reconstruction.stream import Stream, is_parameter, stages
 from prunekit.surgery.tensors import copied, read
 
 
@@ -309,7 +309,9 @@ _TURNS = frozenset({"aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", 
 
 
 def _key(target: _Target) -> tuple[Any, ...]:
-    return (target.layer.source, target.layer.form.key)
+    """Equal for layers that read the same numbers: of a tensor that is written to, only one."""
+    source = target.layer.source
+    return (source, target.layer.form.key, target.layer.node if is_written_to(source) else None)
 
 
 def _add_all(

@@ -14,8 +14,8 @@ from torch import nn
 from prunekit.errors import CalibrationError, PlanError, SelectionError, ShapeError
 from prunekit.graph import find_groups, trace
 from prunekit.plan import Goal, allocate
-from prunekit.reconstruct import reconstruct
-from prunekit.surgery import remove
+from prunekit.reconstruction import reconstruct
+from prunekit.surgery import prune, remove
 from prunekit.types import WIDTHS
 from prunekit.workload import Batch
 
@@ -296,6 +296,15 @@ def test_what_does_not_belong_together_is_refused(simple):
         reconstruct(model, removal, plan, groups_of("basic blocks"), given)
     with pytest.raises(SelectionError, match="dampening"):
         reconstruct(model, removal, plan, groups, given, damping=-1.0)
+
+
+def test_what_one_call_pruned_is_reconstructed():
+    case = BY_NAME["basic blocks"]
+    model = case.model()
+    pruned = prune(model, *case.inputs(), criterion="random")
+    found = reconstruct(model, pruned, pruned.plan, pruned.groups, batches(case.inputs()))
+    assert found.layers
+    assert sum(layer.after for layer in found.layers) < sum(layer.before for layer in found.layers)
 
 
 def test_trained_weights_are_what_is_updated(simple):

@@ -19,15 +19,15 @@ from prunekit.graph.nodes import operator_name
 from prunekit.graph.pruned_graph import PrunedGraph, attribute
 from prunekit.importance.untouched import untouched
 from prunekit.plan import PruningPlan
-from prunekit.reconstruct.batches import ModelInputs, leaves_of_batches
-from prunekit.reconstruct.damping import DAMPING, check_damping
-from prunekit.reconstruct.layers import Layer, layer_of, static_nodes
-from prunekit.reconstruct.least_squares import correct
-from prunekit.reconstruct.moments import Gram, Residual, check_finite
-from prunekit.reconstruct.places import Place, Readers, place_of
-from prunekit.reconstruct.result import LayerChange, LeftAlone, Reconstruction
-from prunekit.reconstruct.stream import Stream, is_parameter, stages
-from prunekit.surgery import Removal
+from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.damping import DAMPING, check_damping
+from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
+from prunekit.reconstruction.least_squares import correct
+from prunekit.reconstruction.moments import Gram, Residual, check_finite
+from prunekit.reconstruction.places import Place, Readers, place_of
+from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
+from prunekit.reconstruction.stream import Stream, is_parameter, stages
+from prunekit.surgery import Pruned, Removal
 from prunekit.surgery.narrow import fronted
 from prunekit.surgery.remove import check_fits, reduced_graph, without_lost
 from prunekit.surgery.tensors import copied, read
@@ -53,7 +53,7 @@ class _Target:
 
 def reconstruct(
     model: nn.Module,
-    removal: Removal | nn.Module,
+    removal: Removal | Pruned | nn.Module,
     plan: PruningPlan,
     groups: Groups,
     calibration: Iterable[ModelInputs],
@@ -75,8 +75,8 @@ def reconstruct(
 
     Args:
         model: the dense model that ``groups`` was found in; left as it is.
-        removal: what ``remove`` gave for ``plan``, or its model; left as it is. Its weights may have been
-            trained since.
+        removal: what ``remove`` or ``prune`` gave for ``plan``, or its model; left as it is. Its weights may
+            have been trained since.
         plan: that was carried out.
         groups: of the dense model.
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
@@ -99,8 +99,7 @@ def reconstruct(
     check_damping(damping)
     check_fits(model, plan, groups)
     leaves = leaves_of_batches(groups.graph, calibration)
-    small = removal.model if isinstance(removal, Removal) else removal
-    moved = removal.moved if isinstance(removal, Removal) else {}
+    small, moved = (removal, {}) if isinstance(removal, nn.Module) else (removal.model, removal.moved)
     keep = without_lost(plan.keep_mask(), groups)
     result = copied(small)
     work = _Work(model, result, {old: new for new, old in moved.items()}, groups, keep)

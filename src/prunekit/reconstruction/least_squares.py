@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ShapeError
-from prunekit.reconstruct.damping import DAMPING, factor
+from prunekit.reconstruction.damping import DAMPING, factor
 
 ROWS_AT_ONCE = 2**22
 """Numbers in the matrices that are solved at once where every row has its own."""
@@ -113,7 +113,7 @@ def masked_least_squares(
     """:func:`least_squares` for a mask: every output solves for the inputs that it keeps.
 
     One factorisation for each different row of the mask: for layers of up to some hundred inputs. Larger ones
-    take :func:`prunekit.reconstruct.sparsegpt`, which only shares the order.
+    take :func:`prunekit.reconstruction.sparsegpt`, which only shares the order.
 
     Args:
         weight: ``[out, in]``.

@@ -9,8 +9,8 @@ from torch import nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import trace
-from prunekit.reconstruct import Choice, Sweep, reconstruct_weights, sparsegpt
-from prunekit.reconstruct.stream import Stream, stages
+from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, sparsegpt
+from prunekit.reconstruction.stream import Stream, stages
 from prunekit.workload import Batch
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
-from prunekit.reconstruct.damping import DAMPING, factor
-from prunekit.reconstruct.least_squares import Solution, guarded
-from prunekit.reconstruct.sparsegpt import Choice, Swept
+from prunekit.reconstruction.damping import DAMPING, factor
+from prunekit.reconstruction.least_squares import Solution, guarded
+from prunekit.reconstruction.sparsegpt import Choice, Swept
 
 AT_ONCE = 2**24
 """Numbers in the inverses that are held at once."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
-from prunekit.reconstruct.damping import DAMPING, factor
-from prunekit.reconstruct.least_squares import Solution, guarded
+from prunekit.reconstruction.damping import DAMPING, factor
+from prunekit.reconstruction.least_squares import Solution, guarded
 
 
 @dataclass(frozen=True)

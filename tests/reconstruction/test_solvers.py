@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.reconstruct import oracles
+from tests.reconstruction import oracles
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
-from prunekit.reconstruct import (
+from prunekit.reconstruction import (
     Choice,
     Sweep,
     least_squares,
