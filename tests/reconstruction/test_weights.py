@@ -10,6 +10,7 @@ from torch import nn
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import trace
 from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, sparsegpt
+from prunekit.reconstruction.sparsegpt import lowest
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.workload import Batch
 
@@ -158,6 +159,15 @@ def test_any_split_into_batches_gives_the_same(name):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
+def test_in_place_changes_the_model_itself():
+    model, graph, x = net("decoder")
+    apart = reconstruct_weights(model, graph, cut(x, 6), Choice(sparsity=0.5))
+    found = reconstruct_weights(model, graph, cut(x, 6), Choice(sparsity=0.5), in_place=True)
+    assert found.model is model
+    for left, right in zip(model.parameters(), apart.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
 @torch.no_grad()
 def test_single_precision_models_are_swept_in_it():
     model, _, x = net("decoder")
@@ -263,6 +273,14 @@ def test_patterns_choose_layers():
     names = {layer.name for layer in found.layers}
     inside = {f"0.{name}.weight" for name in ("query", "key", "value", "output", "up")}
     assert names == inside | {"1.query.weight"} == set(found.keep)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12])
+def test_the_lowest_are_those_of_a_stable_sort(count):
+    scores = torch.tensor([3.0, 1, 1, 0, 2, 1, 0, 3, 2, 1, 1, 0])
+    expected = torch.zeros(12, dtype=torch.bool)
+    expected[torch.argsort(scores, stable=True)[:count]] = True
+    assert torch.equal(lowest(scores, count), expected)
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""Exact greedy removal (OBS): always what costs least, once the weights that are left have been updated."""
+"""Exact greedy removal (OBS): always what costs least once the rest has been updated. Computed on the CPU."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def remove_sets(
 
     Source: Kurtic et al., 2023 (ZipLM), eqs. 3-4 and Algorithm 1, https://arxiv.org/abs/2302.04089.
     """
+    weight, moment = weight.cpu(), moment.cpu()
     inputs = _check(weight, moment)
     columns = [column for group in sets for column in group]
     if len(set(columns)) < len(columns) or any(not 0 <= column < inputs for column in columns):
@@ -112,6 +113,7 @@ def remove_weights(
     Source: Frantar & Alistarh, 2022 (OBC), Algorithms 1 and 2, eqs. 3-5, https://arxiv.org/abs/2208.11580.
     Deviation: blocks may span several outputs. Time grows as ``out * in^3``: some hundred inputs.
     """
+    weight, moment = weight.cpu(), moment.cpu()
     inputs = _check(weight, moment)
     high, wide = block
     if len(weight) % high or inputs % wide:

@@ -135,7 +135,7 @@ def masked_least_squares(
     cross = (wide * ~keep) @ full
     solved = torch.where(keep, wide, 0.0)
     at_once = max(1, ROWS_AT_ONCE // max(1, full.numel()))
-    for rows in torch.arange(len(wide)).split(at_once):
+    for rows in torch.arange(len(wide), device=wide.device).split(at_once):
         kept = keep[rows].double()
         system = damped * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
         change = torch.linalg.solve(system, (cross[rows] * kept)[..., None])[..., 0]

@@ -156,11 +156,11 @@ def sparsegpt(
 
 def _order(moment: Tensor, sweep: Sweep, choice: Choice | None) -> Tensor:
     if sweep.order == "natural":
-        return torch.arange(len(moment))
+        return torch.arange(len(moment), device=moment.device)
     together = 1 if choice is None or choice.n_m is None else choice.n_m[1]
     size = moment.diagonal().reshape(-1, together).sum(1)
     first = torch.argsort(size, descending=True, stable=True) * together
-    return (first[:, None] + torch.arange(together)).flatten()
+    return (first[:, None] + torch.arange(together, device=moment.device)).flatten()
 
 
 def _upper(moment: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -183,7 +183,7 @@ def _sweep(
     for start in range(0, inputs, sweep.block_size):
         stop = min(start + sweep.block_size, inputs)
         block = weight[:, start:stop]
-        errors = torch.zeros(stop - start, rows, dtype=weight.dtype)
+        errors = weight.new_zeros(stop - start, rows)
         for column in range(start, stop):
             if choice is not None and column % at_once == 0:
                 end = min(column + at_once, inputs)
@@ -218,6 +218,23 @@ def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
         return mask.scatter_(1, gone, False)
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))
-    gone = torch.argsort(score.flatten(), stable=True)[: until - so_far]
-    mask.view(-1)[gone] = False
-    return mask
+    return ~lowest(score.flatten(), until - so_far).view_as(score)
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly ``count`` of the lowest scores, of equal ones the first: by a partition, without a sort.
+
+    Args:
+        scores: ``[n]``, finite.
+        count: in ``[0, n]``.
+
+    Returns:
+        ``[n]`` bool.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count).values
+    found = scores < threshold
+    equal = (scores == threshold).nonzero().flatten()
+    found[equal[: count - int(found.sum())]] = True
+    return found

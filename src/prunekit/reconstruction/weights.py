@@ -18,7 +18,7 @@ from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
-from prunekit.reconstruction.least_squares import Solution
+from prunekit.reconstruction.least_squares import Solution, errors_of
 from prunekit.reconstruction.moments import Gram
 from prunekit.reconstruction.places import Place, Readers, place_of
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
@@ -54,6 +54,7 @@ def reconstruct_weights(
     ignore: str | Sequence[str] = (),
     compensate_bias: bool = False,
     products: torch.dtype = torch.float32,
+    in_place: bool = False,
 ) -> Reconstruction:
     """Zero weights of linear layers and convolutions and update the others by SparseGPT; no training.
 
@@ -68,7 +69,7 @@ def reconstruct_weights(
     runs in the dtype of the products, in float64 where the moments need more dampening than was asked.
 
     Args:
-        model: left as it is.
+        model: left as it is, unless ``in_place``.
         graph: its trace.
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
         given: by parameter the mask in its shape, bool, True = keep; or what to choose in every layer.
@@ -81,6 +82,8 @@ def reconstruct_weights(
         products: dtype in which some rows at a time are multiplied for the second moments, unless the model's
             is wider; they are added up in float64, so that how the data is cut into batches changes moments
             by a few units of that dtype's precision, and weights whose scores are that close may swap.
+        in_place: change the model that is given, so that a large one is held once; an error on the way leaves
+            it changed in part.
 
     Returns:
         The new model, with exact zeros, and the masks.
@@ -95,7 +98,7 @@ def reconstruct_weights(
     sweep = sweep or Sweep()
     leaves = leaves_of_batches(graph, calibration)
     work = _Work(model, graph, given, (only, ignore))
-    work.model = copied(model)
+    work.model = model if in_place else copied(model)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
         layers, peak = work.run(leaves, sweep, sequential, compensate_bias, products)
     return Reconstruction(work.model, tuple(layers), tuple(work.left_alone), work.keep, peak)
@@ -256,7 +259,7 @@ class _Work:
         wanted = 0.0
         for group, matrix in enumerate(dense):
             moment, mean = moments[group], means[group]
-            wanted += float(((matrix.double() @ moment) * matrix).sum())
+            wanted += float(errors_of(matrix.to(gram.products), moment.to(gram.products)).sum())
             if centre:
                 moment = moment - gram.count * torch.outer(mean, mean)
             swept = sparsegpt(
