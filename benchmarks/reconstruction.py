@@ -2,8 +2,8 @@
 
     python benchmarks/reconstruction.py [--seeds 3] [--out docs/benchmarks]
 
-For each seed a parent is trained; the same share of every group's units goes, by L2 norm or at random, and
-nothing is trained afterwards. Reconstruction reads the calibration split, without labels; accuracy is on the
+For each seed a parent is trained; the same share of every group's units goes, by L2 norm, by exact greedy
+removal or at random, and nothing is trained afterwards. Reconstruction reads the calibration split, without labels; accuracy is on the
 test split. Writes JSON with every figure and the Markdown table.
 """
 
@@ -21,7 +21,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.importance import score
 from prunekit.measure import environment
 from prunekit.plan import Goal, allocate
-from prunekit.reconstruction import reconstruct
+from prunekit.reconstruction import reconstruct, score_by_removal
 from prunekit.recover import TrainingSettings, train
 from prunekit.surgery import remove
 from prunekit.types import WIDTHS
@@ -29,7 +29,7 @@ from prunekit.workload import Workload, load_workload, predict
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits" / "workload.py"
 WIDTH_OF_STAGES = (24, 48, 96)
-CRITERIA = ("l2", "random")
+CRITERIA = ("l2", "removal", "random")
 SPARSITIES = (0.3, 0.5, 0.7)
 PARENT = TrainingSettings(epochs=10, batch_size=32, learning_rate=0.02, warmup=0.1)
 
@@ -38,7 +38,11 @@ def cut(parent: torch.nn.Module, workload: Workload, criterion: str, sparsity: f
     """Test accuracy without reconstruction and with both kinds, and what they took."""
     example = workload.example_inputs(2)
     groups = find_groups(trace(parent, example.args, example.kwargs)).select(granularity=WIDTHS)
-    scores = score(parent, groups, criterion, seed=seed)
+    calibration = list(workload.splits.deciding.calibration.batches(32))
+    if criterion == "removal":
+        scores = score_by_removal(parent, groups, calibration)
+    else:
+        scores = score(parent, groups, criterion, seed=seed)
     plan = allocate(groups, scores, Goal(kind="sparsity", remove=sparsity), criterion=criterion)
     removal = remove(parent, plan, groups)
     test = workload.splits.open_test()
@@ -46,7 +50,6 @@ def cut(parent: torch.nn.Module, workload: Workload, criterion: str, sparsity: f
     def accuracy(model: torch.nn.Module) -> float:
         return float(predict(model.eval(), test, workload)["correct"].mean())
 
-    calibration = list(workload.splits.deciding.calibration.batches(32))
     row = {"seed": seed, "criterion": criterion, "sparsity": sparsity, "cut": accuracy(removal.model)}
     for kind in ("parallel", "sequential"):
         start = time.perf_counter()

@@ -66,8 +66,8 @@ def remove_sets(
         raise ShapeError("The sets overlap or lie outside", expected=f"disjoint columns below {inputs}")
     if not 0 <= count <= len(sets):
         raise SelectionError(f"{count} sets are to go", expected=f"0 to {len(sets)}", where="count")
-    inverse, used = _inverse(moment, damping)
-    trace = _Trace(weight.double()[None], inverse[None], _padded(sets))
+    inverse, used = inverse_of(moment, damping)
+    trace = Trace(weight.double()[None], inverse[None], padded(sets))
     free = torch.ones(1, len(sets), dtype=torch.bool)
     order, errors, total = [], [], 0.0
     for _ in range(count):
@@ -119,7 +119,7 @@ def remove_weights(
     if len(weight) % high or inputs % wide:
         raise ShapeError(f"{list(weight.shape)} does not divide by blocks of {block}", where="block")
     steps = _steps(weight, count, n_m, block)
-    inverse, used = _inverse(moment, damping)
+    inverse, used = inverse_of(moment, damping)
     sets = torch.arange(inputs).reshape(-1, wide)
     groups = weight.double().reshape(-1, high, inputs)
     at_once = max(1, AT_ONCE // max(1, inputs * inputs))
@@ -136,7 +136,7 @@ def remove_weights(
     return Swept(solution, keep)
 
 
-class _Trace:
+class Trace:
     """Weights and inverses of several problems while sets of columns go, in each another one.
 
     Attributes:
@@ -153,6 +153,13 @@ class _Trace:
 
         Of equal costs the first goes.
         """
+        costs = self.costs(free)
+        chosen = costs.argmin(1)
+        self.take(chosen)
+        return chosen, costs.gather(1, chosen[:, None])[:, 0]
+
+    def costs(self, free: Tensor) -> Tensor:
+        """``[problems, sets]`` what each set would cost, infinity where it is not ``free``."""
         sets = self._sets
         inner = self._inverse[:, sets.clamp_min(0)[:, :, None], sets.clamp_min(0)[:, None, :]]
         absent = sets < 0
@@ -162,10 +169,7 @@ class _Trace:
         inner = torch.where(taken, torch.eye(sets.shape[1], dtype=inner.dtype), inner)
         values = self.weight[:, :, sets.clamp_min(0)].masked_fill(absent, 0.0).movedim(1, 2)
         costs = (torch.linalg.solve(inner, values.mT).mT * values).sum((2, 3))
-        costs = costs.masked_fill(~free, torch.inf)
-        chosen = costs.argmin(1)
-        self.take(chosen)
-        return chosen, costs.gather(1, chosen[:, None])[:, 0]
+        return costs.masked_fill(~free, torch.inf)
 
     def take(self, chosen: Tensor, where: Tensor | None = None) -> None:
         """Remove the set ``chosen`` from each problem (only those ``where``) and update what is left."""
@@ -191,7 +195,7 @@ def _emptied(
     part: Tensor, inverse: Tensor, sets: Tensor, steps: int, n_m: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor]:
     """``[problems, steps]`` which set goes at each step, and at what cost."""
-    trace = _Trace(part, inverse[None], sets)
+    trace = Trace(part, inverse[None], sets)
     gone = torch.zeros(len(part), len(sets), dtype=torch.bool)
     orders = torch.zeros(len(part), steps, dtype=torch.int64)
     costs = torch.zeros(len(part), steps, dtype=torch.float64)
@@ -208,7 +212,7 @@ def _emptied(
 
 def _replayed(part: Tensor, inverse: Tensor, sets: Tensor, orders: Tensor, until: Tensor) -> Tensor:
     """The weights after the first ``until`` steps of each sequence."""
-    trace = _Trace(part, inverse[None], sets)
+    trace = Trace(part, inverse[None], sets)
     for step in range(int(until.max()) if len(until) else 0):
         trace.take(orders[:, step], until > step)
     return trace.weight
@@ -245,12 +249,12 @@ def _steps(weight: Tensor, count: int | None, n_m: tuple[int, int] | None, block
     return min(count, inputs // block[1])
 
 
-def _inverse(moment: Tensor, damping: float) -> tuple[Tensor, float]:
+def inverse_of(moment: Tensor, damping: float) -> tuple[Tensor, float]:
     lower, used = factor(moment.double(), damping)
     return torch.cholesky_inverse(lower), used
 
 
-def _padded(sets: Sequence[Sequence[int]]) -> Tensor:
+def padded(sets: Sequence[Sequence[int]]) -> Tensor:
     """``[sets, longest]`` int64; -1 behind the end of a shorter set."""
     longest = max((len(group) for group in sets), default=0)
     return torch.tensor([[*group, *[-1] * (longest - len(group))] for group in sets], dtype=torch.int64)
