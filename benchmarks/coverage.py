@@ -4,9 +4,10 @@
 
 Each row runs in a process of its own, with a limit on time and memory; a row that was stopped is a row that
 failed. Prints a line per row as it comes, writes ``coverage.json`` with everything and ``coverage.md`` with
-the tables after every row. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra ``bench``;
-``--resume`` keeps the rows that ``coverage.json`` has from this very commit and the peer's from any, and adds what
-is missing.
+the tables after every row. ``--peer`` adds the same rows with Torch-Pruning, which is in the extra
+``bench``;
+``--resume`` keeps the rows that ``coverage.json`` has from this commit or from ``--also``, and the peer's
+from any, and adds what is missing.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def measure(rows: list[Row], known: dict[str, Record], asked: argparse.Namespace
     def one(row: Row) -> Record:
         old = known.get(row.name, {})
         record = old
-        if old.get("commit") != asked.commit:
+        if old.get("commit") not in {asked.commit, *asked.also}:
             record = run_row(row, *(["--no-export"] if asked.no_export else [])) | {"commit": asked.commit}
             record |= {key: old[key] for key in ("peer",) if key in old}
         if asked.peer and "peer" not in record:
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows of this very commit, and the peer's of any"
     )
+    parser.add_argument("--also", nargs="*", default=(), help="other commits whose rows are kept")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time; seconds are honest with one")
     parser.add_argument("--json", action="store_true", help="print whole records")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))

@@ -93,6 +93,7 @@ class Group:
         not_mask_equivalent_because: the reason where it does not ("layer_norm normalises over it"), else "".
         least: fewest units that the operators can run with, such as the experts that a router chooses; 0
             where all may go.
+        pinned: units that stay whatever their score, because the user said so; of layers and branches.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Group:
     mask_equivalent: bool = True
     not_mask_equivalent_because: str = ""
     least: int = 1
+    pinned: frozenset[int] = frozenset()
 
     @property
     def units_per_block(self) -> int:

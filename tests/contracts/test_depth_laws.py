@@ -57,7 +57,7 @@ def around(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
     """The dense class with hooks in the place of every layer and branch that ``plan`` leaves out."""
     for name in plan.keep:
         for unit in plan.removed(name):
-            module = model.get_submodule(groups.stacks[name][unit].path)
+            module = model.get_submodule(groups.bypasses[name][unit].path)
             if groups[name].granularity is Granularity.LAYER:
                 module.register_forward_hook(lambda module, given, output: given[0])
             else:
@@ -86,7 +86,7 @@ def test_left_out_equals_computed_and_thrown_away(name):
 
 
 def units(plan: PruningPlan, groups: Groups):
-    return [groups.stacks[name][unit] for name in plan.keep for unit in plan.removed(name)]
+    return [groups.bypasses[name][unit] for name in plan.keep for unit in plan.removed(name)]
 
 
 @pytest.mark.parametrize("name", NAMES)

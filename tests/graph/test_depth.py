@@ -52,7 +52,7 @@ EXPECTED: dict[str, dict[str, list[str]]] = {
 
 
 def paths(groups: Groups) -> dict[str, list[str]]:
-    return {group.name: [part.path for part in groups.stacks[group.name]] for group in groups}
+    return {group.name: [part.path for part in groups.bypasses[group.name]] for group in groups}
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
@@ -65,7 +65,7 @@ def test_a_unit_frees_exactly_the_tensors_it_names(name):
     """Oracle: the names of the tensors under its path; a branch frees the norm before it as well."""
     groups = depth_of(name)
     for group in groups:
-        for unit, part in enumerate(groups.stacks[group.name]):
+        for unit, part in enumerate(groups.bypasses[group.name]):
             own = {piece.tensor for piece in group.slices if piece.units[0] == unit}
             under = {
                 tensor for tensor in everything_in(name).graph.tensors.values() if is_under(tensor, part.path)
@@ -126,7 +126,7 @@ def found_in(model: nn.Module, **choice) -> Groups:
 
 def paths_of_depth(groups: Groups) -> dict[str, list[str]]:
     return {
-        group.name: [part.path for part in groups.stacks[group.name]] for group in groups if group.is_depth
+        group.name: [part.path for part in groups.bypasses[group.name]] for group in groups if group.is_depth
     }
 
 

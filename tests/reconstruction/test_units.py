@@ -229,10 +229,10 @@ DEEP = [case for case in CASES if any(group.size > 1 for group in depth_of(case.
 def test_layers_that_went_whole_move_names(case):
     model = case.model()
     groups = find_groups(trace(model, *case.inputs()))
-    keep = {group.name: (group.size - 1,) for group in groups if group.is_depth and group.size > 1}
-    plan = plan_of(groups)
-    widths = {name: units for name, units in plan.keep.items() if not groups[name].is_depth}
-    plan = dataclasses.replace(plan, keep=widths | keep)
+    deep = {group.name: group.size for group in groups if group.is_depth and group.size > 1}
+    keep = {name: (size - 1,) for name, size in deep.items()}
+    plan = plan_of(groups.freeze({group.name: "" for group in groups if group.is_depth}, operator="test"))
+    plan = dataclasses.replace(plan, keep=plan.keep | keep, sizes=plan.sizes | deep)
     removal = remove(model, plan, groups)
     found = reconstruct(model, removal, plan, groups, batches(case.inputs()))
     names = dict(found.model.named_parameters())

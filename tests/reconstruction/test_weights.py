@@ -12,6 +12,7 @@ from prunekit.graph import trace
 from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, sparsegpt
 from prunekit.reconstruction.sparsegpt import lowest
 from prunekit.reconstruction.stream import Stream, stages
+from prunekit.surgery import fold_masks, mask_weights
 from prunekit.workload import Batch
 
 
@@ -263,6 +264,24 @@ def test_weights_that_others_read_are_left_alone():
     mask = torch.ones(8, 8, dtype=torch.bool)
     with pytest.raises(SelectionError, match="reads its weight too"):
         reconstruct_weights(model, graph, [Batch(args=(tokens,))], {"twice.weight": mask})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", ["element", "2:4", "1x4"])
+def test_a_mask_plan_is_carried_out_with_less_error(pattern):
+    model, graph, x = net("decoder")
+    masked = mask_weights(model, sparsity=None if ":" in pattern else 0.5, pattern=pattern, ignore="2")
+    found = reconstruct_weights(model, graph, cut(x, 4), masked.plan)
+    folded = fold_masks(masked.model)
+    parameters = dict(folded.named_parameters())
+    for key, value in found.model.named_parameters():
+        if key in found.keep:
+            assert torch.equal(found.keep[key], torch.from_numpy(masked.plan.masks[key].keep()))
+            assert (value[~found.keep[key]] == 0).all()
+        else:
+            assert torch.equal(value, parameters[key])
+    assert found.keep.keys() == masked.plan.masks.keys()
+    assert (found.model(x) - model(x)).square().sum() < (folded(x) - model(x)).square().sum()
 
 
 def test_patterns_choose_layers():

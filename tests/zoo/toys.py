@@ -60,11 +60,11 @@ def everything_in(name: str) -> Groups:
 def groups_of(name: str) -> Groups:
     """The groups in the toy of that name whose units lie along dimensions."""
     found = everything_in(name)
-    return found._with(tuple(group for group in found if not group.is_depth), found.frozen, {})
+    return found._with(tuple(group for group in found if not group.is_depth), found.frozen)
 
 
 @cache
 def depth_of(name: str) -> Groups:
     """The groups in the toy of that name whose units are layers and branches."""
     found = everything_in(name)
-    return found._with(tuple(group for group in found if group.is_depth), found.frozen, found.stacks)
+    return found._with(tuple(group for group in found if group.is_depth), found.frozen)

@@ -40,6 +40,31 @@ class Wrappers(nn.Module):
         return self.last(x)
 
 
+class Halved(torch.autograd.Function):
+    """Half its input, with a gradient of its own and a region without gradients that says nothing new."""
+
+    @staticmethod
+    def forward(ctx, x):
+        with torch.no_grad():
+            return 0.5 * x
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore
+        return 0.5 * gradient
+
+
+class OwnGradient(nn.Module):
+    """A function with its own gradient between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = Halved.apply(torch.relu(self.first(x)))
+        return self.last(torch.relu(self.second(x)))
+
+
 class LowPrecision(nn.Module):
     """One layer runs in bfloat16."""
 
@@ -157,6 +182,13 @@ CASES = (
             group("neuron", 10, out("wide"), into("fixed")),
             group("neuron", 11, out("fixed"), into("last")),
         ),
+        {"input": into("first"), "output": out("last")},
+    ),
+    Case(
+        "own gradient",
+        OwnGradient,
+        rows(6),
+        (group("neuron", 8, out("first"), into("second")), group("neuron", 7, out("second"), into("last"))),
         {"input": into("first"), "output": out("last")},
     ),
     Case(

@@ -112,6 +112,11 @@ class Rewriting:
         """How many of the ``before`` equal blocks of a dimension still have an index."""
         return 1 if before == 1 else int(self.kept(dim).reshape(before, -1).any(axis=1).sum())
 
+    def note(self, what: str, old: int, new: int) -> None:
+        """Say that a number changes which is no argument of the operator."""
+        if old != new:
+            self.changes.append(Change(self.source, what, old, new))
+
     def set(self, argument: str, value: Any) -> None:
         """Set a constant of the operator, if that changes it."""
         old = self.arguments.get(argument)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Fixed, length
 from prunekit.graph.axes import Structure
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.nodes import operator_name, sizes
@@ -53,12 +53,12 @@ class Depth:
 
     Rules for layers:
 
-    1. A module can be left out if it is called once, all that is used of it and depends on what it is given
-       is one tensor (its exit), one of the tensors it is given (its entry) has the same labels, and a path of
-       element-wise operators and norms leads from there to the exit over an addition.
-    2. Of modules inside modules those are the layers that do not hold several such modules of one class:
-       a stage of a network holds blocks, a transformer layer holds an attention and a feed-forward part. Of
-       a module that is all its container does, it is the module.
+    1. A module can be left out if it is called once; one of the tensors it is given (its entry) has the same
+       labels as the one tensor that is used of it and depends on the entry (its exit); and a path of
+       element-wise operators, norms and changes of shape leads from the entry to the exit over an addition.
+    2. Of such modules inside each other the outer one is the layer, unless it holds several of one class: a
+       stage of a network holds blocks, a transformer layer holds an attention and a feed-forward part. Where
+       a container does nothing but call a module, it is the module.
 
     Rule for branches: an addition ``x + f(x)`` of two tensors of the same shape and labels, the second of
     which is computed from the first. Leaving it out gives ``x``.
@@ -71,7 +71,8 @@ class Depth:
         self._repeated: set[str] = set()
         self._root = self._modules()
         self._found: dict[str, Bypass | None] = {}
-        self._leaves = Liveness(graph)
+        self._liveness = Liveness(graph)
+        self._freed: dict[Bypass, tuple[str, ...]] = {}
 
     @cached_property
     def layers(self) -> tuple[Bypass, ...]:
@@ -87,10 +88,9 @@ class Depth:
 
     def frees(self, bypass: Bypass) -> tuple[str, ...]:
         """The tensors that nothing reads any more once a part is left out, in the order of the graph."""
-        gone = self._leaves.gone((bypass,))
-        names = (self._graph.tensors.get(node.name) for node in self._graph.nodes if node in gone)
-        canonical = (self._graph.tied.get(name, name) for name in names if name is not None)
-        return tuple(dict.fromkeys(canonical))
+        if bypass not in self._freed:
+            self._freed[bypass] = self._liveness.freed((bypass,))
+        return self._freed[bypass]
 
     def _modules(self) -> _Module:
         root = _Module("", "")
@@ -98,7 +98,7 @@ class Depth:
             if node.op != "call_function":
                 continue
             at = root
-            for call, path, kind in _stack(node):
+            for call, path, kind in _calls(node):
                 if "@" in call:  # A second call of a module is called like the first, with a number.
                     self._repeated.add(path)
                 at = at.children.setdefault(path, _Module(path, kind))
@@ -107,15 +107,15 @@ class Depth:
 
     def _layers(self, module: _Module) -> Iterator[Bypass]:
         """Rule 2."""
-        whole = {path: self._bypass(child) for path, child in module.children.items()}
-        kinds = [child.kind for path, child in module.children.items() if whole[path] is not None]
+        below = [layer for child in module.children.values() for layer in self._layers(child)]
         own = self._bypass(module)
-        same = [part for part in whole.values() if part and own and _ends(part) == _ends(own)]
-        if own is not None and len(set(kinds)) == len(kinds) and not same:
+        kinds = [layer.kind for layer in below]
+        several = len(set(kinds)) < len(kinds)
+        same = own is not None and any(_ends(layer) == _ends(own) for layer in below)
+        if own is None or several or same:
+            yield from below
+        else:
             yield own
-            return
-        for child in module.children.values():
-            yield from self._layers(child)
 
     def _bypass(self, module: _Module) -> Bypass | None:
         if module.path not in self._found:
@@ -146,7 +146,7 @@ class Depth:
         """Some other operator, or an output that is not released, reads a tensor."""
         outside = [user for user in node.users if user not in inside]
         only_output = all(user.op == "output" for user in outside)
-        return bool(outside) and not (only_output and node not in self._leaves.kept_outputs)
+        return bool(outside) and not (only_output and node not in self._liveness.kept_outputs)
 
     def _is_activation(self, node: Node) -> bool:
         return isinstance(node.meta.get("val"), Tensor) and node.name not in self._graph.tensors
@@ -155,13 +155,15 @@ class Depth:
         if not isinstance(left.meta.get("val"), Tensor) or not isinstance(right.meta.get("val"), Tensor):
             return False
         ours, theirs = (outputs_of(self._structure.labels, node)[0] for node in (left, right))
-        labelled = any(not isinstance(dim, Fixed) and len(dim) > 1 for dim in ours)
-        return labelled and len(ours) == len(theirs) and all(map(self._same, ours, theirs))
-
-    def _same(self, left: Dim, right: Dim) -> bool:
-        if isinstance(left, Fixed) or isinstance(right, Fixed):
-            return isinstance(left, Fixed) and isinstance(right, Fixed) and left.size == right.size
-        return np.array_equal(self._structure.members(left), self._structure.members(right))
+        if list(map(length, ours)) != list(map(length, theirs)):
+            return False
+        pairs = [
+            (self._structure.members(one), self._structure.members(other))
+            for one, other in zip(ours, theirs, strict=True)
+            if not isinstance(one, Fixed) and not isinstance(other, Fixed)
+        ]
+        same = all(np.array_equal(one, other) for one, other in pairs)
+        return same and any(len(one) > 1 for one, _ in pairs)
 
     def _skips(self, found: Bypass, moved: Collection[Node]) -> bool:
         """A path leads from the exit back to the entry that computes nothing with weights, but adds."""
@@ -185,7 +187,7 @@ class Depth:
                 continue
             found = Bypass("", "", skip, node)
             if self._saves(found):
-                path, kind = self._last_weight(branch, around=node)
+                path, kind = self._last_weight(found, branch)
                 return replace(found, path=path, kind=kind)
         return None
 
@@ -200,23 +202,23 @@ class Depth:
                 pending.extend(at.all_input_nodes)
         return False
 
-    def _last_weight(self, branch: Node, around: Node) -> tuple[str, str]:
+    def _last_weight(self, found: Bypass, branch: Node) -> tuple[str, str]:
         """What a branch is called after: the module with its last weight, as it is called around it.
 
         A weight that lies there itself gives its own name.
         """
-        pending, seen = deque([branch]), set()
+        own = [name for name in self.frees(found) if name in self._graph.trainable]
+        pending, seen = deque([branch]), {found.entry}
         while pending:
             node = pending.popleft()
             name = self._graph.tensors.get(node.name)
-            if name in self._graph.trainable and self._graph.tensor(name).ndim > 1:
-                reader = next(iter(node.users))
-                called = _stack(reader)[len(_stack(around)) :]
+            if name in own and self._graph.tensor(name).ndim > 1:
+                called = _calls(next(iter(node.users)))[len(_calls(found.exit)) :]
                 return called[0][1:] if called else (name, "")
             if node not in seen:
                 seen.add(node)
                 pending.extend(node.all_input_nodes)
-        return "", ""
+        return own[-1], ""
 
     def _saves(self, found: Bypass) -> bool:
         return any(name in self._graph.trainable for name in self.frees(found))
@@ -226,6 +228,7 @@ class Liveness:
     """What of a graph is still computed when parts of it are left out."""
 
     def __init__(self, graph: Graph) -> None:
+        self._graph = graph
         self._nodes = graph.nodes
         given = list(self._nodes[-1].args[0])  # pyright: ignore
         first = len(given) - len(graph.outputs)
@@ -265,6 +268,21 @@ class Liveness:
             if node not in live and unread and node.op != "output":
                 gone.add(node)
         return frozenset(gone)
+
+    def freed(self, bypasses: Iterable[Bypass]) -> tuple[str, ...]:
+        """The parameters, buffers and constants that nothing reads any more, in the order of the graph.
+
+        A tensor with several names counts once, under its first name, and only when it is read under none.
+        """
+        gone = self.gone(bypasses)
+        tensors, tied = self._graph.tensors, self._graph.tied
+        names = {
+            node: tied.get(tensors[node.name], tensors[node.name])
+            for node in self._nodes
+            if node.name in tensors
+        }
+        read = {name for node, name in names.items() if node not in gone}
+        return tuple(dict.fromkeys(name for node, name in names.items() if node in gone and name not in read))
 
 
 def _reached(ends: Iterable[Node], resolved: Callable[[Node], Node]) -> set[Node]:
@@ -334,7 +352,7 @@ def _ends(part: Bypass) -> tuple[Node, Node]:
     return part.entry, part.exit
 
 
-def _stack(node: Node) -> list[tuple[str, str, str]]:
+def _calls(node: Node) -> list[tuple[str, str, str]]:
     """The calls of modules that an operator runs in: name of the call, path and class."""
     stack = (node.meta.get("nn_module_stack") or {}).items()
     calls = (

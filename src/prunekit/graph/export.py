@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import operator
 import traceback
@@ -16,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export import export as torch_export
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import TraceError
@@ -74,7 +77,7 @@ def _export(
         return {0: ExportDim.AUTO} if isinstance(value, Tensor) and value.ndim > 0 else None
 
     shapes = (pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)) if is_open else None
-    with torch.set_grad_enabled(has_gradients):
+    with torch.set_grad_enabled(has_gradients), _without_idle_switches(model):
         if shapes is None:
             return torch_export(model, args, kwargs, strict=False)
         named = _by_parameter_name(model, shapes[0], shapes[1])
@@ -121,6 +124,41 @@ def _spelt_out(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+class _Changes(TorchFunctionMode):
+    """Passes on a switch of gradients only where it changes something."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and args[0] == torch.is_grad_enabled():
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_idle_switches(model: nn.Module) -> Iterator[None]:
+    """Regions without gradients inside a custom ``torch.autograd.Function`` are not traced as such.
+
+    A Function's forward runs without gradients, which a trace does not see. When a ``no_grad`` in there ends,
+    it sets what it found, "without", and the trace would take that for the whole rest of the model. The mode
+    has to lie above the tracer's, so it begins in the model's forward, which is as it was afterwards.
+    """
+    forward = model.forward
+    own = vars(model).get("forward")
+
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with _Changes():
+            return forward(*args, **kwargs)
+
+    object.__setattr__(model, "forward", watched)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(model, "forward")
+        else:
+            object.__setattr__(model, "forward", own)
+
+
 # --- Output types ---------------------------------------------------------------------------------------
 
 
@@ -134,8 +172,9 @@ def _learn_types(model: nn.Module, inputs: Inputs) -> bool:
     """
     try:
         copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        twin = copy.deepcopy(model)  # What a model counts is not counted up.
         with torch.no_grad(), torch.random.fork_rng():
-            found = model(*copies[0], **copies[1])
+            found = twin(*copies[0], **copies[1])
     except Exception:  # the trace that follows meets the same error and explains it
         return False
     registered = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from prunekit.errors import SelectionError
 from prunekit.graph.assemble import assemble
 from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
+from prunekit.graph.bypasses import Bypasses, find_bypasses, only_unit, overlapping
 from prunekit.graph.constants import Lookup
 from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
@@ -26,7 +27,6 @@ from prunekit.graph.places import units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
-from prunekit.graph.stacks import Stacks, only_units, stacks
 from prunekit.graph.trace import Graph
 from prunekit.graph.walk import label
 from prunekit.measure import contracts, count_macs
@@ -56,7 +56,7 @@ class Groups:
         prunable: in the order of the graph.
         frozen: the axes that are not prunable, with the reason.
         graph: the traced model they were found in.
-        stacks: for each group of layers or branches, what leaving out each unit means.
+        bypasses: for each group of layers or branches, what leaving out each unit means.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Groups:
         prunable: tuple[Group, ...],
         frozen: tuple[Frozen, ...],
         number_of: dict[int, str],
-        stacks: Stacks,
+        bypasses: Bypasses,
     ) -> None:
         self.graph = graph
         self.prunable = prunable
         self.frozen = frozen
         self._structure = structure
-        self.stacks = stacks
+        self.bypasses = bypasses
         self._name_of_axis = number_of
         self._everything: dict[str, Group] = {group.name: group for group in prunable}
         self._occurrences: dict[int, list[Occurrence]] = {}
@@ -145,24 +145,28 @@ class Groups:
         return fewer._without_units(chosen)
 
     def _without_units(self, chosen: Selection) -> Groups:
-        """Leave out single layers and branches that were not chosen, and branches of layers that were."""
-        prunable, frozen, stacks = [], list(self.frozen), dict(self.stacks)
-        layers = [
-            part for group in self if group.granularity is Granularity.LAYER for part in stacks[group.name]
-        ]
+        """Pin the layers and branches that were not chosen, then the branches that overlap with what was."""
+        fewer = self._pinned(
+            {
+                group.name: chosen.unit_reasons(group, [part.path for part in self.bypasses[group.name]])
+                for group in self
+                if group.is_depth
+            }
+        )
+        return fewer._pinned(overlapping(group for group in fewer if group.is_depth))
+
+    def _pinned(self, reasons: Mapping[str, Mapping[int, str]]) -> Groups:
+        """The same groups, in which these units stay in any case; without those in which no unit may go."""
+        prunable, frozen = [], list(self.frozen)
         for group in self:
-            parts = self.stacks.get(group.name, ())
-            inside = layers if group.granularity is Granularity.BRANCH else ()
-            reasons = chosen.unit_reasons(group, parts, inside)
-            for unit, reason in reasons.items():
-                own = only_units(group, parts, {unit})[0]
-                frozen.append(Frozen(parts[unit].path, 1, own.slices, "selection", reason, ""))
-            if reasons:
-                left = [unit for unit in range(group.size) if unit not in reasons]
-                group, stacks[group.name] = only_units(group, parts, left)
-            if group.size:
+            units = reasons.get(group.name, {})
+            for unit, reason in units.items():
+                path = self.bypasses[group.name][unit].path
+                frozen.append(Frozen(path, 1, only_unit(group, unit).slices, "selection", reason, ""))
+            group = replace(group, pinned=group.pinned | units.keys())
+            if len(group.pinned) < group.size:
                 prunable.append(group)
-        return self._with(tuple(prunable), tuple(frozen), stacks)
+        return self._with(tuple(prunable), tuple(frozen))
 
     def freeze(self, reasons: Mapping[str, str], *, operator: str) -> Groups:
         """The same groups with some no longer prunable: ``reasons`` says which and why."""
@@ -172,10 +176,10 @@ class Groups:
             if group.name in reasons
         )
         kept = tuple(group for group in self.prunable if group.name not in reasons)
-        return self._with(kept, (*self.frozen, *left_out), self.stacks)
+        return self._with(kept, (*self.frozen, *left_out))
 
-    def _with(self, prunable: tuple[Group, ...], frozen: tuple[Frozen, ...], stacks: Stacks) -> Groups:
-        fewer = Groups(self.graph, self._structure, prunable, frozen, self._name_of_axis, stacks)
+    def _with(self, prunable: tuple[Group, ...], frozen: tuple[Frozen, ...]) -> Groups:
+        fewer = Groups(self.graph, self._structure, prunable, frozen, self._name_of_axis, self.bypasses)
         fewer._everything = self._everything | fewer._everything
         fewer._occurrences = self._occurrences
         return fewer
@@ -186,8 +190,7 @@ class Groups:
         Args:
             keep: by group name, ``[units]`` bool; absent groups are whole.
         """
-        gone = self.gone(keep or {})
-        lost = self._lost(gone)
+        gone, lost = self.gone(keep or {}), self.lost_tensors(keep or {})
         keep = self.tied(keep or {})
         params = param_bytes = 0
         for name in sorted(self._labels.tensors):
@@ -204,8 +207,9 @@ class Groups:
         """What ``keep`` leaves out whole, in no order."""
         return tuple(
             part
-            for name, parts in self.stacks.items()
-            for part, stays in zip(parts, keep.get(name, ()), strict=False)
+            for name, parts in self.bypasses.items()
+            if name in keep
+            for part, stays in zip(parts, keep[name], strict=True)
             if not stays
         )
 
@@ -220,14 +224,8 @@ class Groups:
 
     def lost_tensors(self, keep: KeepMask) -> frozenset[str]:
         """The parameters, buffers and constants that nothing reads any more."""
-        return self._lost(self.gone(keep))
-
-    def _lost(self, gone: frozenset[Node]) -> frozenset[str]:
-        tensors, tied = self.graph.tensors, self.graph.tied
-        read = {tensors[node.name] for node in self.graph.nodes if node.name in tensors and node not in gone}
-        read = {tied.get(name, name) for name in read}
-        names = {tensors[node.name] for node in gone if node.name in tensors}
-        return frozenset(name for name in names if tied.get(name, name) not in read) if gone else frozenset()
+        bypassed = self.bypassed(keep)
+        return frozenset(self._liveness.freed(bypassed)) if bypassed else frozenset()
 
     @cached_property
     def _unused_parameters(self) -> list[Tensor]:
@@ -365,7 +363,7 @@ def find_groups(graph: Graph) -> Groups:
         labels = label(graph, OPERATORS)
         structure = Structure(labels, solve(labels.atoms))
     prunable, frozen, names = assemble(graph, structure)
-    depth, bypasses = stacks(graph, structure)
+    depth, bypasses = find_bypasses(graph, structure)
     return Groups(graph, structure, (*prunable, *depth), frozen, names, bypasses)
 
 

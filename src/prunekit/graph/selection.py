@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from prunekit.errors import SelectionError
-from prunekit.graph.depth import Bypass
-from prunekit.graph.stacks import lies_in, only_units
+from prunekit.graph.bypasses import only_unit
 from prunekit.types import Granularity, Group
 
 
@@ -61,24 +60,15 @@ class Selection:
                 found[group.name] = reason
         return found
 
-    def unit_reasons(
-        self, group: Group, parts: tuple[Bypass, ...], layers: Collection[Bypass]
-    ) -> dict[int, str]:
-        """The layers or branches of a group that are left out, and why.
+    def unit_reasons(self, group: Group, paths: Sequence[str]) -> dict[int, str]:
+        """The layers or branches of a group that patterns leave out, and why.
 
         Args:
-            group: that is not left out whole.
-            parts: what leaving out each of its units means; empty where its units lie along dimensions.
-            layers: that can be left out whole themselves.
+            group: of layers or branches.
+            paths: of the module that each unit is.
         """
-        found = {}
-        for unit, part in enumerate(parts):
-            reason = self._pattern(only_units(group, parts, {unit})[0], part.path)
-            if not reason and lies_in(part, layers):
-                reason = "it is part of a layer that may go whole; choose one of the granularities"
-            if reason:
-                found[unit] = reason
-        return found
+        reasons = {unit: self._pattern(only_unit(group, unit), path) for unit, path in enumerate(paths)}
+        return {unit: reason for unit, reason in reasons.items() if reason}
 
     def _kind(self, group: Group) -> str:
         if self.kinds is None or group.granularity in self.kinds:

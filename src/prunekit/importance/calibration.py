@@ -16,6 +16,7 @@ from prunekit.importance.criteria import CRITERIA, Criterion
 from prunekit.importance.derivatives import Derivatives
 from prunekit.importance.experts import EXPERT_OUTPUT
 from prunekit.importance.gradient import OF_THE_LOSS
+from prunekit.importance.layers import BYPASS_LOSS, LAYER_GATE, OF_LAYERS
 from prunekit.importance.movement import MOVEMENT
 from prunekit.importance.observe import Observer, check_traced
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
@@ -24,7 +25,7 @@ from prunekit.importance.untouched import untouched
 from prunekit.importance.view import READINGS, ROLES, Role, Statistics, check_roles
 from prunekit.types import Group
 
-OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT})
+OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
 """The statistics that need the traced graph."""
 
 NEEDS = frozenset({*OF_THE_LOSS, OUTPUT_VARIANCE, *OF_ACTIVATIONS})
@@ -98,7 +99,7 @@ def collect(
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
     check_batches(batches)
-    if set(needs) & set(OF_THE_LOSS):
+    if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
         return _gather(model, batches, groups, needs, loss, taking_part, memory_bytes)
@@ -116,7 +117,8 @@ def _gather(
     """The pass itself, once everything is checked."""
     traced = check_traced(groups, needs) if set(needs) & OF_ACTIVATIONS else None
     groups = tuple(groups)
-    derivatives = Derivatives(model, groups, needs, roles) if set(needs) - OF_ACTIVATIONS else None
+    differentiated = set(needs) - OF_ACTIVATIONS or LAYER_GATE in needs
+    derivatives = Derivatives(model, groups, needs, roles) if differentiated else None
     ledger = Ledger(memory_bytes, (*model.parameters(), *model.buffers()))
     observer = None if traced is None else Observer(model, traced, needs, ledger)
     seen = 0
@@ -128,6 +130,8 @@ def _gather(
                 _differentiate(model, observer, derivatives, ledger, batch, loss, number)
             elif observer is not None:
                 observer.look(tuple(batch.args), batch.kwargs)
+            if observer is not None:
+                observer.finish_batch(batch, loss, number)
             seen += 1
     if not seen:
         raise CalibrationError(
@@ -138,6 +142,8 @@ def _gather(
     values: dict[str, Any] = {} if derivatives is None else derivatives.finish()
     if observer is not None and EXPERT_OUTPUT in needs:
         values[EXPERT_OUTPUT] = observer.expert_outputs()
+    if observer is not None:
+        values |= observer.layers.finish()
     losses = [] if derivatives is None else derivatives.losses
     return Statistics(
         values,

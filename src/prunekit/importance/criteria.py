@@ -30,6 +30,15 @@ from prunekit.importance.gradient import (
     score_taylor_gate,
     why_no_gate,
 )
+from prunekit.importance.layers import (
+    BLOCK_INFLUENCE,
+    BYPASS_LOSS,
+    LAYER_GATE,
+    score_block_influence,
+    score_bypass_loss,
+    score_layer_gate,
+    why_no_layer,
+)
 from prunekit.importance.magnitude import (
     per_slice,
     score_geometric_median,
@@ -234,7 +243,34 @@ _OF_ACTIVATIONS = (
     ),
 )
 
+_OF_LAYERS = (
+    Criterion(
+        "block_influence",
+        score_block_influence,
+        "how far a layer turns what it is given",
+        "Men et al., 2024, https://arxiv.org/abs/2403.03853",
+        frozenset({BLOCK_INFLUENCE}),
+        why_no_layer,
+    ),
+    Criterion(
+        "layer_gate",
+        score_layer_gate,
+        "derivative of the loss by a gate on what a layer changes",
+        "Michel et al., 2019, https://arxiv.org/abs/1905.10650",
+        frozenset({LAYER_GATE}),
+        why_no_layer,
+    ),
+    Criterion(
+        "bypass_loss",
+        score_bypass_loss,
+        "measured change of the loss when a layer is left out",
+        "Kim et al., 2024, https://arxiv.org/abs/2402.02834",
+        frozenset({BYPASS_LOSS}),
+        why_no_layer,
+    ),
+)
+
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion for criterion in (*_DATA_FREE, *_OF_GRADIENTS, *_OF_ACTIVATIONS)
+    criterion.name: criterion for criterion in (*_DATA_FREE, *_OF_GRADIENTS, *_OF_ACTIVATIONS, *_OF_LAYERS)
 }
 """Every criterion by name."""

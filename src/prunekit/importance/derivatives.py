@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError
-from prunekit.importance.gather import gather, has_unit
+from prunekit.importance.gather import gather_present, has_unit
 from prunekit.importance.gradient import (
     FIRST_ORDER,
     FISHER,
@@ -23,6 +23,7 @@ from prunekit.importance.gradient import (
     SENSITIVITY,
     first_order_change,
 )
+from prunekit.importance.layers import LAYER_GATE
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.view import Role, has_magnitude, scored_slices
 from prunekit.types import Group, Slice
@@ -46,7 +47,8 @@ class Derivatives:
     Args:
         model: the model; only read.
         groups: the groups that will be scored.
-        needs: the statistics, among :data:`OF_THE_LOSS` and the variance of the output.
+        needs: the statistics, among :data:`OF_THE_LOSS` and the variance of the output; for the gates of
+            layers the loss is differentiated, and those who watch see its gradients.
         roles: the roles of the slices that take part.
 
     Raises:
@@ -61,6 +63,7 @@ class Derivatives:
         self._batches = 0
         self._variance = self._rounding = 0.0
         self._needs = [need for need in (*OF_THE_LOSS, OUTPUT_VARIANCE) if need in needs]
+        self._loss = bool(self.of_the_loss) or LAYER_GATE in needs
         self._groups = tuple(groups)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -96,8 +99,8 @@ class Derivatives:
             CalibrationError: the loss or the output cannot be used, or a gradient holds NaN or infinity.
         """
         self._batches += 1
-        both = OUTPUT_VARIANCE in self._needs and bool(self.of_the_loss)
-        if self.of_the_loss:
+        both = OUTPUT_VARIANCE in self._needs and self._loss
+        if self._loss:
             assert loss is not None
             value = _checked_loss(loss(outputs, batch), number)
             self.losses.append(float(value.detach()))
@@ -148,9 +151,11 @@ class Derivatives:
             return self._change(self._gates[group.name], group, gradients).abs()
         rows = []
         for part in self._parts[group.name]:
-            weight, gradient = self._gathered(part, group, gradients)
-            none = torch.zeros(group.size, dtype=torch.float64)
-            rows.append(none if gradient is None else _ROW[need](weight, gradient).cpu())
+            row = torch.zeros(group.size, dtype=torch.float64)
+            if gradients[part.tensor] is not None:
+                weight, gradient, present = self._gathered(part, group, gradients)
+                row[present] = _ROW[need](weight, gradient).cpu()
+            rows.append(row)
         return torch.stack(rows)
 
     def _change(
@@ -159,17 +164,20 @@ class Derivatives:
         """First-order change over some slices together, ``[units]`` float64 on the CPU, signed."""
         change = torch.zeros(group.size, dtype=torch.float64)
         for part in parts:
-            weight, gradient = self._gathered(part, group, gradients)
-            if gradient is not None:
-                change += first_order_change(weight, gradient).cpu()
+            if gradients[part.tensor] is not None:
+                weight, gradient, present = self._gathered(part, group, gradients)
+                change[present] += first_order_change(weight, gradient).cpu()
         return change
 
     def _gathered(
         self, part: Slice, group: Group, gradients: Mapping[str, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
-        weight = gather(self.parameters[part.tensor].detach(), part, group).double()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights and gradients, ``[present units, k]`` float64; and ``[units]`` bool, which those are."""
         gradient = gradients[part.tensor]
-        return weight, None if gradient is None else gather(gradient, part, group).double()
+        assert gradient is not None
+        weight, present = gather_present(self.parameters[part.tensor].detach(), part, group)
+        rows, _ = gather_present(gradient, part, group)
+        return weight.double(), rows.double(), torch.from_numpy(present)
 
     def _gradients(self, value: Tensor, where: str, number: int, *, keep: bool) -> dict[str, Tensor | None]:
         found = torch.autograd.grad(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import Tensor, from_numpy, view_as_real
 
@@ -79,6 +81,32 @@ def gather(tensor: Tensor, part: Slice, group: Group) -> Tensor:
         from_numpy(order).to(rows.device)
     ]
     return padded.flatten(1)
+
+
+def gather_present(tensor: Tensor, part: Slice, group: Group) -> tuple[Tensor, BoolArray]:
+    """Gather a tensor into one row per unit that has an index in it.
+
+    Of layers, each of which has tensors of its own, that is one row instead of one per layer.
+
+    Args:
+        tensor: the tensor that ``part`` names, or its gradient.
+        part: the slice to gather along.
+        group: the group whose units are the rows.
+
+    Returns:
+        ``[present units, k]`` as of :func:`gather`, and ``[units]`` bool, which units those are.
+
+    Raises:
+        ShapeError: the tensor does not have the shape that the slice describes.
+    """
+    present = has_unit(part, group)
+    if present.all() or part.block_dim is not None:
+        rows = gather(tensor, part, group)
+        return rows if present.all() else rows[from_numpy(present).to(rows.device)], present
+    number = np.where(present, np.cumsum(present) - 1, -1)
+    units = np.where(part.units >= 0, number[part.units], -1)
+    fewer = replace(group, size=int(present.sum()), blocks=1)
+    return gather(tensor, replace(part, units=units), fewer), present
 
 
 def _check_shape(tensor: Tensor, part: Slice) -> None:

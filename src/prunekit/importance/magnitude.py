@@ -138,6 +138,5 @@ def per_slice(formula: Callable[[Tensor], Tensor]) -> Callable[[GroupView], Rows
 
 def _row(formula: Callable[[Tensor], Tensor], weight: Tensor, present: BoolArray) -> Rows:
     row = np.full(len(present), np.nan)
-    index = torch.from_numpy(np.flatnonzero(present)).to(weight.device)
-    row[present] = formula(weight if present.all() else weight[index]).cpu().numpy()
+    row[present] = formula(weight).cpu().numpy()
     return row

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from prunekit.errors import CalibrationError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance.experts import EXPERT_OUTPUT, ExpertOutputs, Mixture, mixtures_of
+from prunekit.importance.layers import BYPASS_LOSS, LayerEffects
 from prunekit.importance.reads import Point, points_of
 from prunekit.importance.replay import Ledger, Replay, Watcher, leaves_of
 from prunekit.importance.view import READINGS, Reading
@@ -100,7 +102,7 @@ class Observer:
     Args:
         model: the model the groups were found on, its weights as they are now.
         groups: the groups that will be scored.
-        needs: the statistics, among ``readings`` and ``expert_output``.
+        needs: the statistics, among ``readings``, ``expert_output`` and those of layers.
         ledger: counts what is held.
 
     Raises:
@@ -118,6 +120,8 @@ class Observer:
         self._units = [point.units for point in points]
         mixtures = mixtures_of(groups, points) if EXPERT_OUTPUT in needs else []
         self._experts = {mixture.group: ExpertOutputs(mixture.experts) for mixture in mixtures}
+        self.layers = LayerEffects(groups, needs)
+        self._bypasses = BYPASS_LOSS in needs
         self.state_bytes = sum(moments.state_bytes for moments in self._moments) + 3 * 8 * AT_ONCE
         self._scenes = [_Scene(groups, self._replay(groups, points))]
 
@@ -140,6 +144,23 @@ class Observer:
                 scene.replay.forward_on(piece, self.ledger)
                 scene.bytes_per_example = (self.ledger.since - state) / (stop - start)
 
+    def finish_batch(self, batch: Any, loss: Callable[[Any, Any], Tensor] | None, number: int) -> None:
+        """What is left to do once a batch has been seen: the loss without each layer, where it was asked for.
+
+        Raises:
+            CalibrationError: a loss is not finite.
+        """
+        self.layers.differentiated()
+        if self._bypasses:
+            assert loss is not None
+            scene, leaves = self._scene(tuple(batch.args), batch.kwargs)
+            self.ledger.start(self.state_bytes)
+
+            def loss_of(outputs: Any) -> float:
+                return _finite(float(loss(outputs, batch)), number)
+
+            self.layers.bypass(scene.replay, scene.groups, leaves, loss_of, self.ledger)
+
     def readings(self) -> dict[str, tuple[Reading, ...]]:
         """What was seen, by group name; an empty tuple for a group that could not be observed."""
         seen = list(zip(self._moments, self._units, strict=True)) if self._moments else []
@@ -155,7 +176,7 @@ class Observer:
         return {name: found.finish() for name, found in self._experts.items()}
 
     def _replay(self, groups: Groups, points: list[Point]) -> Replay:
-        watchers: dict[Node, list[Watcher]] = {}
+        watchers = self.layers.watchers(groups, self.ledger)
         keep: dict[Node, Node] = {}
         for moments, point in zip(self._moments, points, strict=bool(self._moments)):
             watchers.setdefault(point.after, []).append(self._watch(moments, point))
@@ -291,3 +312,14 @@ def _weigh(weight: Tensor) -> Tensor:
     flat = (weight.abs() if weight.is_complex() else weight).flatten(0, -2)
     pieces = [piece.double() for piece in flat.split(max(1, AT_ONCE // max(1, flat.shape[1])))]
     return torch.cat([torch.stack([p.abs().sum(1), p.square().sum(1)]) for p in pieces], dim=1)
+
+
+def _finite(value: float, number: int) -> float:
+    if not math.isfinite(value):
+        raise CalibrationError(
+            f"It is {value} with a layer left out",
+            expected="a finite number",
+            where=f"loss of calibration batch {number}",
+            remedy="Score layers by block_influence, which needs no loss",
+        )
+    return value

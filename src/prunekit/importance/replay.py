@@ -162,14 +162,28 @@ class Replay(Interpreter):
         self._spec = graph.program.call_spec.out_spec
         self._dead_after = _last_uses(graph, keep)
 
-    def forward_on(self, leaves: list[Any], ledger: Ledger) -> Any:
+    def forward_on(
+        self,
+        leaves: list[Any],
+        ledger: Ledger,
+        *,
+        instead: Mapping[Node, Node] | None = None,
+        watched: bool = True,
+    ) -> Any:
         """Run the graph on the leaves of its inputs, and give the outputs as the model would.
+
+        Args:
+            leaves: of the inputs.
+            ledger: counts what is held.
+            instead: nodes whose value is thrown away for that of an earlier node.
+            watched: the watchers are called.
 
         Raises:
             CalibrationError: the ledger's limit is passed.
         """
         values = self._tensors | dict(zip(self._inputs, leaves, strict=True))
         self.env = {}
+        before: dict[Node, Tensor] = {}
         for node in self._nodes:
             if node.op == "placeholder":
                 self.env[node] = values.get(node.name)
@@ -180,8 +194,12 @@ class Replay(Interpreter):
                 assert self._spec is not None
                 return pytree.tree_unflatten(given[len(given) - self._outputs :], self._spec)
             self.env[node] = self.run_node(node)
+            if instead and node in instead:
+                self.env[node] = before[instead[node]]
+            if instead and node in instead.values():
+                before[node] = self.env[node].clone()  # An operator may write into it afterwards.
             ledger.add(self.env[node], node.name)
-            for watcher in self._watchers.get(node, ()):
+            for watcher in self._watchers.get(node, ()) if watched else ():
                 watcher(self.env)
             for dead in self._dead_after.get(node, ()):
                 ledger.remove(self.env.pop(dead))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
-from prunekit.importance.gather import gather, has_unit
+from prunekit.importance.gather import gather_present
 from prunekit.types import BoolArray, Granularity, Group, IntArray, Slice
 
 Role = Literal["producer", "consumer", "follower"]
@@ -181,7 +181,7 @@ class GroupView:
     seed: int
 
     def slices(self) -> Iterator[tuple[Tensor, BoolArray]]:
-        """Yield each scored slice as ``[units, k]`` float64 values and ``[units]`` bool presence.
+        """Yield each scored slice as ``[present units, k]`` float64 values and ``[units]`` bool presence.
 
         Of complex parameters the values are the magnitudes ``|w|``.
 
@@ -190,9 +190,9 @@ class GroupView:
         """
         for part in self.parts:
             tensor = self.parameters[part.tensor].detach()
-            values = gather(tensor.abs() if tensor.is_complex() else tensor, part, self.group)
-            values = self.checked(part.tensor, values)
-            yield values, has_unit(part, self.group)
+            magnitudes = tensor.abs() if tensor.is_complex() else tensor
+            values, present = gather_present(magnitudes, part, self.group)
+            yield self.checked(part.tensor, values), present
 
     @property
     def parts(self) -> tuple[Slice, ...]:

@@ -13,7 +13,12 @@ from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.plan.goal import Goal, GoalKind
 from prunekit.plan.leeway import BOUND
 from prunekit.plan.limits import UNLIMITED, Limits, LimitValues, allowed_counts, limits_by_group
-from prunekit.plan.nesting import Nesting, find_nesting, without_lost_blocks
+from prunekit.plan.nesting import (
+    Nesting,
+    find_nesting,
+    without_lost_blocks,
+    without_what_goes_whole,
+)
 from prunekit.plan.path import Path, global_path, uniform_levels, uniform_path
 from prunekit.plan.pruning_plan import SCOPES, PruningPlan
 from prunekit.plan.select import keep_mask, keep_order
@@ -97,7 +102,7 @@ def allocate(
     if scope not in SCOPES:
         raise SelectionError(f"The scope is '{scope}'", expected=f"one of {list(SCOPES)}", where="scope")
     ordered = tuple(groups)
-    values = [_scores_of(group, scores) for group in ordered]
+    values = [_with_pinned(group, _scores_of(group, scores)) for group in ordered]
     orders = [keep_order(value, group.blocks) for group, value in zip(ordered, values, strict=True)]
     default = Limits(max_sparsity=GLOBAL_MAX_SPARSITY) if scope == "global" else UNLIMITED
     held = limits_by_group(
@@ -147,7 +152,8 @@ class Choice:
             for group, order, count in zip(self.path.groups, self.orders, kept, strict=True)
             if count < group.units_per_block
         }
-        return without_lost_blocks(masks, {group.name: group for group in self.path.groups}, self.nesting)
+        groups = {group.name: group for group in self.path.groups}
+        return without_lost_blocks(without_what_goes_whole(masks, groups), groups, self.nesting)
 
     def cost(self, levels: IntArray) -> Cost:
         """Exact cost of the model at these levels."""
@@ -189,6 +195,15 @@ def _levels(choice: Choice, goal: Goal, scope: str, held: Sequence[Limits]) -> I
     if not goal.is_reached(point.left, goal.asked(before)):
         raise unreachable(goal, scope, path, held, point, before)
     return point.levels
+
+
+def _with_pinned(group: Group, scores: FloatArray) -> FloatArray:
+    """The scores, those of units that stay in any case above all others."""
+    if not group.pinned:
+        return scores
+    raised = scores.copy()
+    raised[list(group.pinned)] = np.inf
+    return raised
 
 
 def _limits_for_all(limits: Limits | None, plain: LimitValues) -> Limits:

@@ -80,7 +80,7 @@ def allowed_counts(group: Group, limits: Limits) -> IntArray:
     step = round_to // math.gcd(round_to, group.blocks)
     largest = 1.0 if limits.max_sparsity is None else limits.max_sparsity
     # 1e-9: 10 * (1 - 0.9) is a little above 1 in binary
-    fewest = max(limits.min_units or 0, group.least)
+    fewest = max(limits.min_units or 0, group.least, len(group.pinned))
     least = max(-(-fewest // group.blocks), math.ceil(whole * (1 - largest) - 1e-9))
     multiples = np.arange(whole // step * step, -(-least // step) * step - 1, -step, dtype=np.int64)
     return np.concatenate([[whole], multiples[multiples < whole]]).astype(np.int64)

@@ -17,7 +17,7 @@ def find_nesting(groups: Sequence[Group]) -> Nesting:
 
     Group ``outer`` holds the blocks of ``inner`` where, along a dimension of a tensor that carries both, all
     indices of a block belong to one unit of ``outer`` (heads hold head dimensions, the groups of a
-    convolution hold the channels of each group). A layer holds every group that touches nothing outside it.
+    convolution hold the channels of each group).
 
     Args:
         groups: the groups that may be pruned; only these are looked for.
@@ -40,22 +40,6 @@ def find_nesting(groups: Sequence[Group]) -> Nesting:
                 holder = _holders(_blocks_along(part, inner), units, inner.blocks)
                 if outer.name != inner.name and holder is not None:
                     found.setdefault(inner.name, {})[outer.name] = holder
-    for layers in groups:
-        if layers.is_depth:
-            for inner, unit in _inside(layers, groups).items():
-                blocks = next(group.blocks for group in groups if group.name == inner)
-                found.setdefault(inner, {})[layers.name] = np.full(blocks, unit, dtype=np.int64)
-    return found
-
-
-def _inside(layers: Group, groups: Sequence[Group]) -> dict[str, int]:
-    """The groups that touch no tensor outside one of these layers, with that layer's unit."""
-    unit_of = {part.tensor: int(part.units[0]) for part in layers.slices}
-    found = {}
-    for group in groups:
-        units = {unit_of.get(tensor, -1) for tensor in group.tensors}
-        if group.name != layers.name and len(units) == 1 and units != {-1}:
-            found[group.name] = units.pop()
     return found
 
 
@@ -90,6 +74,48 @@ def without_lost_blocks(
                 left[name] = smaller
                 pending = True
     return left
+
+
+def without_what_goes_whole(
+    masks: Mapping[str, BoolArray], groups: Mapping[str, Group]
+) -> dict[str, BoolArray]:
+    """Take away what lies in layers and branches that go: smaller ones, and groups of any other kind.
+
+    Something lies in what goes if every tensor it touches does.
+
+    Args:
+        masks: by group name ``[units]`` bool; groups that lose nothing may be absent.
+        groups: by name.
+
+    Returns:
+        New masks where needed.
+    """
+    left = dict(masks)
+    lost: set[str] = set()
+    depth = {group.name: _tensors_by_unit(group) for group in groups.values() if group.is_depth}
+    pending = True
+    while pending:  # Each time more may go, the last time nothing does.
+        before = len(lost)
+        for name, tensors in depth.items():
+            mask = left.get(name)
+            goes = [unit for unit in tensors if tensors[unit] <= lost]
+            if goes or mask is not None:
+                mask = np.ones(groups[name].size, dtype=np.bool_) if mask is None else mask.copy()
+                mask[goes] = False
+                left[name] = mask
+                lost |= {tensor for unit in tensors if not mask[unit] for tensor in tensors[unit]}
+        pending = len(lost) > before
+    for name, group in groups.items():
+        if lost and not group.is_depth and lost.issuperset(group.tensors):
+            left[name] = np.zeros(group.size, dtype=np.bool_)
+    return left
+
+
+def _tensors_by_unit(group: Group) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for part in group.slices:
+        found.setdefault(int(part.units[0]), set()).add(part.tensor)
+    return found
 
 
 def _blocks_along(part: Slice, group: Group) -> IntArray:

@@ -250,6 +250,7 @@ def _steps(weight: Tensor, count: int | None, n_m: tuple[int, int] | None, block
 
 
 def inverse_of(moment: Tensor, damping: float) -> tuple[Tensor, float]:
+    """The inverse of the dampened second moments, float64, and the dampening that was used."""
     lower, used = factor(moment.double(), damping)
     return torch.cholesky_inverse(lower), used
 

@@ -29,7 +29,7 @@ from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstructio
 from prunekit.reconstruction.stream import Stream, is_parameter, stages
 from prunekit.surgery import Pruned, Removal
 from prunekit.surgery.narrow import fronted
-from prunekit.surgery.remove import check_fits, reduced_graph, without_lost
+from prunekit.surgery.remove import check_fits, reduced_graph, without_gone_groups
 from prunekit.surgery.tensors import copied, read
 from prunekit.types import KeepMask
 
@@ -100,7 +100,7 @@ def reconstruct(
     check_fits(model, plan, groups)
     leaves = leaves_of_batches(groups.graph, calibration)
     small, moved = (removal, {}) if isinstance(removal, nn.Module) else (removal.model, removal.moved)
-    keep = without_lost(plan.keep_mask(), groups)
+    keep = without_gone_groups(plan.keep_mask(), groups)
     result = copied(small)
     work = _Work(model, result, {old: new for new, old in moved.items()}, groups, keep)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():

@@ -16,6 +16,7 @@ from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import Graph
 from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
+from prunekit.plan import MaskPlan
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import Solution, errors_of
@@ -46,7 +47,7 @@ def reconstruct_weights(
     model: nn.Module,
     graph: Graph,
     calibration: Iterable[ModelInputs],
-    given: Mapping[str, Tensor] | Choice,
+    given: Mapping[str, Tensor] | MaskPlan | Choice,
     *,
     sweep: Sweep | None = None,
     sequential: bool = True,
@@ -72,7 +73,8 @@ def reconstruct_weights(
         model: left as it is, unless ``in_place``.
         graph: its trace.
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
-        given: by parameter the mask in its shape, bool, True = keep; or what to choose in every layer.
+        given: by parameter the mask in its shape, bool, True = keep; a plan that has them; or what to choose
+            in every layer.
         sweep: order, block sizes, dampening.
         sequential: each layer reads what the layers before it give once they are pruned; else what the dense
             model gives.
@@ -96,6 +98,8 @@ def reconstruct_weights(
     Source: Frantar & Alistarh, 2023, https://arxiv.org/abs/2301.00774; see :func:`sparsegpt`.
     """
     sweep = sweep or Sweep()
+    if isinstance(given, MaskPlan):
+        given = {name: torch.from_numpy(mask.keep()) for name, mask in given.masks.items()}
     leaves = leaves_of_batches(graph, calibration)
     work = _Work(model, graph, given, (only, ignore))
     work.model = model if in_place else copied(model)

@@ -1,6 +1,8 @@
 """Doing what a plan says, and proving that it was done."""
 
 from prunekit.surgery.laws import LawResult as LawResult
+from prunekit.surgery.mask_weights import Masked as Masked
+from prunekit.surgery.mask_weights import mask_weights as mask_weights
 from prunekit.surgery.one_call import Pruned as Pruned
 from prunekit.surgery.one_call import prune as prune
 from prunekit.surgery.proof import Proof as Proof
@@ -10,16 +12,26 @@ from prunekit.surgery.proof import verify as verify
 from prunekit.surgery.remove import Removal as Removal
 from prunekit.surgery.remove import mask as mask
 from prunekit.surgery.remove import remove as remove
+from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitivity
 from prunekit.surgery.soundness import sound as sound
+from prunekit.surgery.weight_masks import WeightMask as WeightMask
+from prunekit.surgery.weight_masks import attach_masks as attach_masks
+from prunekit.surgery.weight_masks import fold_masks as fold_masks
 
 __all__ = [
     "LawResult",
+    "Masked",
     "Proof",
     "Pruned",
     "Removal",
+    "WeightMask",
+    "attach_masks",
     "check_mask",
     "check_permutation",
+    "fold_masks",
     "mask",
+    "mask_weights",
+    "measure_sensitivity",
     "prune",
     "remove",
     "sound",

@@ -20,6 +20,9 @@ from prunekit.workload import evaluating
 FORM_TOLERANCE = 1e-9
 """Relative, in float64: the user's class and the pruned graph run the same operators on the same weights."""
 
+OWN_TOLERANCE = 2e-6
+"""Relative, where a class runs in its own precision alone: the same operators leave the same rounding."""
+
 
 def outputs(
     model: nn.Module, args: tuple, kwargs: dict[str, Any], *, released: Collection[str] = ()
@@ -31,6 +34,9 @@ def outputs(
         args: positional inputs.
         kwargs: keyword inputs.
         released: paths of leaves of the output to leave out.
+
+    Returns:
+        Without tensors that hold nothing, such as the cache of a layer that was left out.
     """
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
@@ -41,7 +47,7 @@ def outputs(
     return [
         leaf
         for path, leaf in leaves
-        if isinstance(leaf, Tensor) and not (released and pytree.keystr(path) in released)
+        if isinstance(leaf, Tensor) and leaf.numel() and not (released and pytree.keystr(path) in released)
     ]
 
 
@@ -167,13 +173,11 @@ class Precision:
         """The example inputs in this precision."""
         return input_batches(graph, double=self.name != "own")
 
-    def distance(
-        self, model: nn.Module, other: nn.Module, graph: Graph, *, released: Collection[str] = ()
-    ) -> float:
+    def distance(self, model: nn.Module, other: nn.Module, graph: Graph) -> float:
         """Largest relative difference of the outputs over all batches; both already in this precision."""
         worst = 0.0
         for args, kwargs in self.batches(graph):
-            pair = (outputs(each, args, kwargs, released=released) for each in (model, other))
+            pair = (outputs(each, args, kwargs) for each in (model, other))
             worst = max(worst, max_relative_error(*pair))
         return worst
 
@@ -202,6 +206,9 @@ def precision_of(model: nn.Module, dense: nn.Module, graph: Graph) -> tuple[Prec
             error = precision.distance(precision.of(dense), precision.of(model), graph)
         except Exception:  # whatever the user's forward raises when a dtype it pins meets another
             error = float("inf")
+        if error <= precision.tolerance and precision.name == "own":
+            # The two run the same operators: as near as the dense ones are, the pruned ones have to be.
+            precision = Precision("own", min(precision.tolerance, max(2 * error, OWN_TOLERANCE)))
         if error <= precision.tolerance:
             return precision, error
         found.append((error, precision))

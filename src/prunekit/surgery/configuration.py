@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Described:
     reason: str = ""
 
 
-def describe(
+def fit_widths(
     model: nn.Module, known: Iterable[tuple[int, int]], is_equal: Callable[[nn.Module], bool]
 ) -> Described | None:
     """Set the integer fields of ``model.config`` so that ``type(model)(config)`` is the model again.
@@ -64,7 +65,7 @@ def describe(
         return Described(True, {})
     fields = _fields(original, {*known}, _pairs(dense, wanted))
     misfit = ""
-    for picks in combinations_by_departure([len(options) for options in fields.values()]):
+    for picks in _from_both_ends(original, fields):
         config = copy.deepcopy(original)
         for (name, options), pick in zip(fields.items(), picks, strict=True):
             setattr(config, name, options[pick])
@@ -75,12 +76,14 @@ def describe(
                 break
             continue
         if _builds(model, config, is_equal):
-            return Described(True, _adopt(model, original, config, is_equal))
+            changed = _adopt(model, original, config, is_equal)
+            _take_numbers(model, is_equal)
+            return Described(True, changed)
         misfit = "a model built from it has these shapes but computes something else"
     return Described(False, {}, misfit or "its class does not accept the new sizes")
 
 
-def follow(model: nn.Module, fields: Mapping[str, list[Any]]) -> None:
+def fit_depth(model: nn.Module, fields: Mapping[str, list[Any]]) -> None:
     """Set fields of ``model.config`` so that ``type(model)(config)`` has tensors of the model's names.
 
     Nothing is set where no combination of values gives them, or the class cannot be built.
@@ -162,6 +165,43 @@ def _adopt(
     for name, (_, new) in changed.items():
         setattr(original, name, new)
     return changed
+
+
+def _take_numbers(model: nn.Module, is_equal: Callable[[nn.Module], bool]) -> None:
+    """Give the model's modules the integers that their class gives them when it is built anew.
+
+    Some are not read on the path that was traced (how often keys are repeated, where the operator does that
+    by itself), and have to be right all the same.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        rebuilt = type(model)(copy.deepcopy(model.config))
+    changed: list[tuple[nn.Module, str, Any]] = []
+    for path, module in rebuilt.named_modules():
+        own = model.get_submodule(path)
+        for name, value in vars(module).items():
+            old = vars(own).get(name)
+            if type(value) is int and type(old) is int and value != old:
+                changed.append((own, name, old))
+                setattr(own, name, value)
+    if changed and not _builds(model, model.config, is_equal):
+        for own, name, old in changed:
+            setattr(own, name, old)
+
+
+def _from_both_ends(config: Any, fields: Mapping[str, list[Any]]) -> Iterator[tuple[int, ...]]:
+    """Combinations in which nearly every field changes, in turn with those in which hardly any does."""
+    counts = [len(options) for options in fields.values()]
+    stays = [options.index(vars(config)[name]) for name, options in fields.items()]
+
+    def few() -> Iterator[tuple[int, ...]]:
+        for picks in combinations_by_departure(counts):  # 0 stands for the value that stays.
+            yield tuple(
+                stay if pick == 0 else 0 if pick == stay else pick
+                for pick, stay in zip(picks, stays, strict=True)
+            )
+
+    for pair in zip_longest(combinations_by_departure(counts), few()):
+        yield from (picks for picks in pair if picks is not None)
 
 
 class _Builder:

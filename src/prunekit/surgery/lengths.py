@@ -10,13 +10,15 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import TraceError
 from prunekit.graph import Graph, Groups, find_groups, trace
+from prunekit.surgery.compare import outputs
+from prunekit.surgery.tensors import copied
 
 
 def at_another_length(model: nn.Module, groups: Groups) -> tuple[Groups, int] | None:
     """The groups of the model on sequences one token longer, and that length.
 
-    Sequences are the inputs of integers or booleans with at least two dimensions; the second one is their
-    length. All of the commonest length grow by a copy of their first token.
+    Sequences are the inputs of integers or booleans with two dimensions; the second one is their length. All
+    of the commonest length grow by a copy of their first token.
 
     Returns:
         None where there are no such inputs, the model does not take longer ones, or other groups come out.
@@ -25,6 +27,8 @@ def at_another_length(model: nn.Module, groups: Groups) -> tuple[Groups, int] | 
     if longer is None:
         return None
     args, kwargs, length = longer
+    if not _runs(model, args, kwargs):
+        return None
     try:
         found = find_groups(trace(model, args, kwargs, release=_released(groups.graph)))
     except TraceError:
@@ -53,6 +57,21 @@ def _is_sequence(leaf: object) -> bool:
         and leaf.shape[1] > 1
         and not (leaf.is_floating_point() or leaf.is_complex())
     )
+
+
+def _runs(model: nn.Module, args: tuple, kwargs: dict) -> bool:
+    """Whether the model takes these inputs, which a trace cannot tell: it computes no values to look up by.
+
+    On the CPU, because an index out of range is an error there, and on a GPU the end of the process.
+    """
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
+    try:
+        outputs(copied(model).cpu(), args, kwargs)
+    except Exception:  # whatever the user's forward raises
+        return False
+    return True
 
 
 def _released(graph: Graph) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.surgery.proof import Proof, verify
 from prunekit.surgery.remove import remove
 from prunekit.surgery.soundness import sound
+from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import WIDTHS, Frozen, Granularity
 from prunekit.workload import Batch
 
@@ -99,6 +100,7 @@ def prune(
         CalibrationError: statistics are needed and cannot be gathered.
         WorkloadError: the model or the example inputs are of the wrong type, or there are no examples.
         ProofError: the removal breaks a law; the model is untouched.
+        PlanError: single weights of the model are masked.
     """
     needs = needs_of(criterion, fallback)
     if form not in ("any", "own class"):
@@ -109,6 +111,7 @@ def prune(
     check_batches(batches)
     kinds = WIDTHS if granularity is None else granularity
     traced = trace(model, args, kwargs, release=release)
+    refuse_masks(model)
     found = find_groups(traced).select(granularity=kinds, only=only, ignore=ignore)
     groups = sound(model, found, seed=seed, own_class=form == "own class")
     if not len(groups) and not asked.removes_nothing:

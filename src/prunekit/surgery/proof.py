@@ -21,7 +21,6 @@ from prunekit.surgery.compare import (
 from prunekit.surgery.laws import TOLERANCE, LawResult, Laws
 from prunekit.surgery.lengths import at_another_length
 from prunekit.surgery.remove import Removal, check_fits, reduced_graph
-from prunekit.surgery.shorten import caches_that_go
 from prunekit.types import KeepMask
 
 
@@ -120,8 +119,7 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
         note = note or "in the model's own precision, the only one it runs in"
     pruned = precision.of(reduced_graph(model, keep, groups))
     try:
-        released = caches_that_go(groups, keep)
-        worst = max(worst, precision.distance(pruned, precision.of(small), graph, released=released))
+        worst = max(worst, precision.distance(pruned, precision.of(small), graph))
     except Exception as error:  # whatever the user's forward raises
         worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)

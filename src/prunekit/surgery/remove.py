@@ -18,20 +18,20 @@ from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
 from prunekit.surgery.compare import precision_of
-from prunekit.surgery.configuration import describe, follow
+from prunekit.surgery.configuration import fit_depth, fit_widths
+from prunekit.surgery.elsewhere import Passing, same_elsewhere
 from prunekit.surgery.narrow import narrow, touched, zero
 from prunekit.surgery.repair import ATTEMPTS, follow_shapes
 from prunekit.surgery.rivals import SAME, Rivals
 from prunekit.surgery.scales import attention_scales
 from prunekit.surgery.shorten import (
-    caches_that_go,
     counters,
     fields_that_count,
-    identities,
-    origins,
+    names_before,
     shorten,
 )
 from prunekit.surgery.tensors import copied, read, replace_everywhere
+from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import BoolArray, Group, KeepMask
 from prunekit.workload import evaluating
 
@@ -89,21 +89,22 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
         describes: search thoroughly for a form of the class, and let its configuration describe it; without
             that, the search is for finding out quickly whether the class can follow at all.
     """
-    keep = without_lost(keep, groups)
-    whole = groups.bypassed(keep)
+    keep = without_gone_groups(keep, groups)
     rivals, error, reason = _narrower(model, keep, groups, most=ATTEMPTS if describes else QUICK_ATTEMPTS)
     moved: dict[str, str] = {}
-    if whole:
-        shorter = replace(
-            rivals, graph_module=reduced_graph(model, keep, groups), released=caches_that_go(groups, keep)
-        )
-        if error <= rivals.tolerance:
-            shorter, error, reason = _shorter(shorter, keep)
-            moved = {new: old for old, new in shorter.names.items() if new != old}
-        rivals = shorter
+    bypassed = groups.bypassed(keep)
+    if bypassed:
+        rivals = replace(rivals, graph_module=reduced_graph(model, keep, groups))
+        branches = [part.path for part in bypassed if not part.inside]
+        if branches and error <= rivals.tolerance:
+            error = float("inf")
+            reason = f"computes the branch {branches[0]!r}, which is left out, inside a layer that stays"
+        elif error <= rivals.tolerance:
+            rivals, error, reason = _shorter(rivals, keep)
+            moved = {new: old for old, new in rivals.names.items() if new != old}
     own = rivals.own
     if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
-        error, reason = float("inf"), "reads tensors in training mode that it does not read in evaluation"
+        error, reason = float("inf"), "does not get through a step of training once pruned"
     if error <= rivals.tolerance:
         configuration = _described(own, keep, groups, rivals) if describes else ""
         return Removal(own, "own class", reason + configuration, error, moved)
@@ -134,30 +135,35 @@ def _shorter(rivals: Rivals, keep: KeepMask) -> tuple[Rivals, float, str]:
     """
     twin = replace(rivals, own=copied(rivals.own))
     found = _without_layers(twin, keep, deletes=True)
+    if found[1] <= rivals.tolerance:
+        passing = copied(rivals.own)
+        shorten(passing, rivals.groups, keep, deletes=False, substitute=Passing)
+        if not same_elsewhere(found[0].own, passing, rivals.groups.graph, rivals.precision):
+            found = found[0], float("inf"), "counts its layers where the example inputs do not show it"
     second = found if found[1] <= rivals.tolerance else _without_layers(rivals, keep, deletes=False)
     return second if second[1] <= rivals.tolerance else found
 
 
 def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[Rivals, float, str]:
-    own, before = rivals.own, identities(rivals.own)
-    stacks, reason = shorten(own, rivals.groups, keep, deletes=deletes)
-    names = {old: new for new, old in origins(own, before).items()}
-    rivals = replace(rivals, names=names)
-    if reason:
-        return rivals, float("inf"), reason
-    if stacks and hasattr(own, "config"):
-        follow(own, fields_that_count(own.config, stacks))
+    own = rivals.own
+    shortened = shorten(own, rivals.groups, keep, deletes=deletes)
+    rivals = replace(rivals, names={old: new for new, old in names_before(own, shortened).items()})
+    if shortened and hasattr(own, "config"):
+        fit_depth(own, fields_that_count(own.config, shortened))
     error, reason = rivals.distance()
     if error > rivals.tolerance:
-        for guess in counters(own, stacks):
+        guesses = counters(own, shortened)
+        for guess in guesses:
             guess.set(guess.options[0])
         error, _ = rivals.distance()
+        if error <= rivals.tolerance:
+            rivals.undo_needless(guesses)
     return rivals, error, SAME if error <= rivals.tolerance else reason
 
 
 def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:
     """Let the configuration follow, and say whether it did."""
-    described = describe(own, _sizes(keep, groups), rivals.is_own)
+    described = fit_widths(own, _sizes(keep, groups), rivals.is_own)
     if described is None:
         return ""
     if described.holds:
@@ -169,21 +175,28 @@ def _sizes(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
     """Sizes of groups, in all and per block, before and after."""
     found: set[tuple[int, int]] = set()
     for name, mask in keep.items():
+        if groups.whole(name).is_depth:
+            continue
         before, after, blocks = len(mask), int(mask.sum()), groups.whole(name).blocks
         found |= {(before, after), (before // blocks, after // blocks)}
     return {(before, after) for before, after in found if before != after}
 
 
 def _runs_in_training(model: nn.Module, groups: Groups) -> bool:
-    """A copy of the model gets through one forward pass in training mode on the example inputs."""
+    """A copy of the model gets forward and backward once in training mode on the example inputs."""
     twin = copied(model).train()
     args, kwargs = pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
         (groups.graph.args, groups.graph.kwargs),
     )
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.enable_grad(), torch.random.fork_rng():
         try:
-            twin(*args, **kwargs)
+            leaves = pytree.tree_leaves(twin(*args, **kwargs))
+            values = [
+                leaf.float().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad
+            ]
+            if values:
+                torch.stack(values).sum().backward()
         except Exception:  # whatever the user's forward raises; what matters is whether it does
             return False
     return True
@@ -218,20 +231,35 @@ def masked(model: nn.Module, keep: KeepMask, groups: Groups) -> nn.Module:
 
 def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> PrunedGraph:
     """The pruned graph with the model's own tensors: what any form of the removal must compute."""
-    keep = without_lost(keep, groups)
+    keep = without_gone_groups(keep, groups)
     tensors = {
         name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
     }
     return _graph_form(model, groups, keep, tensors)[0]
 
 
-def without_lost(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
-    """The masks without those of groups that go with the layer they lie in: there is nothing to narrow."""
+def without_gone_groups(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
+    """The masks without those of groups that go with the layers they lie in: there is nothing to narrow.
+
+    Raises:
+        PlanError: no unit of a group is kept, though it touches something that stays.
+    """
+    lost = groups.lost_tensors(keep)
+    for name, mask in keep.items():
+        group = groups.whole(name)
+        if not mask.any() and not group.is_depth and not lost.issuperset(group.tensors):
+            raise PlanError(
+                "the plan keeps none of the group's units",
+                expected="at least one, or that every layer it lies in goes",
+                where=f"group {name!r}",
+                remedy="Make the plan with allocate()",
+            )
     return {name: mask for name, mask in keep.items() if mask.any() or groups.whole(name).is_depth}
 
 
 def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
     """Raise PlanError unless plan, groups and model belong together."""
+    refuse_masks(model)
     if plan.fingerprint != groups.fingerprint:
         raise PlanError(
             f"the plan was made for a model with fingerprint {plan.fingerprint[:12]}, "
@@ -247,8 +275,10 @@ def check_fits(model: nn.Module, plan: PruningPlan, groups: Groups) -> None:
             remedy="Use the same select() for the plan and for its removal",
         )
     _check_positions(model, groups)
+    masks = plan.keep_mask()
+    without_gone_groups(masks, groups)
     for group in groups.prunable:
-        _check_blocks(group, plan)
+        _check_blocks(group, masks.get(group.name))
         for name in group.tensors:
             tensor = read(model, name)
             if tensor is None and name in groups.graph.program.state_dict:
@@ -282,9 +312,8 @@ def _check_positions(model: nn.Module, groups: Groups) -> None:
             )
 
 
-def _check_blocks(group: Group, plan: PruningPlan) -> None:
+def _check_blocks(group: Group, mask: BoolArray | None) -> None:
     """Blocks keep equally many units, apart from blocks that go altogether."""
-    mask = plan.keep_mask().get(group.name)
     if mask is None:
         return
     counts = np.unique(mask.reshape(group.blocks, -1).sum(axis=1))

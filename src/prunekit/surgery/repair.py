@@ -28,6 +28,18 @@ def follow_shapes(model: nn.Module, names: Iterable[str], changes: Iterable[Chan
             module.num_groups = change.new
         elif change.argument == "normalized_shape" and isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.normalized_shape = tuple(change.new)
+        elif change.argument == "query_heads_per_key_head" and module is not None:
+            _share_key_heads(module, change)
+
+
+def _share_key_heads(module: nn.Module, change: Change) -> None:
+    """An attention that states how many query heads share a key head (``num_key_value_groups``, ``n_rep``).
+
+    Where the operator shares them by itself nothing reads it, so that no comparison would miss it.
+    """
+    for name, value in list(vars(module).items()):
+        if type(value) is int and value == change.old and ("group" in name or "rep" in name):
+            setattr(module, name, change.new)
 
 
 @dataclass
@@ -118,12 +130,13 @@ def _holders(model: nn.Module, change: Change) -> list[Any]:
 def configurations_of(*modules: nn.Module) -> list[Any]:
     """The configuration objects that modules hold, each once."""
     found = {
-        id(value): value for module in modules for value in vars(module).values() if _is_configuration(value)
+        id(value): value for module in modules for value in vars(module).values() if is_configuration(value)
     }
     return list(found.values())
 
 
-def _is_configuration(value: Any) -> bool:
+def is_configuration(value: Any) -> bool:
+    """An object that is no module and holds integers."""
     return (
         hasattr(value, "__dict__")
         and not callable(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,6 @@ class Rivals:
         scales: factors for the class's parameters while it is compared.
         most_attempts: combinations of guessed attributes that are tried.
         names: of the class's tensors by their names in the graph, where those differ.
-        released: paths of outputs that are not compared.
     """
 
     own: nn.Module
@@ -44,7 +43,6 @@ class Rivals:
     scales: dict[str, Tensor] = field(default_factory=dict)
     most_attempts: int = ATTEMPTS
     names: Mapping[str, str] = field(default_factory=dict)
-    released: Collection[str] = ()
 
     @property
     def tolerance(self) -> float:
@@ -132,14 +130,14 @@ class Rivals:
         worst = 0.0
         for args, kwargs in self.precision.batches(self.groups.graph):
             try:
-                expected = outputs(graph_module, args, kwargs, released=self.released)
+                expected = outputs(graph_module, args, kwargs)
             except Exception as error:  # whatever an operator raises at shapes that do not fit
                 raise ProofError(
                     f"the pruned graph of {type(own).__name__} does not run: {type(error).__name__}: {error}",
                     remedy="The model is untouched. Leave out groups with ignore=, and please report it",
                 ) from error
             try:
-                found = outputs(own, args, kwargs, released=self.released)
+                found = outputs(own, args, kwargs)
             except Exception as error:  # whatever the user's forward raises on the narrower tensors
                 text = (str(error).strip().splitlines() or [""])[0]
                 return float("inf"), f"does not run once pruned ({type(error).__name__}: {text})"

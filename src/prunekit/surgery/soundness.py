@@ -45,7 +45,10 @@ _BROKEN: dict[str, Callable[[LawResult], str]] = {
     "mask": lambda law: (
         law.note or f"removing units differs from zeroing them ({law.max_relative_error:.1e})"
     ),
-    "removal": lambda law: law.note or "removing units changes the shape of an output",
+    "bypass": lambda law: (
+        law.note or f"leaving units out differs from going on without them ({law.max_relative_error:.1e})"
+    ),
+    "removal": lambda law: law.note,
 }
 
 _ORDER = (
@@ -57,6 +60,7 @@ _ORDER = (
     Granularity.HEAD_GROUP,
     Granularity.EXPERT,
     Granularity.LAYER,
+    Granularity.BRANCH,
     Granularity.HEAD_DIM,
 )
 

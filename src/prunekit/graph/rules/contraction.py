@@ -152,7 +152,15 @@ def attention(call: Call) -> Dims | None:
 
 
 def old_scale(change: Rewriting) -> None:
-    """The dense model's scale is part of what it computes; the default would follow the new width."""
+    """The dense model's scale is part of what it computes; the default would follow the new width.
+
+    How many query heads share a key head is nothing the operator is told; a class may state it all the same.
+    """
+    heads = [change.dims(which)[-3:-2] for which in ("query", "key")]
+    if all(heads):
+        before = [length(dims[0]) for dims in heads]
+        after = [change.count(dims[0]) for dims in heads]
+        change.note("query_heads_per_key_head", before[0] // before[1], after[0] // max(after[1], 1))
     width = change.dims("query")[-1]
     if change.arguments.get("scale") is not None or isinstance(width, Fixed):
         return
