@@ -3,8 +3,8 @@
     python benchmarks/reconstruction.py [--seeds 3] [--out docs/benchmarks]
 
 For each seed a parent is trained; the same share of every group's units goes, by L2 norm, by exact greedy
-removal or at random, and nothing is trained afterwards. Reconstruction reads the calibration split, without labels; accuracy is on the
-test split. Writes JSON with every figure and the Markdown table.
+removal or at random, and nothing is trained afterwards. Reconstruction reads the
+calibration split, without labels; accuracy is on the test split. Writes JSON and the Markdown table.
 """
 
 from __future__ import annotations
