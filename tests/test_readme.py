@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def example(tmp_path_factory):
     """The names that its Python blocks define, run one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     path = tmp_path_factory.mktemp("readme") / "example.py"
     path.write_text("\n\n".join(blocks))
     torch.manual_seed(0)
@@ -53,6 +53,16 @@ def test_seventy_percent_of_the_single_weights_go(example):
     assert sum(zeros) == round(0.7 * (64 * 128 + 128 * 16))
     assert example["sparse"].plan.sparsity == pytest.approx(0.7, abs=1e-4)
     assert int((example["dense"][0].weight == 0).sum()) == 0
+
+
+def test_what_is_left_is_reconstructed(example):
+    """Each layer's outputs are closer to the dense model's than without the update."""
+    restored, swept = example["restored"], example["swept"]
+    assert restored.layers
+    assert not restored.left_alone
+    assert all(layer.after < layer.before for layer in (*restored.layers, *swept.layers))
+    for name, keep in swept.keep.items():
+        assert int(keep.sum()) == keep.numel() - round(keep.numel() / 2), name
 
 
 def test_the_steps_are_all_there(example):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         save_mask_plan,
         select_weights,
     )
+    from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.surgery import (
         Masked,
         Proof,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Choice",
     "Goal",
     "Granularity",
     "Graph",
@@ -52,7 +54,9 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "PruningPlan",
+    "Reconstruction",
     "Removal",
+    "Sweep",
     "Weights",
     "__version__",
     "allocate",
@@ -67,6 +71,8 @@ __all__ = [
     "mask_weights",
     "measure_sensitivity",
     "prune",
+    "reconstruct",
+    "reconstruct_weights",
     "remove",
     "save_mask_plan",
     "score",
@@ -79,6 +85,7 @@ __all__ = [
 
 _ROOMS = {
     "Batch": "workload",
+    "Choice": "reconstruction",
     "Goal": "plan",
     "Granularity": "types",
     "Graph": "graph",
@@ -90,7 +97,9 @@ _ROOMS = {
     "Pruned": "surgery",
     "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Reconstruction": "reconstruction",
     "Removal": "surgery",
+    "Sweep": "reconstruction",
     "Weights": "importance",
     "allocate": "plan",
     "attach_masks": "surgery",
@@ -104,6 +113,8 @@ _ROOMS = {
     "mask_weights": "surgery",
     "measure_sensitivity": "surgery",
     "prune": "surgery",
+    "reconstruct": "reconstruction",
+    "reconstruct_weights": "reconstruction",
     "remove": "surgery",
     "save_mask_plan": "plan",
     "score": "importance",

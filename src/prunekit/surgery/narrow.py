@@ -39,7 +39,7 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
         keep: by group name, ``[units]`` bool.
     """
     tied = groups.tied(keep)
-    tensor = _fronted(groups, name, tensor, keep)
+    tensor = fronted(groups, name, tensor, keep)
     for axis, dim in enumerate(groups.tensor_labels(name)):
         if isinstance(dim, Fixed):
             continue
@@ -58,7 +58,7 @@ def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Ten
     return torch.from_numpy(left).to(tensor)
 
 
-def _fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
+def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
     """The tensor with the kept units of each block moved to the block's front, in their order.
 
     Inner groups first: their masks are stated for the blocks where those lie before anything moves.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Pruned:
         form_reason: why it has that form.
         proof: the laws that were checked.
         groups: of the model given, for a next plan.
+        moved: tensors that have another name than in the model given, as in :class:`Removal`.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Pruned:
     form_reason: str
     proof: Proof
     groups: Groups
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 def prune(
@@ -126,19 +128,19 @@ def prune(
     plan = allocate(
         groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
     )
-    removal = remove(model, plan, groups)
-    if removal.form != form != "any":
+    done = remove(model, plan, groups)
+    if done.form != form != "any":
         raise ProofError(
-            f"the class cannot follow this plan: {removal.reason}",
+            f"the class cannot follow this plan: {done.reason}",
             remedy="Use scope='uniform', leave groups out with ignore=, or allow form='any'",
         )
-    proof = verify(model, removal.model, plan, groups, seed=seed)
+    proof = verify(model, done.model, plan, groups, seed=seed)
     if not proof.passed:
         raise ProofError(
             f"the pruned {type(model).__name__} breaks a law: {proof}",
             remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
         )
-    return Pruned(removal.model, plan, groups.frozen, removal.form, removal.reason, proof, groups)
+    return Pruned(done.model, plan, groups.frozen, done.form, done.reason, proof, groups, done.moved)
 
 
 def _why_nothing(groups: Groups) -> str:

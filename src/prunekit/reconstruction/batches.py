@@ -1,0 +1,63 @@
+"""Calibration batches as the inputs of a traced graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from prunekit.errors import CalibrationError
+from prunekit.graph import Graph
+from prunekit.importance import check_batches
+from prunekit.importance.replay import leaves_of
+
+
+class ModelInputs(Protocol):
+    """How to call the model on a batch."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments of the model."""
+        ...
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        ...
+
+
+def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list[Any]]:
+    """The leaves of each batch, in the order of the graph's inputs.
+
+    Raises:
+        CalibrationError: no batches, something else than batches, or of another shape than the example that
+            the model was traced with, apart from its open first dimension.
+    """
+    check_batches(batches)
+    found: list[list[Any]] = []
+    for number, batch in enumerate(batches):
+        args, kwargs = getattr(batch, "args", None), getattr(batch, "kwargs", None)
+        if args is None or kwargs is None:
+            raise CalibrationError(
+                f"It is a {type(batch).__name__}",
+                expected="a batch with args, a tuple, and kwargs, a mapping",
+                where=f"calibration batch {number}",
+            )
+        leaves = leaves_of(graph, tuple(args), kwargs)
+        if leaves is None:
+            shapes = [tuple(leaf.shape) for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+            raise CalibrationError(
+                f"It has the shapes {shapes}",
+                expected="what the model was traced with, but for the number of examples",
+                where=f"calibration batch {number}",
+                remedy="Trace the model with an example as long or as large as the calibration data",
+            )
+        found.append(leaves)
+    if not found:
+        raise CalibrationError(
+            "There are no calibration batches",
+            where="calibration",
+            remedy="Give at least one batch; an iterator that was used before is empty",
+        )
+    return found
