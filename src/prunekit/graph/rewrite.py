@@ -64,10 +64,8 @@ def _leave_out(graph: torch.fx.Graph, groups: Groups, keep: KeepMask) -> None:
         return
     gone = {node.name for node in groups.gone(keep)}
     by_name = {node.name: node for node in graph.nodes}
-    left = groups.left_unread(keep)
-    unread = {
-        node for node in graph.nodes if node.op == "get_attr" and not node.users and node.target in left
-    }
+    lost, tied = groups.lost_tensors(keep), groups.graph.tied
+    lost |= set(groups.left_unread({})) - set(groups.left_unread(keep))
     instead = {by_name[part.exit.name]: by_name[part.entry.name] for part in bypassed}
     for place in instead:
         replacement = instead[place]
@@ -84,5 +82,6 @@ def _leave_out(graph: torch.fx.Graph, groups: Groups, keep: KeepMask) -> None:
             empty = graph.call_function(torch.ops.aten.empty.memory_format, ([0] * rank,))
         output.replace_input_with(node, empty)
     for node in reversed(list(graph.nodes)):
-        if not node.users and node not in unread and (node.name in gone or node.op == "get_attr"):
+        dropped = node.target == "training" or tied.get(str(node.target), node.target) in lost
+        if not node.users and (node.name in gone or (node.op == "get_attr" and dropped)):
             graph.erase_node(node)
