@@ -54,6 +54,8 @@ DEPTH = frozenset({Granularity.LAYER, Granularity.BRANCH})
 class Slice:
     """One dimension of one parameter or buffer along which the units of a group lie.
 
+    Of a layer or a branch, which lies along no dimension: the first one, all of its indices the unit's.
+
     Attributes:
         tensor: qualified name in the model, such as ``layer1.0.conv1.weight``.
         dim: the dimension.

@@ -153,6 +153,59 @@ def test_half_of_one_layer_is_refused():
         pk.prune(case.model(), *case.inputs(), granularity="layer")
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(x))
+
+
+class Stage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(Residual() for _ in range(3))
+        self.count = 3
+
+    def forward(self, x):
+        for place in range(self.count):
+            x = self.body[place](x)
+        return x
+
+
+class Nested(nn.Module):
+    """A list of layers inside another one, at a place that changes when those before it go."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.parts = nn.ModuleList([Residual(), Residual(), Stage()])
+
+    def forward(self, x):
+        x = self.first(x)
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_lists_in_lists_that_move():
+    torch.manual_seed(0)
+    dense, x = Nested().double(), torch.randn(2, 4, dtype=torch.float64)
+    groups = find_groups(trace(dense, x)).select(granularity="layer")
+    assert {group.name: group.size for group in groups} == {"parts:layer": 2, "parts.2.body:layer": 3}
+    for plan in plans(groups):
+        removal = remove(dense, plan, groups)
+        assert removal.form == "own class", removal.form_reason
+        expected = around(copy.deepcopy(dense), plan, groups)
+        assert (
+            oracles.error(oracles.run(expected, ((x,), {})), oracles.run(removal.model, ((x,), {})))
+            < TOLERANCE
+        )
+        stage = removal.model.parts[-1]
+        assert stage.count == len(stage.body) == plan.widths["parts.2.body:layer"][1]
+
+
 CLASSES = {
     "bert": {"num_hidden_layers": (2, 1)},
     "llama": {"num_hidden_layers": (2, 1)},

@@ -104,6 +104,8 @@ def test_a_pattern_that_matches_no_output_is_refused():
     with pytest.raises(SelectionError, match="'logit' matches no output") as caught:
         pk.trace(model(), X, release="logit")
     assert ".logits" in caught.value.expected
+    with pytest.raises(SelectionError, match="3 was given"):
+        pk.trace(model(), X, release=3)
 
 
 def test_with_every_output_released_nothing_can_be_compared():

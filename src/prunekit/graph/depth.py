@@ -89,7 +89,7 @@ class Depth:
     def frees(self, bypass: Bypass) -> tuple[str, ...]:
         """The tensors that nothing reads any more once a part is left out, in the order of the graph."""
         if bypass not in self._freed:
-            self._freed[bypass] = self._liveness.freed((bypass,))
+            self._freed[bypass] = self._liveness.freed(self._liveness.gone((bypass,)))
         return self._freed[bypass]
 
     def _modules(self) -> _Module:
@@ -269,12 +269,11 @@ class Liveness:
                 gone.add(node)
         return frozenset(gone)
 
-    def freed(self, bypasses: Iterable[Bypass]) -> tuple[str, ...]:
-        """The parameters, buffers and constants that nothing reads any more, in the order of the graph.
+    def freed(self, gone: Collection[Node]) -> tuple[str, ...]:
+        """The parameters, buffers and constants that only these nodes are or read, in the order of the graph.
 
         A tensor with several names counts once, under its first name, and only when it is read under none.
         """
-        gone = self.gone(bypasses)
         tensors, tied = self._graph.tensors, self._graph.tied
         names = {
             node: tied.get(tensors[node.name], tensors[node.name])

@@ -191,7 +191,8 @@ class Groups:
         Args:
             keep: by group name, ``[units]`` bool; absent groups are whole.
         """
-        gone, lost = self.gone(keep or {}), self.lost_tensors(keep or {})
+        gone = self.gone(keep or {})
+        lost = frozenset(self._liveness.freed(gone)) if gone else frozenset()
         keep = self.tied(keep or {})
         params = param_bytes = 0
         for name in sorted(self._labels.tensors):
@@ -225,8 +226,8 @@ class Groups:
 
     def lost_tensors(self, keep: KeepMask) -> frozenset[str]:
         """The parameters, buffers and constants that nothing reads any more."""
-        bypassed = self.bypassed(keep)
-        return frozenset(self._liveness.freed(bypassed)) if bypassed else frozenset()
+        gone = self.gone(keep)
+        return frozenset(self._liveness.freed(gone)) if gone else frozenset()
 
     @cached_property
     def _unused_parameters(self) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -118,7 +118,7 @@ def trace(
         kwargs=kwargs,
         open_inputs=_open_inputs(program),
         outputs=outputs,
-        released=_released(outputs, (release,) if isinstance(release, str) else tuple(release)),
+        released=_released(outputs, release),
     )
 
 
@@ -151,7 +151,12 @@ def _output_paths(program: ExportedProgram) -> tuple[str, ...]:
     return tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(nested)[0])
 
 
-def _released(outputs: tuple[str, ...], patterns: tuple[str, ...]) -> frozenset[int]:
+def _released(outputs: tuple[str, ...], release: object) -> frozenset[int]:
+    patterns = (release,) if isinstance(release, str) else release
+    if not isinstance(patterns, Collection):
+        raise SelectionError(
+            f"{release!r} was given", expected="a pattern, or a list of patterns", where="release"
+        )
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(path, pattern) for path in outputs):
             raise SelectionError(

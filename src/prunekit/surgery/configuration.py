@@ -176,8 +176,11 @@ def _take_numbers(model: nn.Module, is_equal: Callable[[nn.Module], bool]) -> No
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         rebuilt = type(model)(copy.deepcopy(model.config))
     changed: list[tuple[nn.Module, str, Any]] = []
+    modules = dict(model.named_modules())
     for path, module in rebuilt.named_modules():
-        own = model.get_submodule(path)
+        own = modules.get(path)
+        if own is None:
+            continue
         for name, value in vars(module).items():
             old = vars(own).get(name)
             if type(value) is int and type(old) is int and value != old:

@@ -36,13 +36,18 @@ class Proof:
         return all(law.passed for law in self.laws)
 
     def __str__(self) -> str:
-        lines = [
-            f"{law.law} law: {'holds' if law.passed else 'BROKEN'} for {_named(law)}, "
-            f"max relative error {law.max_relative_error:.1e} (tolerance {law.tolerance:.0e}), "
-            f"batch sizes {', '.join(map(str, law.batch_sizes))}" + (f"; {law.note}" if law.note else "")
-            for law in self.laws
-        ]
-        return "\n".join(lines)
+        return "\n".join(map(_line, self.laws))
+
+
+def _line(law: LawResult) -> str:
+    note = f"; {law.note}" if law.note else ""
+    if law.passed and not law.groups:
+        return f"{law.law} law: no group to check{note}"
+    return (
+        f"{law.law} law: {'holds' if law.passed else 'BROKEN'} for {_named(law)}, "
+        f"max relative error {law.max_relative_error:.1e} (tolerance {law.tolerance:.0e}), "
+        f"batch sizes {', '.join(map(str, law.batch_sizes))}{note}"
+    )
 
 
 def _named(law: LawResult) -> str:

@@ -152,7 +152,7 @@ def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[R
         fit_depth(own, fields_that_count(own.config, shortened))
     error, reason = rivals.distance()
     if error > rivals.tolerance:
-        guesses = counters(own, shortened)
+        guesses = counters(shortened)
         for guess in guesses:
             guess.set(guess.options[0])
         error, _ = rivals.distance()

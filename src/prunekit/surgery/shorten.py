@@ -21,11 +21,13 @@ class Shortened:
         path: of the list, as it was.
         names: of all its modules, as they were.
         kept: positions of those that stay.
+        around: the modules it lies in, the model first and the list itself last.
     """
 
     path: str
     names: tuple[str, ...]
     kept: tuple[int, ...]
+    around: tuple[nn.Module, ...]
 
     @property
     def change(self) -> tuple[int, int]:
@@ -61,9 +63,10 @@ def shorten(
     for part in groups.bypassed(keep):
         path, _, name = part.path.rpartition(".")
         leaving.setdefault(path, []).append(name)
-    holders = {path: model.get_submodule(path) for path in leaving}  # Before any of them moves.
+    around = {path: _around(model, path) for path in leaving}  # Before any of them moves.
     shortened = []
-    for path, holder in holders.items():
+    for path, modules in around.items():
+        holder = modules[-1]
         children = tuple(holder._modules)
         numbered = children == tuple(map(str, range(len(children))))
         if not deletes or not numbered or not isinstance(holder, nn.ModuleList | nn.Sequential):
@@ -76,8 +79,14 @@ def shorten(
         holder._modules.clear()
         for place, child in enumerate(left):
             holder._modules[str(place)] = child
-        shortened.append(Shortened(path, children, kept))
+        shortened.append(Shortened(path, children, kept, modules))
     return shortened
+
+
+def _around(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
+    """The modules on the way to a path, the model first."""
+    parts = path.split(".") if path else []
+    return tuple(model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1))
 
 
 def _renumber(children: Sequence[nn.Module | None], kept: Sequence[int]) -> None:
@@ -179,14 +188,12 @@ def _configurations(
             yield from _configurations(value, f"{prefix}{name}.", seen)
 
 
-def counters(model: nn.Module, shortened: Sequence[Shortened]) -> list[Guess]:
+def counters(shortened: Sequence[Shortened]) -> list[Guess]:
     """Integers of the modules around a list that equal its old length, each to become its new one."""
     found = []
     for item in shortened:
         before, after = item.change
-        parts = item.path.split(".")
-        for end in range(len(parts) + 1):
-            module = model.get_submodule(".".join(parts[:end]))
+        for module in item.around:
             for holder in (module, *configurations_of(module)):
                 found += [
                     Guess([holder], name, before, [after])
