@@ -102,6 +102,18 @@ def test_generation_with_a_cache_is_generation_without(build, granularity):
     assert torch.equal(with_cache, model.generate(TOKENS, use_cache=False, **arguments))
 
 
+@pytest.mark.parametrize("granularity", [("head",), ("head", "head_dim", "hidden", "neuron")])
+def test_what_only_a_trace_reads_has_followed(granularity):
+    """Keys are repeated in a trace, as often as the class says; elsewhere the operator shares them."""
+    model = pruned(llama, granularity).model
+    assert [layer.self_attn.num_key_value_groups for layer in model.model.layers] == [1, 1]
+    mask = torch.ones_like(TOKENS)
+    program = torch.export.export(model, (), {"input_ids": TOKENS, "attention_mask": mask}, strict=False)
+    with torch.no_grad():
+        found = program.module()(input_ids=TOKENS, attention_mask=mask).logits
+        assert torch.allclose(found, model(input_ids=TOKENS, attention_mask=mask).logits, atol=1e-6)
+
+
 def test_a_longer_sequence_gives_what_the_masked_model_gives():
     """Neurons are mask-equivalent: the oracle is the dense class with their slices zeroed by hand."""
     result = pruned(llama, ("neuron",))

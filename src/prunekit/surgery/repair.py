@@ -80,7 +80,7 @@ def attempts(model: nn.Module, changes: Sequence[Change], *, most: int = ATTEMPT
     Yields:
         The attributes that are set.
     """
-    guesses = _guesses(model, changes)
+    guesses = guesses_of(model, changes)
     for picks in islice(combinations_by_departure([len(guess.options) for guess in guesses]), most):
         for guess, pick in zip(guesses, picks, strict=True):
             guess.set(guess.options[pick])
@@ -98,7 +98,8 @@ def combinations_by_departure(counts: list[int]) -> Iterator[tuple[int, ...]]:
                 yield tuple(chosen.get(place, 0) for place in range(len(counts)))
 
 
-def _guesses(model: nn.Module, changes: Sequence[Change]) -> list[Guess]:
+def guesses_of(model: nn.Module, changes: Sequence[Change]) -> list[Guess]:
+    """The attributes that still equal a constant that changed, near where it is used."""
     found: dict[tuple[type, str, str], Guess] = {}
     for change in changes:
         for holder in _holders(model, change):

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import ProofError
 from prunekit.graph import Groups
 from prunekit.graph.change import Change
+from prunekit.graph.export import export
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
-from prunekit.surgery.repair import ATTEMPTS, Guess, attempts
+from prunekit.surgery.repair import ATTEMPTS, Guess, attempts, guesses_of
 from prunekit.surgery.scales import scale
 from prunekit.surgery.tensors import copied, replace_everywhere
+
+TRACED = 1e-4
+"""Relative, in the model's own precision: a trace computes what the graph computes, or something else."""
 
 ROUNDING = 1e-6
 """Relative: what the rounding of scaled weights may change in the outputs."""
@@ -98,13 +103,51 @@ class Rivals:
     def _follow(self, changes: Sequence[Change]) -> tuple[float, str]:
         error, reason = self.distance()
         if error <= self.tolerance:
+            self._follow_the_trace(changes)
             return error, SAME
         for guesses in attempts(self.own, changes, most=self.most_attempts):
             found = self.distance()[0]
             if found <= self.tolerance:
                 self.undo_needless(guesses)
+                self._follow_the_trace(changes)
                 return found, SAME
         return error, reason
+
+    def _follow_the_trace(self, changes: Sequence[Change]) -> None:
+        """Let attributes follow that are only read while the class is traced or exported.
+
+        Tracing may lead through other code than running: keys that the operator shares between heads by
+        itself are repeated in a trace, as often as an attribute says.
+        """
+        left = [] if self.most_attempts < ATTEMPTS else guesses_of(self.own, changes)
+        left = [guess for guess in left if all(isinstance(holder, nn.Module) for holder in guess.holders)]
+        if not left or self._traces():
+            return
+        for guess in left:
+            guess.set(guess.options[0])
+            if self.distance()[0] > self.tolerance:
+                guess.set(guess.old)
+            elif self._traces():
+                return
+        for guess in left:
+            guess.set(guess.old)
+
+    def _traces(self) -> bool:
+        """The class can be traced, and its trace computes what the pruned graph computes."""
+        graph = self.groups.graph
+        floating = [tensor for tensor in self.own.parameters() if tensor.is_floating_point()]
+        rounding = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=0.0)
+        try:
+            scaled = copied(self.own)
+            scale(scaled, self.scales)
+            program, (args, kwargs) = export(scaled, (graph.args, graph.kwargs))
+            with torch.no_grad():  # What torch.export gives has no modes to set.
+                leaves = pytree.tree_leaves(program.module(check_guards=False)(*args, **kwargs))
+        except Exception:  # whatever the user's forward raises while it is traced
+            return False
+        found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.numel()]
+        expected = outputs(self.graph_module, args, kwargs)
+        return max_relative_error(expected, found) <= max(TRACED, 16 * rounding)
 
     def is_own(self, other: nn.Module) -> bool:
         """Another model computes what the class computes."""
