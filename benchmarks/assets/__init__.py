@@ -6,7 +6,7 @@
 ``python -m benchmarks.assets`` lists them, ``python -m benchmarks.assets NAME`` fetches one.
 """
 
-from benchmarks.assets.fetch import fetch as fetch
+from benchmarks.assets.fetching import fetch as fetch
 from benchmarks.assets.source import Asset as Asset
 from benchmarks.assets.source import AssetError as AssetError
 from benchmarks.assets.source import Source as Source

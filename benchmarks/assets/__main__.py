@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 
-from benchmarks.assets.fetch import directory, fetch, place
+from benchmarks.assets.fetching import directory, fetch, place
 from benchmarks.assets.source import Asset
 from benchmarks.assets.table import ASSETS, BY_NAME, load, named
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.assets import fashion_mnist, reviewed_texts
-from benchmarks.assets.fetch import fetch
+from benchmarks.assets.fetching import fetch
 from benchmarks.assets.source import Asset, AssetError, Source
 
 from prunekit.errors import UsageError
