@@ -94,7 +94,10 @@ def _run(source: Source, command: list[str], into: Path) -> None:
         raise _failed(source, f"{source.client} was not done after {SECONDS} s") from None
     if done.returncode:
         said = _said(done.stderr) or _said(done.stdout) or "nothing"
-        raise _failed(source, f"{source.client} ended with exit code {done.returncode} and said: {said}")
+        given = f"{source.client} ended with exit code {done.returncode} and said: {said}"
+        if "(from versions: none)" in said:
+            given += ". So no registry that pip asks has this package, or none could be reached"
+        raise _failed(source, given)
 
 
 def _english() -> dict[str, str]:

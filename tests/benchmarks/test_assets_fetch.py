@@ -119,6 +119,7 @@ def test_a_registry_out_of_reach_is_named_with_what_to_do(offline_pip, kept, mon
     assert "127.0.0.1" in message
     assert "Retrying" in message
     assert "No matching distribution found" in message
+    assert "no registry that pip asks has this package, or none could be reached" in message
     assert f"put that file at {place(source)}" in message
     assert source.sha256 in message
     assert refused.value.exit_code == 3

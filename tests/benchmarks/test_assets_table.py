@@ -79,6 +79,12 @@ def test_a_name_is_fetched_and_loaded(capsys, kept, offline_pip, monkeypatch):
     assert capsys.readouterr().out.startswith("tiny: 0.0 MB there and checked after ")
 
 
+def test_a_directory_that_cannot_be_used_is_told(capsys, kept):
+    kept.write_text("a file where the directory should be")
+    assert command.main(["minilm"]) == 3
+    assert f"$PRUNEKIT_ASSETS chooses the directory, now {kept}." in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named(kept, offline_pip, monkeypatch):
     def loader(archive):
         import a_package_that_is_missing
