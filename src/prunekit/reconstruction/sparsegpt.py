@@ -101,9 +101,38 @@ class Swept:
     keep: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the sweeps of all layers that read the same inputs need.
+
+    Attributes:
+        moment: ``H``, ``[in, in]``.
+        order: of the columns, ``[in]``; None = as they are.
+        upper: ``U``, the upper Cholesky factor of ``(H + d I)^-1`` in that order, ``[in, in]``.
+        damping: that was used, as a fraction of the mean of the diagonal.
+    """
+
+    moment: Tensor
+    order: Tensor | None
+    upper: Tensor
+    damping: float
+
+
+def prepare(moment: Tensor, choice: Choice | None, sweep: Sweep) -> Prepared:
+    """Order and factor the second moments.
+
+    Raises:
+        CalibrationError: NaN or infinity in ``moment``.
+    """
+    moment = moment if moment.dtype == torch.float32 else moment.double()
+    order = None if sweep.order == "natural" else _by_size(moment, choice)
+    upper, used = _upper(moment if order is None else moment[order][:, order], sweep.damping)
+    return Prepared(moment, order, upper.to(moment.dtype), used)
+
+
 def sparsegpt(
     weight: Tensor,
-    moment: Tensor,
+    moment: Tensor | Prepared,
     *,
     choice: Choice | None = None,
     keep: Tensor | None = None,
@@ -117,7 +146,8 @@ def sparsegpt(
 
     Args:
         weight: ``[out, in]``, any float dtype.
-        moment: ``H = X.T X``, ``[in, in]``; of float64 or float32, in which all is then computed.
+        moment: ``H = X.T X``, ``[in, in]``; of float64 or float32, in which all is then computed. Or what
+            :func:`prepare` made of it for the same choice and sweep, where several layers read the same.
         choice: what goes; or
         keep: ``[out, in]`` bool, the mask where it was decided elsewhere.
         sweep: order, block sizes and dampening.
@@ -133,30 +163,30 @@ def sparsegpt(
     """
     sweep = sweep or Sweep()
     inputs = weight.shape[1] if weight.ndim == 2 else -1
-    if moment.shape != (inputs, inputs) or (keep is not None and keep.shape != weight.shape):
+    given = moment.moment if isinstance(moment, Prepared) else moment
+    if given.shape != (inputs, inputs) or (keep is not None and keep.shape != weight.shape):
         raise ShapeError(
-            f"The weight has the shape {list(weight.shape)}, the second moments {list(moment.shape)}",
+            f"The weight has the shape {list(weight.shape)}, the second moments {list(given.shape)}",
             expected="[out, in] and [in, in], and a mask like the weight",
         )
     if (choice is None) == (keep is None):
         raise SelectionError("Give what is to go or a mask", expected="one of choice and keep")
     if choice is not None:
         choice.check_inputs(inputs)
-    dtype = torch.float32 if moment.dtype == torch.float32 else torch.float64
-    order = _order(moment, sweep, choice)
-    upper, used = _upper(moment.to(dtype)[order][:, order], sweep.damping)
-    wide = weight.to(dtype)
-    left, kept = wide[:, order], None if keep is None else keep[:, order]
-    solved, mask = _sweep(left.clone(), upper.to(dtype), choice, kept, sweep)
-    back = torch.argsort(order)
-    mask = mask[:, back]
-    solved = torch.where(mask, solved[:, back], 0.0)
-    return Swept(guarded(wide, solved, mask, moment.to(dtype), used), mask)
+    ready = moment if isinstance(moment, Prepared) else prepare(moment, choice, sweep)
+    wide, order = weight.to(ready.moment.dtype), ready.order
+    columns, kept = wide.T, None if keep is None else keep.T
+    if order is not None:
+        columns, kept = columns[order], None if kept is None else kept[order]
+    solved, mask = _sweep(columns, ready.upper, choice, kept, sweep)
+    if order is not None:
+        back = torch.argsort(order)
+        solved, mask = solved[back], mask[back]
+    solved, mask = solved.masked_fill_(~mask, 0.0).T.contiguous(), mask.T.contiguous()
+    return Swept(guarded(wide, solved, mask, ready.moment, ready.damping), mask)
 
 
-def _order(moment: Tensor, sweep: Sweep, choice: Choice | None) -> Tensor:
-    if sweep.order == "natural":
-        return torch.arange(len(moment), device=moment.device)
+def _by_size(moment: Tensor, choice: Choice | None) -> Tensor:
     together = 1 if choice is None or choice.n_m is None else choice.n_m[1]
     size = moment.diagonal().reshape(-1, together).sum(1)
     first = torch.argsort(size, descending=True, stable=True) * together
@@ -176,29 +206,34 @@ def _upper(moment: Tensor, damping: float) -> tuple[Tensor, float]:
 def _sweep(
     weight: Tensor, upper: Tensor, choice: Choice | None, keep: Tensor | None, sweep: Sweep
 ) -> tuple[Tensor, Tensor]:
-    """The weights, not yet zeroed, and the mask, both in the order of the sweep."""
-    rows, inputs = weight.shape
-    mask = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.clone()
+    """The weights, not yet zeroed, and the mask, both ``[in, out]`` in the order of the sweep.
+
+    Turned like that, so that the numbers of one input lie together.
+    """
+    weight = weight.clone(memory_format=torch.contiguous_format)
+    inputs, rows = weight.shape
+    mask = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.contiguous()
     at_once = _selected_at_once(choice, sweep)
+    diagonal = upper.diagonal().tolist()
     for start in range(0, inputs, sweep.block_size):
         stop = min(start + sweep.block_size, inputs)
-        block = weight[:, start:stop]
+        block = weight[start:stop]
         errors = weight.new_zeros(stop - start, rows)
         for column in range(start, stop):
             if choice is not None and column % at_once == 0:
                 end = min(column + at_once, inputs)
-                ahead = weight[:, column:end]
+                ahead = weight[column:end]
                 if end > stop:  # The columns behind the block have not followed yet.
                     ahead = ahead.clone()
-                    done = errors[: column - start].T
-                    ahead[:, stop - column :] -= done @ upper[start:column, stop:end]
-                score = (ahead / upper.diagonal()[column:end]).square()
-                mask[:, column:end] = _choose(score, choice, column)
+                    ahead[stop - column :] -= upper[start:column, stop:end].T @ errors[: column - start]
+                score = (ahead / upper.diagonal()[column:end, None]).square()
+                mask[column:end] = _choose(score.T, choice, column).T
             place = column - start
-            error = torch.where(mask[:, column], 0.0, block[:, place]) / upper[column, column]
-            block[:, place:] -= torch.outer(error, upper[column, column:stop])
-            errors[place] = error
-        weight[:, stop:] -= errors.T @ upper[start:stop, stop:]
+            error = errors[place]
+            torch.div(block[place], diagonal[column], out=error)
+            error.masked_fill_(mask[column], 0.0)
+            block[place:].addr_(upper[column, column:stop], error, alpha=-1)
+        weight[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return weight, mask
 
 
@@ -218,7 +253,7 @@ def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
         return mask.scatter_(1, gone, False)
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))
-    return ~lowest(score.flatten(), until - so_far).view_as(score)
+    return ~lowest(score.flatten(), until - so_far).view(score.shape)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
