@@ -27,6 +27,7 @@ class Shelf:
     def __init__(self, batches: int) -> None:
         self._batches = batches
         self._free: dict[Node, list[Tensor]] = {}
+        self._to_come: dict[Node, int] = {}
 
     def put(self, node: Node, value: Tensor) -> Tensor:
         """A copy; or the value itself, where all batches together are not worth a piece."""
@@ -34,13 +35,14 @@ class Shelf:
         if not pieces or value.layout != torch.strided:
             return value
         free = self._free.pop(node, [])
+        to_come = self._to_come.pop(node, self._batches)
         if not free or free[0].shape != value.shape or free[0].dtype != value.dtype:
-            count = -(-self._batches // pieces)
+            count = min(-(-self._batches // pieces), to_come)
             shape = (count, *value.shape)
             free = list(torch.empty(shape, dtype=value.dtype, device=value.device).unbind())
         slot = free.pop().copy_(value)
-        if free:
-            self._free[node] = free
+        if to_come > 1:
+            self._free[node], self._to_come[node] = free, to_come - 1
         return slot
 
 

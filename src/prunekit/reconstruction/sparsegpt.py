@@ -196,7 +196,10 @@ def _by_size(moment: Tensor, choice: Choice | None) -> Tensor:
 def _upper(moment: Tensor, damping: float) -> tuple[Tensor, float]:
     """The upper Cholesky factor of the dampened inverse; in float64 where float32 does not do."""
     lower, used = factor(moment, damping)
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    del lower  # Of wide layers each of these is as large as their weights.
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    del inverse
     bad = int(failed) != 0 or not bool(torch.isfinite(upper).all())
     if moment.dtype == torch.float32 and (bad or used != damping):
         return _upper(moment.double(), damping)
