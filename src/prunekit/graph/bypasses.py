@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from prunekit.graph.axes import Structure
-from prunekit.graph.depth import Bypass, Depth
+from prunekit.graph.depth import Depth
+from prunekit.graph.liveness import Bypass
 from prunekit.graph.trace import Graph
 from prunekit.types import Frozen, Granularity, Group, Slice
 

@@ -19,9 +19,9 @@ from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
 from prunekit.graph.bypasses import Bypasses, find_bypasses, only_unit, overlapping
 from prunekit.graph.constants import Lookup
-from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
+from prunekit.graph.liveness import Bypass, Liveness
 from prunekit.graph.places import units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
