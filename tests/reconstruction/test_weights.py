@@ -164,6 +164,45 @@ def test_any_split_into_batches_gives_the_same(name):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
+class Turned(nn.Module):
+    """Four layers that read their weights turned, and, where said, copied."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(self.read(x, layer.weight))
+        return x
+
+
+READINGS = {
+    "turned": lambda x, w: x @ w.t(),
+    "turned and copied": lambda x, w: x @ w.t().contiguous(),
+    "copied": lambda x, w: F.linear(x, w.t().contiguous().t().contiguous()),
+}
+
+
+@pytest.mark.parametrize("size", [20, 2])
+@pytest.mark.parametrize("name", READINGS)
+@torch.no_grad()
+def test_how_a_weight_is_read_changes_nothing(name, size):
+    """Copies of a weight are made anew once it has changed: the twin that reads it plainly."""
+    torch.manual_seed(0)
+    plain = Turned(F.linear).double()
+    model = Turned(READINGS[name]).double()
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(40, 16).double()
+    expected = reconstruct_weights(plain, trace(plain, (x[:2],)), cut(x, 40), Choice(sparsity=0.5))
+    found = reconstruct_weights(model, trace(model, (x[:2],)), cut(x, size), Choice(sparsity=0.5))
+    for left, right in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+    for left, right in zip(found.layers, expected.layers, strict=True):
+        assert (left.before, left.after) == pytest.approx((right.before, right.after))
+
+
 def test_in_place_changes_the_model_itself():
     model, graph, x = net("decoder")
     apart = reconstruct_weights(model, graph, cut(x, 6), Choice(sparsity=0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -180,7 +180,7 @@ def layer_of(node: Node, static: set[Node]) -> Layer | None:
     return found
 
 
-def static_nodes(nodes: list[Node], is_tensor: Callable[[Node], bool]) -> set[Node]:
+def static_nodes(nodes: Iterable[Node], is_tensor: Callable[[Node], bool]) -> set[Node]:
     """The nodes that are a parameter, buffer or constant, or computed from these alone."""
     found: set[Node] = set()
     for node in nodes:

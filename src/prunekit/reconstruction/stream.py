@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from prunekit.graph.nodes import tensors_of
+from prunekit.graph.nodes import is_written_to, tensors_of
+from prunekit.reconstruction.layers import static_nodes
 from prunekit.reconstruction.shelf import Held, Shelf
 
 Watcher = Callable[[Mapping[Node, Any]], None]
@@ -40,6 +41,9 @@ def stages(nodes: Sequence[Node], targets: Collection[Node]) -> dict[str, int]:
 class Stream(Interpreter):
     """One graph on several batches; between stages only what later ones read is held.
 
+    What is computed from parameters alone is computed anew in every stage that reads it, once for all
+    batches, because a parameter may have changed since the last one.
+
     Args:
         module: the graph.
         tensor_of: the parameter, buffer or constant that a node stands for, or None.
@@ -65,6 +69,7 @@ class Stream(Interpreter):
                     inputs.append(node)
                 else:
                     self._static[node] = self.fetch_attr(str(node.target)) if value is None else value
+        derived = dict.fromkeys(_derived(nodes, self._static))
         shelf = Shelf(len(batches)) if len(batches) > 1 and not _writes(nodes) else None
         self._held: list[Held] = []
         for leaves in batches:
@@ -77,11 +82,16 @@ class Stream(Interpreter):
             if known is None:
                 known = max((place[source][0] for source in node.all_input_nodes), default=0)
             place[node] = (known, number)
-            if node.op not in ("placeholder", "get_attr", "output"):
+            if node.op not in ("placeholder", "get_attr", "output") and node not in derived:
                 self._by_stage.setdefault(known, []).append(node)
+        self._derived_by_stage = {
+            stage: _behind(running, list(derived)) for stage, running in self._by_stage.items()
+        }
+        self._computed: dict[Node, Any] = {}
+        self._computed_for: int | None = None
         self._dead_after: dict[Node, list[Node]] = {}
         for node in nodes:
-            if node not in self._static and node.op != "output":
+            if node not in self._static and node not in derived and node.op != "output":
                 last = max(
                     (user for user in node.users if user.op != "output"), key=place.__getitem__, default=node
                 )
@@ -94,8 +104,13 @@ class Stream(Interpreter):
         write into it.
         """
         held = self._held[batch].values
-        values = ChainMap(held, self._static)
+        values = ChainMap(held, self._computed, self._static)
         self.env = values  # type: ignore[assignment]
+        if stage != self._computed_for:
+            self._computed.clear()
+            self._computed_for = stage
+            for node in self._derived_by_stage.get(stage, ()):
+                self._computed[node] = self.run_node(node)
         for node in self._by_stage.get(stage, ()):
             held[node] = self.run_node(node)
             if node in watchers:
@@ -116,6 +131,25 @@ class Stream(Interpreter):
             for tensor in tensors_of(value)
         }
         return sum(storages.values())
+
+
+def _derived(nodes: Sequence[Node], tensors: Collection[Node]) -> list[Node]:
+    """What is computed from parameters alone, and nothing that an operator writes into."""
+    static = static_nodes(nodes, lambda node: node in tensors)
+    written = {node for node in static if is_written_to(node)}
+    own = static_nodes((node for node in nodes if node not in written), lambda node: node in tensors)
+    return [node for node in nodes if node in own and node not in tensors]
+
+
+def _behind(running: Sequence[Node], derived: Sequence[Node]) -> list[Node]:
+    """Those of ``derived`` that some nodes are computed from, in order."""
+    wanted = {source for node in running for source in node.all_input_nodes}
+    found: list[Node] = []
+    for node in reversed(derived):
+        if node in wanted:
+            wanted.update(node.all_input_nodes)
+            found.append(node)
+    return found[::-1]
 
 
 def _writes(nodes: Sequence[Node]) -> bool:

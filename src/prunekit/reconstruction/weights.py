@@ -198,7 +198,7 @@ class _Work:
     def _take(self, layer: Layer, place: Place) -> None:
         tensor = self._tensor(place.name)
         reason = "" if is_parameter(tensor) else "it holds no real floating-point numbers"
-        if not reason and place.chain and set(map(operator_name, place.chain)) - _TURNS:
+        if not reason and layer.weight.meta["val"].numel() != tensor.numel():
             reason = "only a part of it is read"
         reason = reason or self._readers.objection(place, layer.node, tensor.shape)
         if reason:
@@ -357,10 +357,6 @@ class _Work:
         if means is not None and target.bias is not None:
             shift = ((dense - new).double() @ means[:, :, None]).flatten()
             self._tensor(target.bias.name).add_(shift)
-
-
-_TURNS = frozenset({"aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", "aten.detach", "aten.alias"})
-"""What leaves all of a parameter to be read."""
 
 
 def unpacked(mask: Tensor | PackedMask) -> Tensor:
