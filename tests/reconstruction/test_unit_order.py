@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tests.reconstruction import oracles
 from torch import nn
 
-from prunekit.errors import CalibrationError, SelectionError
+from prunekit.errors import CalibrationError, SelectionError, ShapeError, WorkloadError
 from prunekit.graph import find_groups, trace
 from prunekit.reconstruction import score_by_removal
 from prunekit.workload import Batch
@@ -84,5 +84,9 @@ def test_what_cannot_be_scored_is_named():
     found = find_groups(trace(grouped, (torch.randn(2, 4, 3, 3).double(),)))
     with pytest.raises(SelectionError, match="No linear layer"):
         score_by_removal(grouped, found, [Batch(args=(torch.randn(2, 4, 3, 3).double(),))])
+    with pytest.raises(ShapeError, match="another model"):
+        score_by_removal(nn.Linear(4, 5), groups, [Batch(args=(x,))])
+    with pytest.raises(WorkloadError, match="meta"):
+        score_by_removal(TwoReaders().to("meta"), groups, [Batch(args=(x,))])
     with pytest.raises(SelectionError, match="dampening"):
         score_by_removal(model, groups, [Batch(args=(x,))], damping=-1.0)

@@ -139,20 +139,7 @@ class Replay(Interpreter):
         super().__init__(graph.program.graph_module)
         self._nodes = graph.nodes
         self._watchers = watchers
-        self._tensors: dict[str, Tensor] = {}
-        for placeholder, name in graph.tensors.items():
-            found = tensors.get(name)
-            if found is None and name in graph.program.constants:
-                found = graph.tensor(name)
-            shape = tuple(graph.tensor(name).shape)
-            if found is None or tuple(found.shape) != shape:
-                given = "none" if found is None else f"one of the shape {tuple(found.shape)}"
-                raise ShapeError(
-                    f"The groups' graph has a tensor of the shape {shape}, the model {given}",
-                    where=name,
-                    remedy="The groups were found on another model; find them again on this one",
-                )
-            self._tensors[placeholder] = found
+        self._tensors = own_tensors(graph, tensors.get)
         self._inputs = [
             spec.arg.name
             for spec in graph.program.graph_signature.input_specs
@@ -204,6 +191,33 @@ class Replay(Interpreter):
             for dead in self._dead_after.get(node, ()):
                 ledger.remove(self.env.pop(dead))
         raise AssertionError("a graph ends with its outputs")
+
+
+def own_tensors(graph: Graph, find: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+    """The model's own tensors by the graph's placeholder; a constant that only the graph has is the graph's.
+
+    Args:
+        graph: the traced model.
+        find: the model's tensor of a qualified name, or None.
+
+    Raises:
+        ShapeError: the graph was traced from another model.
+    """
+    own: dict[str, Tensor] = {}
+    for placeholder, name in graph.tensors.items():
+        found = find(name)
+        if found is None and name in graph.program.constants:
+            found = graph.tensor(name)
+        shape = tuple(graph.tensor(name).shape)
+        if found is None or tuple(found.shape) != shape:
+            given = "none" if found is None else f"one of the shape {tuple(found.shape)}"
+            raise ShapeError(
+                f"The groups' graph has a tensor of the shape {shape}, the model {given}",
+                where=name,
+                remedy="The groups were found on another model; find them again on this one",
+            )
+        own[placeholder] = found
+    return own
 
 
 def _last_uses(graph: Graph, keep: Mapping[Node, Node]) -> dict[Node, list[Node]]:

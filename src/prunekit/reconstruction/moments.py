@@ -146,3 +146,17 @@ def check_finite(value: Tensor, where: str, what: str) -> None:
             where=where,
             remedy="Look for NaN in the data or the weights, or calibrate in float32",
         )
+
+
+def check_new(value: Tensor, where: str) -> None:
+    """Refuse weights that are no numbers or too large for the model's dtype.
+
+    Raises:
+        CalibrationError: there are some.
+    """
+    if not torch.isfinite(value).all():
+        raise CalibrationError(
+            f"Its new weights hold NaN or infinity in {value.dtype}",
+            where=where,
+            remedy="Dampen more, or reconstruct the model in float32",
+        )

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from prunekit.errors import WorkloadError
+from prunekit.graph import Graph
 from prunekit.graph.nodes import operator_name
+from prunekit.importance.replay import own_tensors
+from prunekit.surgery.tensors import read
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,31 @@ _PICKS = frozenset(
     )
 )
 """Operators that only cut, turn or reshape: each number of the result is one of the input."""
+
+
+def model_tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """The model's own tensors by the graph's placeholder.
+
+    Raises:
+        ShapeError: the graph was traced from another model.
+        WorkloadError: the model holds no numbers.
+    """
+    found = own_tensors(graph, lambda name: read(model, name))
+    for placeholder, tensor in found.items():
+        if tensor.is_meta:
+            raise WorkloadError(
+                "It lies on the meta device and holds no numbers",
+                where=graph.tensors[placeholder],
+                remedy="Load the model's weights first",
+            )
+    return found
+
+
+def unfit(tensor: Tensor | None) -> str:
+    """Why the model's tensor cannot be updated whatever reads it; "" where it can."""
+    if not isinstance(tensor, nn.Parameter):
+        return "it is no parameter of the model"
+    return "" if tensor.is_floating_point() else "it holds no real floating-point numbers"
 
 
 def place_of(node: Node, name_of: Callable[[Node], str | None]) -> Place | str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from prunekit.graph.nodes import is_written_to, tensors_of
@@ -157,8 +156,3 @@ def _writes(nodes: Sequence[Node]) -> bool:
     return any(
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in nodes
     )
-
-
-def is_parameter(value: object) -> bool:
-    """A tensor of real floating-point numbers."""
-    return isinstance(value, Tensor) and value.is_floating_point()

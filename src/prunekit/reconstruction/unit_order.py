@@ -19,9 +19,9 @@ from prunekit.reconstruction.damping import DAMPING, check_damping
 from prunekit.reconstruction.greedy import Trace, inverse_of, padded
 from prunekit.reconstruction.layers import Convolution, Layer, layer_of, static_nodes
 from prunekit.reconstruction.moments import Gram
+from prunekit.reconstruction.places import model_tensors
 from prunekit.reconstruction.stream import Stream
-from prunekit.surgery.tensors import read
-from prunekit.types import FloatArray, Group, IntArray
+from prunekit.types import FloatArray, IntArray
 
 Reader = tuple[Layer, IntArray]
 """A layer, and the unit that each of its inputs belongs to, -1 = none."""
@@ -48,13 +48,14 @@ def score_by_removal(
 
     Raises:
         SelectionError: a group that no linear layer or convolution reads in a way that is known here.
+        ShapeError: the groups were found in another model.
         CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads.
 
     Source: Kurtic et al., 2023 (ZipLM), Algorithm 1, https://arxiv.org/abs/2302.04089. Deviation: several
     layers may read one group; grouped convolutions take no part. Time grows as ``units * in^2``.
     """
     check_damping(damping)
-    readers = {group.name: _readers(groups, group) for group in groups}
+    readers = _readers(groups)
     unread = [name for name, found in readers.items() if not found]
     if unread:
         raise SelectionError(
@@ -62,6 +63,7 @@ def score_by_removal(
             expected="groups whose units are columns of weights",
             remedy="Leave them out with groups.select(ignore=...), or score them by another criterion",
         )
+    own = model_tensors(model, groups.graph)
     leaves = leaves_of_batches(groups.graph, calibration)
     layers = {layer.node: layer for found in readers.values() for layer, _ in found}
     names = groups.graph.tensors
@@ -69,7 +71,7 @@ def score_by_removal(
         node: Gram(names.get(layer.weight.name, node.name), torch.float64) for node, layer in layers.items()
     }
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
-        stream = partial(Stream, groups.graph.program.graph_module, partial(_tensor, model, groups), {})
+        stream = partial(Stream, groups.graph.program.graph_module, lambda node: own.get(node.name), {})
         watchers = {node: partial(_look, layer, grams[node]) for node, layer in layers.items()}
         weights: dict[Node, Tensor] = {}
         for one in leaves:
@@ -81,26 +83,20 @@ def score_by_removal(
         }
 
 
-def _readers(groups: Groups, group: Group) -> list[Reader]:
+def _readers(groups: Groups) -> dict[str, list[Reader]]:
+    """By group the layers that read it as a whole."""
     graph = groups.graph
     static = static_nodes(graph.nodes, lambda node: node.name in graph.tensors)
-    found: list[Reader] = []
+    found: dict[str, list[Reader]] = {group.name: [] for group in groups}
     for node in graph.nodes:
         layer = layer_of(node, static)
         if layer is None or (isinstance(layer.form, Convolution) and layer.form.groups > 1):
             continue
         dim = groups.labels_of(layer.weight)[0][layer.form.contracted]
-        occurrences = () if isinstance(dim, Fixed) else groups.occurrences(dim)
-        found.extend(
-            (layer, item.units) for item in occurrences if item.group == group.name and not item.detached
-        )
+        for item in () if isinstance(dim, Fixed) else groups.occurrences(dim):
+            if item.group in found and not item.detached:
+                found[item.group].append((layer, item.units))
     return found
-
-
-def _tensor(model: nn.Module, groups: Groups, node: Node) -> Tensor | None:
-    name = groups.graph.tensors.get(node.name)
-    found = None if name is None else read(model, name)
-    return groups.graph.tensor(name) if name is not None and found is None else found
 
 
 def _look(layer: Layer, gram: Gram, values: Mapping[Node, Tensor]) -> None:

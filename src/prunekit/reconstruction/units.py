@@ -23,10 +23,10 @@ from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
 from prunekit.reconstruction.damping import DAMPING, check_damping
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import correct
-from prunekit.reconstruction.moments import Gram, Residual, check_finite
-from prunekit.reconstruction.places import Place, Readers, place_of
+from prunekit.reconstruction.moments import Gram, Residual, check_finite, check_new
+from prunekit.reconstruction.places import Place, Readers, model_tensors, place_of, unfit
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
-from prunekit.reconstruction.stream import Stream, is_parameter, stages
+from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery import Pruned, Removal
 from prunekit.surgery.narrow import fronted
 from prunekit.surgery.remove import check_fits, reduced_graph, without_gone_groups
@@ -86,7 +86,8 @@ def reconstruct(
             and said.
 
     Raises:
-        CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads.
+        CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads, or
+            new weights that the model's dtype does not hold.
         PlanError: plan, model and groups do not belong together.
         SelectionError: a dampening below 0.
         ShapeError: ``removal`` is not the model that the plan describes.
@@ -101,9 +102,9 @@ def reconstruct(
     leaves = leaves_of_batches(groups.graph, calibration)
     small, moved = (removal, {}) if isinstance(removal, nn.Module) else (removal.model, removal.moved)
     keep = without_gone_groups(plan.keep_mask(), groups)
-    result = copied(small)
-    work = _Work(model, result, {old: new for new, old in moved.items()}, groups, keep)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
+        result = copied(small)
+        work = _Work(model, result, {old: new for new, old in moved.items()}, groups, keep)
         layers, peak = work.run(leaves, damping) if sequential else work.run_parallel(leaves, damping)
     return Reconstruction(result, tuple(layers), tuple(work.left_alone), peak_bytes=peak)
 
@@ -114,7 +115,8 @@ class _Work:
     def __init__(
         self, model: nn.Module, result: nn.Module, names: Mapping[str, str], groups: Groups, keep: KeepMask
     ) -> None:
-        self._model, self._groups, self._keep = model, groups, keep
+        self._dense = model_tensors(model, groups.graph)
+        self._groups, self._keep = groups, keep
         self._tied = groups.tied(keep)
         self._graph: PrunedGraph = reduced_graph(model, keep, groups)
         self._names = names
@@ -153,17 +155,18 @@ class _Work:
             self.left_alone.append(LeftAlone(self._behind(layer.weight), place))
             return
         tensor = self._tensors.get(place.name)
-        if not is_parameter(tensor):
-            self.left_alone.append(LeftAlone(place.name, "it holds no real floating-point numbers"))
+        if reason := unfit(tensor):
+            self.left_alone.append(LeftAlone(place.name, reason))
             return
         assert tensor is not None
         reason = self._readers.objection(place, layer.node, tensor.shape)
-        if not reason and layer.bias is not None and self._added(layer.bias) is None:
-            reason = "what is added to its outputs is no vector of parameters"
+        outputs = layer.form.to_matrix(place.apply(tensor)).flatten(0, 1).shape[0]
+        if not reason and layer.bias is not None and self._added(layer.bias, outputs) is None:
+            reason = "what is added to its outputs is no vector of numbers"
         if reason:
             self.left_alone.append(LeftAlone(place.name, reason))
             return
-        self.targets.append(_Target(layer, dense, place, self._bias(layer)))
+        self.targets.append(_Target(layer, dense, place, self._bias(layer, outputs)))
 
     def _behind(self, node: Node) -> str:
         """The first tensor that a weight is computed from."""
@@ -171,21 +174,27 @@ class _Work:
             node = node.all_input_nodes[0]
         return name
 
-    def _bias(self, layer: Layer) -> Place | None:
+    def _bias(self, layer: Layer, outputs: int) -> Place | None:
         """Where the bias lies, if it may be changed."""
-        found = None if layer.bias is None else self._added(layer.bias)
-        if found is None or self._readers.objection(found[0], layer.node, self._tensors[found[0].name].shape):
+        found = None if layer.bias is None else self._added(layer.bias, outputs)
+        if found is None:
             return None
-        return found[0]
+        (place, values), tensor = found, self._tensors[found[0].name]
+        reason = unfit(tensor) or self._readers.objection(place, layer.node, tensor.shape)
+        if not reason and values.numel() != outputs:
+            reason = "it is one number for all outputs"
+        if reason:
+            self.left_alone.append(LeftAlone(place.name, reason))
+        return None if reason else place
 
-    def _added(self, bias: Node) -> tuple[Place, Tensor] | None:
-        """The place and the values of a vector of parameters."""
+    def _added(self, bias: Node, outputs: int) -> tuple[Place, Tensor] | None:
+        """The place and the values of what is added: one number for each output, or one for all."""
         place = place_of(bias, self._name_of)
         tensor = None if isinstance(place, str) else self._tensors.get(place.name)
-        if tensor is None or isinstance(place, str) or not is_parameter(tensor):
+        if tensor is None or isinstance(place, str) or not tensor.is_floating_point():
             return None
         values = place.apply(tensor)
-        return (place, values) if values.ndim == 1 else None
+        return (place, values) if values.ndim < 2 and values.numel() in (1, outputs) else None
 
     def _report_others(self) -> None:
         """Every tensor that reads removed units and is not among the targets."""
@@ -250,9 +259,8 @@ class _Work:
             name = graph.tensors.get(node.name)
             if name is None:
                 return None
-            found = read(self._model, name)
-            found = graph.tensor(name) if found is None else found
-            return fronted(self._groups, graph.tied.get(name, name), found.detach(), self._keep)
+            own = self._dense[node.name].detach()
+            return fronted(self._groups, graph.tied.get(name, name), own, self._keep)
 
         return Stream(graph.program.graph_module, tensor_of, stage, leaves)
 
@@ -274,8 +282,11 @@ class _Work:
         """The weight as ``[groups, out, in]`` and the bias as ``[groups, out]``, float64."""
         weight = target.place.apply(self._tensors[target.place.name])
         matrix = target.layer.form.to_matrix(weight).to(torch.float64, copy=True)
-        added = None if target.layer.bias is None else self._added(target.layer.bias)
-        return matrix, None if added is None else added[1].double().reshape(len(matrix), -1)
+        groups, outputs, _ = matrix.shape
+        added = None if target.layer.bias is None else self._added(target.layer.bias, groups * outputs)
+        if added is None:
+            return matrix, None
+        return matrix, added[1].double().expand(groups * outputs).reshape(groups, outputs)
 
     def _sums(self, target: _Target) -> tuple[Gram, Residual]:
         return Gram(self._new_name(target.place), torch.float64), Residual(*self._matrix(target))
@@ -302,10 +313,14 @@ class _Work:
             after, used = after + left, max(used, raised)
         tensor = self._tensors[target.place.name]
         shape = target.place.apply(tensor).shape
-        target.place.write(tensor, target.layer.form.from_matrix(matrix, shape).to(tensor.dtype))
+        new = target.layer.form.from_matrix(matrix, shape).to(tensor.dtype)
+        check_new(new, gram.where)
+        target.place.write(tensor, new)
         if target.bias is not None and bias is not None:
             tensor = self._tensors[target.bias.name]
-            target.bias.write(tensor, (bias + shifts).flatten().to(tensor.dtype))
+            added = (bias + shifts).flatten().to(tensor.dtype)
+            check_new(added, self._new_name(target.bias))
+            target.bias.write(tensor, added)
         before, wanted = float(residual.squares.sum()), residual.wanted
         return LayerChange(
             name=gram.where,

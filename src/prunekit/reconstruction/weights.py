@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from prunekit.errors import CalibrationError, SelectionError, ShapeError
+from prunekit.errors import SelectionError, ShapeError
 from prunekit.graph import Graph
 from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
@@ -20,11 +20,11 @@ from prunekit.plan import MaskPlan, PackedMask
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import Solution, errors_of
-from prunekit.reconstruction.moments import Gram
-from prunekit.reconstruction.places import Place, Readers, place_of
+from prunekit.reconstruction.moments import Gram, check_new
+from prunekit.reconstruction.places import Place, Readers, model_tensors, place_of, unfit
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
 from prunekit.reconstruction.sparsegpt import Choice, Prepared, Sweep, prepare, sparsegpt
-from prunekit.reconstruction.stream import Stream, is_parameter, stages
+from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery.tensors import copied, read
 
 
@@ -155,6 +155,7 @@ class _Work:
         patterns: tuple[str | Sequence[str], str | Sequence[str]],
     ) -> None:
         self.model, self._graph, self._given = model, graph, given
+        model_tensors(model, graph)
         self.masks: dict[str, PackedMask] = {}
         self.left_alone: list[LeftAlone] = []
         self.targets: list[_Target] = []
@@ -197,7 +198,7 @@ class _Work:
 
     def _take(self, layer: Layer, place: Place) -> None:
         tensor = self._tensor(place.name)
-        reason = "" if is_parameter(tensor) else "it holds no real floating-point numbers"
+        reason = unfit(read(self.model, place.name))
         if not reason and layer.weight.meta["val"].numel() != tensor.numel():
             reason = "only a part of it is read"
         reason = reason or self._readers.objection(place, layer.node, tensor.shape)
@@ -212,6 +213,8 @@ class _Work:
         if not isinstance(place, Place) or place.chain:
             return None
         tensor = self._tensor(place.name)
+        if unfit(read(self.model, place.name)):
+            return None
         is_own = tensor.ndim == 1 and not self._readers.objection(place, layer.node, tensor.shape)
         return place if is_own else None
 
@@ -324,8 +327,7 @@ class _Work:
             solutions.append(swept.solution)
             kept.append(swept.keep)
         new = torch.stack([solution.weight for solution in solutions]).to(dense.dtype)
-        if not torch.isfinite(new).all():
-            raise CalibrationError("Its new weights hold NaN or infinity", where=gram.where)
+        check_new(new, gram.where)
         self._write(target, dense, new, torch.stack(kept), moments.means if centre else None)
         before, after = (sum(getattr(item, name) for item in solutions) for name in ("before", "after"))
         used = max(solution.damping for solution in solutions)
