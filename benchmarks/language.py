@@ -68,8 +68,7 @@ def prune(model: Any, method: str, setting: str, calibration: Any) -> None:
     body = model.model  # The output layer reads nothing that is pruned.
     if method == "sparsegpt":
         graph = pk.trace(body, kwargs={"input_ids": calibration[:2]})
-        choice = pk.Choice(given.get("sparsity"), (2, 4) if "pattern" in given else None)
-        pk.reconstruct_weights(body, graph, batches, choice, only=LAYERS, in_place=True)
+        pk.reconstruct_weights(body, graph, pk.Choice(**given), batches, only=LAYERS, in_place=True)
         return
     scope = "row" if method == "wanda" and "sparsity" in given else None
     pk.mask_weights(

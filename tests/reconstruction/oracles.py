@@ -31,6 +31,11 @@ def cost(weight, other, moment):
     return float(np.einsum("ri,ij,rj->", difference, moment, difference))
 
 
+def first_to_go(scores):
+    """Indices from the lowest score to the highest; of equal ones the last index first."""
+    return sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
 def sparsegpt(weight, moment, damping, *, keep=None, sparsity=None, n_m=None, selection=4):
     """Frantar & Alistarh, 2023, eqs. 3-4: after each column the inverse of the remaining block, afresh."""
     weight, (rows, inputs) = weight.copy(), weight.shape
@@ -43,12 +48,12 @@ def sparsegpt(weight, moment, damping, *, keep=None, sparsity=None, n_m=None, se
         if n_m is not None and j % n_m[1] == 0:
             n, m = n_m
             for r in range(rows):
-                for i in np.argsort(scores[r, j : j + m], kind="stable")[: m - n]:
+                for i in first_to_go(scores[r, j : j + m])[: m - n]:
                     mask[r, j + i] = False
         if sparsity is not None and j % selection == 0:
             end = min(j + selection, inputs)
             number = round(sparsity * rows * end) - round(sparsity * rows * j)
-            for at in np.argsort(scores[:, j:end].ravel(), kind="stable")[:number]:
+            for at in first_to_go(scores[:, j:end].ravel())[:number]:
                 r, i = divmod(at, end - j)
                 mask[r, j + i] = False
         for r in range(rows):

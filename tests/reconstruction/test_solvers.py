@@ -109,9 +109,9 @@ def test_masked_least_squares_is_the_optimum_of_every_row():
 SWEEPS = [
     {"choice": Choice(sparsity=0.5)},
     {"choice": Choice(sparsity=0.37)},
-    {"choice": Choice(n_m=(2, 4))},
-    {"choice": Choice(n_m=(4, 8))},
-    {"choice": Choice(n_m=(1, 4))},
+    {"choice": Choice(pattern="2:4")},
+    {"choice": Choice(pattern="4:8")},
+    {"choice": Choice(pattern="1:4")},
     {"keep": True},
 ]
 
@@ -152,6 +152,13 @@ def test_counts_are_exact_with_ties(sparsity):
     found = sparsegpt(w, torch.eye(24), choice=Choice(sparsity=sparsity), sweep=Sweep(selection_size=8))
     assert int((~found.keep).sum()) == round(sparsity * w.numel())
     assert (found.solution.weight[~found.keep] == 0).all()
+    for selected in found.keep.split(8, 1):
+        assert (selected.flatten().int().diff() <= 0).all()  # Of equal scores the first stay.
+
+
+def test_of_equal_scores_the_first_stay():
+    found = sparsegpt(torch.ones(3, 8), torch.eye(8), choice=Choice(pattern="2:4"))
+    assert torch.equal(found.keep, torch.tensor([True, True, False, False] * 2).expand(3, 8))
 
 
 def test_the_order_by_the_diagonal_is_a_permuted_natural_one():
@@ -166,7 +173,7 @@ def test_the_order_by_the_diagonal_is_a_permuted_natural_one():
         sweep=Sweep(selection_size=4),
     )
     np.testing.assert_allclose(found.solution.weight[:, order], by_hand.solution.weight, atol=TOLERANCE)
-    kept = sparsegpt(*tensors(w, x.T @ x), choice=Choice(n_m=(2, 4)), sweep=Sweep("diagonal")).keep
+    kept = sparsegpt(*tensors(w, x.T @ x), choice=Choice(pattern="2:4"), sweep=Sweep("diagonal")).keep
     assert (kept.reshape(6, 4, 4).sum(2) == 2).all()
 
 
@@ -238,27 +245,33 @@ def test_greedy_costs_no_more_than_the_sweep():
 
 
 BAD = {
-    "both": (SelectionError, lambda w, h: Choice(sparsity=0.5, n_m=(2, 4))),
-    "neither": (SelectionError, lambda w, h: Choice()),
-    "sparsity": (SelectionError, lambda w, h: Choice(sparsity=1.5)),
-    "n_m": (SelectionError, lambda w, h: Choice(n_m=(4, 4))),
-    "order": (SelectionError, lambda w, h: Sweep("random")),
-    "block_size": (SelectionError, lambda w, h: Sweep(block_size=0)),
-    "nothing": (SelectionError, lambda w, h: sparsegpt(w, h)),
-    "damping": (SelectionError, lambda w, h: least_squares(w, h, torch.ones(8) > 0, damping=-1.0)),
-    "not divisible": (ShapeError, lambda w, h: sparsegpt(w, h, choice=Choice(n_m=(2, 3)))),
-    "moments": (ShapeError, lambda w, h: sparsegpt(w, h[:4], choice=Choice(sparsity=0.5))),
-    "mask": (ShapeError, lambda w, h: least_squares(w, h, torch.ones(7) > 0)),
-    "sets overlap": (ShapeError, lambda w, h: remove_sets(w, h, [[0, 1], [1]], 1)),
-    "too many": (SelectionError, lambda w, h: remove_sets(w, h, [[0, 1]], 2)),
-    "block": (ShapeError, lambda w, h: remove_weights(w, h, count=1, block=(2, 2))),
-    "count": (SelectionError, lambda w, h: remove_weights(w, h, count=99)),
+    "both": (SelectionError, "a sparsity, or", lambda w, h: Choice(sparsity=0.5, pattern="2:4")),
+    "neither": (SelectionError, "a sparsity, or", lambda w, h: Choice()),
+    "sparsity": (SelectionError, "sparsity: It is 1.5", lambda w, h: Choice(sparsity=1.5)),
+    "no number": (SelectionError, "sparsity: It is 'half'", lambda w, h: Choice(sparsity="half")),
+    "a bool": (SelectionError, "sparsity: It is True", lambda w, h: Choice(True)),
+    "n of m": (SelectionError, "keeps 4 of 4", lambda w, h: Choice(pattern="4:4")),
+    "a tuple": (SelectionError, "no pattern", lambda w, h: Choice(pattern=(2, 4))),
+    "blocks": (SelectionError, "pattern is 4x4", lambda w, h: Choice(0.5, "4x4")),
+    "order": (SelectionError, "no order", lambda w, h: Sweep("random")),
+    "block_size": (SelectionError, "block_size", lambda w, h: Sweep(block_size=0)),
+    "sweep's damping": (SelectionError, "damping", lambda w, h: Sweep(damping=-1)),
+    "nothing": (SelectionError, "one of choice and keep", lambda w, h: sparsegpt(w, h)),
+    "damping": (SelectionError, "damp", lambda w, h: least_squares(w, h, torch.ones(8) > 0, damping=-1.0)),
+    "not divisible": (ShapeError, "8 inputs", lambda w, h: sparsegpt(w, h, choice=Choice(pattern="2:3"))),
+    "moments": (ShapeError, r"\[4, 8\]", lambda w, h: sparsegpt(w, h[:4], choice=Choice(sparsity=0.5))),
+    "mask": (ShapeError, r"mask \[7\]", lambda w, h: least_squares(w, h, torch.ones(7) > 0)),
+    "no mask": (ShapeError, "bool mask", lambda w, h: sparsegpt(w, h, keep=torch.ones(5, 8))),
+    "sets overlap": (ShapeError, "overlap", lambda w, h: remove_sets(w, h, [[0, 1], [1]], 1)),
+    "too many": (SelectionError, "2 sets", lambda w, h: remove_sets(w, h, [[0, 1]], 2)),
+    "block": (ShapeError, "divide", lambda w, h: remove_weights(w, h, count=1, block=(2, 2))),
+    "count": (SelectionError, "99 are to go", lambda w, h: remove_weights(w, h, count=99)),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case):
-    error, call = BAD[case]
+    error, text, call = BAD[case]
     w, x = oracles.layer()
-    with pytest.raises(error):
+    with pytest.raises(error, match=text):
         call(*tensors(w, x.T @ x))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError
 from prunekit.graph import Graph
@@ -46,12 +47,12 @@ def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list
             )
         leaves = leaves_of(graph, tuple(args), kwargs)
         if leaves is None:
-            shapes = [tuple(leaf.shape) for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+            traced = _described((*graph.args, *graph.kwargs.values()))
             raise CalibrationError(
-                f"It has the shapes {shapes}",
-                expected="what the model was traced with, but for the number of examples",
+                f"It holds {_described((*args, *kwargs.values()))}",
+                expected=f"what the model was traced with, {traced}, but for the number of examples",
                 where=f"calibration batch {number}",
-                remedy="Trace the model with an example as long or as large as the calibration data",
+                remedy="Trace the model with an example as long or as large as the calibration data, of its dtype",
             )
         found.append(leaves)
     if not found:
@@ -61,3 +62,8 @@ def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list
             remedy="Give at least one batch; an iterator that was used before is empty",
         )
     return found
+
+
+def _described(values: Iterable[Any]) -> str:
+    tensors = [leaf for leaf in pytree.tree_leaves(tuple(values)) if isinstance(leaf, Tensor)]
+    return ", ".join(f"{list(leaf.shape)} of {leaf.dtype}" for leaf in tensors) or "no tensors"

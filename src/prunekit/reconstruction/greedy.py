@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
+from prunekit.plan import NOfM
 from prunekit.reconstruction.damping import DAMPING, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 from prunekit.reconstruction.sparsegpt import Choice, Swept
@@ -240,7 +241,7 @@ def _steps(weight: Tensor, count: int | None, n_m: tuple[int, int] | None, block
     if n_m is not None:
         if block != (1, 1):
             raise SelectionError("N:M counts single weights", expected="block=(1, 1)", where="block")
-        Choice(n_m=n_m).check_inputs(inputs)
+        Choice(pattern=NOfM(*n_m)).check_inputs(inputs)
         return inputs // n_m[1] * (n_m[1] - n_m[0])
     assert count is not None
     pieces = rows // block[0] * (inputs // block[1])

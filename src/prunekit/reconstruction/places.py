@@ -117,6 +117,13 @@ def place_of(node: Node, name_of: Callable[[Node], str | None]) -> Place | str:
     return Place(name, tuple(reversed(chain)))
 
 
+def behind(node: Node, name_of: Callable[[Node], str | None]) -> str:
+    """The first tensor that a node is computed from."""
+    while (name := name_of(node)) is None:
+        node = node.all_input_nodes[0]
+    return name
+
+
 class Readers:
     """Which operators read which numbers of which parameter.
 
@@ -146,9 +153,12 @@ class Readers:
                     found.append((user, at))
         return found
 
-    def operators(self, name: str) -> list[str]:
-        """The operators that read a parameter."""
-        return sorted({operator_name(user) for user, _ in self._readers.get(name, ())})
+    def unknown(self, name: str) -> str:
+        """Why a parameter that no layer known here reads was not updated."""
+        found = {operator_name(user) for user, _ in self._readers.get(name, ()) if user.op != "output"}
+        if not found:
+            return "nothing reads it"
+        return f"{', '.join(sorted(found))} reads it, which is not known as a linear map here"
 
     def objection(self, place: Place, reader: Node, shape: torch.Size) -> str:
         """Why a part cannot be changed for one operator alone; "" where it can."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
-from prunekit.plan import PackedMask
+from prunekit.plan import MaskPlan
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class LayerChange:
         dampened_more: it is more than was asked for, because they are singular.
         bias: the bias was updated too.
         rows: inputs that were seen: examples times positions.
+        inputs: numbers in each of them. With fewer rows than that the calibration data is fitted exactly, and
+            ``after`` says nothing about other data.
     """
 
     name: str
@@ -35,6 +36,16 @@ class LayerChange:
     dampened_more: bool
     bias: bool
     rows: int
+    inputs: int
+
+    def __str__(self) -> str:
+        """One line."""
+        text = f"{self.name}: {self.before:.3g} -> {self.after:.3g}"
+        if self.dampened_more:
+            text += f" (singular: dampened by {self.damping:.1g})"
+        if self.rows < self.inputs:
+            text += f" (only {self.rows} rows for {self.inputs} inputs: other data may fare worse)"
+        return text
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Reconstruction:
         model: a copy; the models given are untouched.
         layers: what was updated, in the order in which the layers run.
         left_alone: what was not, and why.
-        masks: by parameter which weights stay, one bit each, where weights were masked.
+        plan: which weights stay, where weights were masked; it can be saved, and attached to another copy.
         peak_bytes: the most that was held between stages: activations of all batches (none when parallel) and
             second moments.
     """
@@ -66,14 +77,10 @@ class Reconstruction:
     model: nn.Module
     layers: tuple[LayerChange, ...]
     left_alone: tuple[LeftAlone, ...]
-    masks: Mapping[str, PackedMask] = field(default_factory=dict)
+    plan: MaskPlan | None = None
     peak_bytes: int = 0
 
     def __str__(self) -> str:
         """One line for each layer."""
-        lines = [
-            f"{layer.name}: {layer.before:.3g} -> {layer.after:.3g}"
-            + (f" (singular: dampened by {layer.damping:.1g})" if layer.dampened_more else "")
-            for layer in self.layers
-        ]
-        return "\n".join([*lines, *(f"{item.tensor}: left alone, {item.reason}" for item in self.left_alone)])
+        alone = (f"{item.tensor}: left alone, {item.reason}" for item in self.left_alone)
+        return "\n".join([*map(str, self.layers), *alone])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
-from prunekit.reconstruction.damping import DAMPING, factor
+from prunekit.plan import Block, NOfM, Pattern
+from prunekit.plan.exact import keep_in_rows
+from prunekit.plan.pattern import parse_pattern
+from prunekit.reconstruction.damping import DAMPING, check_damping, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 
 
@@ -26,7 +31,7 @@ class Sweep:
         damping: as a fraction of the mean of the diagonal.
 
     Raises:
-        SelectionError: an unknown order, a size below 1.
+        SelectionError: an unknown order, a size below 1, a dampening below 0.
     """
 
     order: Literal["natural", "diagonal"] = "natural"
@@ -43,6 +48,7 @@ class Sweep:
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
                 raise SelectionError(f"It is {size!r}", expected="a whole number >= 1", where=name)
+        check_damping(self.damping)
 
 
 @dataclass(frozen=True)
@@ -51,27 +57,40 @@ class Choice:
 
     Attributes:
         sparsity: the fraction of a layer's weights that goes, in ``[0, 1]``; exact up to rounding to a whole
-            number, whatever ties there are.
-        n_m: ``(n, m)``: of every ``m`` successive inputs of an output ``n`` are kept. One of the two.
+            number, whatever ties there are. None for N:M, which says it itself.
+        pattern: ``element``, or ``n:m``: of every ``m`` successive inputs of an output ``n`` are kept.
 
     Raises:
-        SelectionError: both or neither, or impossible numbers.
+        SelectionError: a sparsity and N:M or neither, a block, impossible numbers.
     """
 
     sparsity: float | None = None
-    n_m: tuple[int, int] | None = None
+    pattern: Pattern | str = "element"
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (self.n_m is None):
+        pattern = parse_pattern(self.pattern)
+        object.__setattr__(self, "pattern", pattern)
+        if isinstance(pattern, Block):
             raise SelectionError(
-                f"The sparsity is {self.sparsity!r} and N:M {self.n_m!r}",
-                expected="one of the two",
+                f"The pattern is {pattern}", expected="'element', or such as '2:4' (n of m)", where="pattern"
+            )
+        if (self.sparsity is None) != isinstance(pattern, NOfM):
+            raise SelectionError(
+                f"The sparsity is {self.sparsity!r} and the pattern {pattern}",
+                expected="a sparsity, or a pattern such as '2:4'",
                 where="choice",
             )
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise SelectionError(f"It is {self.sparsity!r}", expected="0 to 1", where="sparsity")
-        if self.n_m is not None and not 0 < self.n_m[0] < self.n_m[1]:
-            raise SelectionError(f"It is {self.n_m!r}", expected="(n, m) with 0 < n < m", where="n_m")
+        if self.sparsity is not None:
+            is_number = isinstance(self.sparsity, Real) and not isinstance(self.sparsity, bool)
+            if not is_number or not 0 <= self.sparsity <= 1:
+                raise SelectionError(
+                    f"It is {self.sparsity!r}", expected="a number from 0 to 1", where="sparsity"
+                )
+
+    @property
+    def n_m(self) -> tuple[int, int] | None:
+        """``(n, m)`` of an N:M pattern."""
+        return (self.pattern.n, self.pattern.m) if isinstance(self.pattern, NOfM) else None
 
     def check_inputs(self, inputs: int, where: str = "") -> None:
         """Refuse a number of inputs that the choice cannot be made over.
@@ -86,6 +105,14 @@ class Choice:
                 where=where,
                 remedy="Leave the layer out with ignore=, or choose another pattern",
             )
+
+    def of_each(self, problems: int, weights: int) -> list[Choice]:
+        """The choice for each of several problems of equal size, so that what goes together is exact."""
+        if self.sparsity is None:
+            return [self] * problems
+        until = [round(self.sparsity * weights * number) for number in range(problems + 1)]
+        counts = [stop - start for start, stop in pairwise(until)]
+        return [Choice(count / weights) for count in counts]
 
 
 @dataclass(frozen=True)
@@ -164,10 +191,11 @@ def sparsegpt(
     sweep = sweep or Sweep()
     inputs = weight.shape[1] if weight.ndim == 2 else -1
     given = moment.moment if isinstance(moment, Prepared) else moment
-    if given.shape != (inputs, inputs) or (keep is not None and keep.shape != weight.shape):
+    fits = keep is None or (keep.shape == weight.shape and keep.dtype == torch.bool)
+    if given.shape != (inputs, inputs) or not fits:
         raise ShapeError(
             f"The weight has the shape {list(weight.shape)}, the second moments {list(given.shape)}",
-            expected="[out, in] and [in, in], and a mask like the weight",
+            expected="[out, in] and [in, in], and a bool mask like the weight",
         )
     if (choice is None) == (keep is None):
         raise SelectionError("Give what is to go or a mask", expected="one of choice and keep")
@@ -247,32 +275,10 @@ def _selected_at_once(choice: Choice | None, sweep: Sweep) -> int:
 
 
 def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
-    """``[out, columns]`` what stays of these columns; of equal scores the first go."""
+    """``[out, columns]`` what stays of these columns; of equal scores the first stay."""
     rows, columns = score.shape
-    mask = torch.ones_like(score, dtype=torch.bool)
     if choice.n_m is not None:
-        n, m = choice.n_m
-        gone = torch.argsort(score, dim=1, stable=True)[:, : m - n]
-        return mask.scatter_(1, gone, False)
+        return keep_in_rows(score, choice.n_m[0])
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))
-    return ~lowest(score.flatten(), until - so_far).view(score.shape)
-
-
-def lowest(scores: Tensor, count: int) -> Tensor:
-    """Mark exactly ``count`` of the lowest scores, of equal ones the first: by a partition, without a sort.
-
-    Args:
-        scores: ``[n]``, finite.
-        count: in ``[0, n]``.
-
-    Returns:
-        ``[n]`` bool.
-    """
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count).values
-    found = scores < threshold
-    equal = (scores == threshold).nonzero().flatten()
-    found[equal[: count - int(found.sum())]] = True
-    return found
+    return keep_in_rows(score.reshape(1, -1), score.numel() - (until - so_far)).view(score.shape)

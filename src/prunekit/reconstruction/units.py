@@ -24,7 +24,7 @@ from prunekit.reconstruction.damping import DAMPING, check_damping
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import correct
 from prunekit.reconstruction.moments import Gram, Residual, check_finite, check_new
-from prunekit.reconstruction.places import Place, Readers, model_tensors, place_of, unfit
+from prunekit.reconstruction.places import Place, Readers, behind, model_tensors, place_of, unfit
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery import Pruned, Removal
@@ -152,7 +152,7 @@ class _Work:
     def _take(self, layer: Layer, dense: Layer) -> None:
         place = place_of(layer.weight, self._name_of)
         if isinstance(place, str):
-            self.left_alone.append(LeftAlone(self._behind(layer.weight), place))
+            self.left_alone.append(LeftAlone(behind(layer.weight, self._name_of), place))
             return
         tensor = self._tensors.get(place.name)
         if reason := unfit(tensor):
@@ -167,12 +167,6 @@ class _Work:
             self.left_alone.append(LeftAlone(place.name, reason))
             return
         self.targets.append(_Target(layer, dense, place, self._bias(layer, outputs)))
-
-    def _behind(self, node: Node) -> str:
-        """The first tensor that a weight is computed from."""
-        while (name := self._name_of(node)) is None:
-            node = node.all_input_nodes[0]
-        return name
 
     def _bias(self, layer: Layer, outputs: int) -> Place | None:
         """Where the bias lies, if it may be changed."""
@@ -207,9 +201,7 @@ class _Work:
             for part in group.slices if group.name in losing else ():
                 if part.role == "consumer" and part.tensor not in known and part.tensor in self._tensors:
                     known.add(part.tensor)
-                    operators = ", ".join(self._readers.operators(part.tensor)) or "nothing"
-                    reason = f"{operators} reads it, which is not known as a linear map here"
-                    self.left_alone.append(LeftAlone(part.tensor, reason))
+                    self.left_alone.append(LeftAlone(part.tensor, self._readers.unknown(part.tensor)))
 
     # --- Running -----------------------------------------------------------------------------------------
 
@@ -331,6 +323,7 @@ class _Work:
             dampened_more=used > damping,
             bias=target.bias is not None,
             rows=gram.count,
+            inputs=matrix.shape[2],
         )
 
 

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from prunekit.errors import SelectionError, ShapeError
+from prunekit.errors import SelectionError
 from prunekit.graph import Graph
 from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
 from prunekit.plan import MaskPlan, PackedMask
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.decision import Decision
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
-from prunekit.reconstruction.least_squares import Solution, errors_of
+from prunekit.reconstruction.least_squares import errors_of
 from prunekit.reconstruction.moments import Gram, check_new
-from prunekit.reconstruction.places import Place, Readers, model_tensors, place_of, unfit
+from prunekit.reconstruction.places import Place, Readers, behind, model_tensors, place_of, unfit
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
-from prunekit.reconstruction.sparsegpt import Choice, Prepared, Sweep, prepare, sparsegpt
+from prunekit.reconstruction.shared import Shared
+from prunekit.reconstruction.sparsegpt import Choice, Sweep, Swept, sparsegpt
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery.tensors import copied, read
 
@@ -43,47 +45,11 @@ class _Target:
     bias: Place | None
 
 
-class _Moments:
-    """The second moments of what some layers read, and their factors, made when they are asked for.
-
-    Args:
-        gram: of all batches.
-        choice: what goes, or None where masks are given.
-        sweep: how it goes.
-        centring: the inputs of some layers will be centred.
-
-    Attributes:
-        means: of the inputs, ``[groups, in]``.
-    """
-
-    def __init__(self, gram: Gram, choice: Choice | None, sweep: Sweep, centring: bool) -> None:
-        self.gram, self.sweep, self._choice = gram, sweep, choice
-        self._moments, self.means = gram.finish()
-        if not centring:
-            self._moments = gram.release().to(gram.products)
-        self._ready: dict[tuple[int, bool], Prepared] = {}
-
-    def plain(self, group: int) -> Tensor:
-        """``[in, in]``, in the dtype of the products."""
-        ready = self._ready.get((group, False))
-        return self._moments[group].to(self.gram.products) if ready is None else ready.moment
-
-    def prepared(self, group: int, centre: bool) -> Prepared:
-        """For the sweep; of inputs less their means where they are to be centred."""
-        if (group, centre) not in self._ready:
-            moment = self._moments[group]
-            if centre:
-                moment = moment - self.gram.count * torch.outer(self.means[group], self.means[group])
-            ready = prepare(moment.to(self.gram.products), self._choice, self.sweep)
-            self._ready[group, centre] = ready
-        return self._ready[group, centre]
-
-
 def reconstruct_weights(
     model: nn.Module,
     graph: Graph,
+    choice: Choice | MaskPlan | Mapping[str, Tensor],
     calibration: Iterable[ModelInputs],
-    given: Mapping[str, Tensor] | MaskPlan | Choice,
     *,
     sweep: Sweep | None = None,
     sequential: bool = True,
@@ -108,9 +74,9 @@ def reconstruct_weights(
     Args:
         model: left as it is, unless ``in_place``.
         graph: its trace.
+        choice: what to choose in every layer; a plan of masks; or by parameter the mask in its shape, bool,
+            True = keep.
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
-        given: by parameter the mask in its shape, bool, True = keep; a plan that has them; or what to choose
-            in every layer.
         sweep: order, block sizes, dampening.
         sequential: each layer reads what the layers before it give once they are pruned; else what the dense
             model gives.
@@ -124,24 +90,30 @@ def reconstruct_weights(
             it changed in part.
 
     Returns:
-        The new model, with exact zeros, and the masks.
+        The new model, with exact zeros, and the plan of its masks.
 
     Raises:
         CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads.
-        SelectionError: masks for what is no layer's weight; patterns that match none; nothing to do.
-        ShapeError: masks of another shape or dtype; N:M over inputs that do not divide by M.
+        PlanError: a plan of another model.
+        SelectionError: masks for what is no layer's weight; patterns that match none, or beside masks;
+            nothing to do; something else than a choice, masks, or a sweep.
+        ShapeError: masks of another shape or dtype; N:M over inputs that do not divide by M; the graph of
+            another model.
 
     Source: Frantar & Alistarh, 2023, https://arxiv.org/abs/2301.00774; see :func:`sparsegpt`.
     """
-    sweep = sweep or Sweep()
-    if isinstance(given, MaskPlan):
-        given = given.masks
+    if sweep is not None and not isinstance(sweep, Sweep):
+        raise SelectionError(f"It is a {type(sweep).__name__}", expected="a Sweep, or None", where="sweep")
+    if products not in (torch.float32, torch.float64):
+        raise SelectionError(f"It is {products}", expected="torch.float32 or torch.float64", where="products")
+    decision = Decision.of(choice, model, graph.tied)
+    work = _Work(model, graph, decision, (only, ignore))
     leaves = leaves_of_batches(graph, calibration)
-    work = _Work(model, graph, given, (only, ignore))
-    work.model = model if in_place else copied(model)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
-        layers, peak = work.run(leaves, sweep, sequential, compensate_bias, products)
-    return Reconstruction(work.model, tuple(layers), tuple(work.left_alone), work.masks, peak)
+        work.model = model if in_place else copied(model)
+        layers, peak = work.run(leaves, sweep or Sweep(), sequential, compensate_bias, products)
+        plan = decision.planned(work.model, work.masks)
+    return Reconstruction(work.model, tuple(layers), tuple(work.left_alone), plan, peak)
 
 
 class _Work:
@@ -151,25 +123,31 @@ class _Work:
         self,
         model: nn.Module,
         graph: Graph,
-        given: Mapping[str, Tensor] | Mapping[str, PackedMask] | Choice,
+        decision: Decision,
         patterns: tuple[str | Sequence[str], str | Sequence[str]],
     ) -> None:
-        self.model, self._graph, self._given = model, graph, given
-        model_tensors(model, graph)
+        self.model, self._graph, self._decision = model, graph, decision
+        own = model_tensors(model, graph)
         self.masks: dict[str, PackedMask] = {}
         self.left_alone: list[LeftAlone] = []
         self.targets: list[_Target] = []
         static = static_nodes(graph.nodes, lambda node: node.name in graph.tensors)
         self._readers = Readers(static, self._name_of)
         layers = [layer for node in graph.nodes if (layer := layer_of(node, static)) is not None]
-        found = [(layer, place_of(layer.weight, self._name_of)) for layer in layers]
-        names = [place.name for _, place in found if isinstance(place, Place)]
-        wanted = self._wanted(names, patterns)
-        for layer, place in found:
-            if isinstance(place, str):
-                self.left_alone.append(LeftAlone(layer.node.name, place))
-            elif place.name in wanted:
-                self._take(layer, place)
+        read_by = {layer: behind(layer.weight, self._name_of) for layer in layers}
+        others = [
+            graph.tied.get(name, name)
+            for placeholder, name in graph.tensors.items()
+            if name in graph.trainable and own[placeholder].ndim > 1
+        ]
+        wanted = self._wanted(list(dict.fromkeys((*read_by.values(), *others))), patterns)
+        for layer in layers:
+            if read_by[layer] in wanted:
+                self._take(layer, read_by[layer])
+        known = {target.place.name for target in self.targets} | {item.tensor for item in self.left_alone}
+        for name in wanted:
+            if name in others and name not in known:
+                self._leave(name, self._readers.unknown(name))
         self._check()
 
     def _name_of(self, node: Node) -> str | None:
@@ -180,70 +158,78 @@ class _Work:
         found = read(self.model, name)
         return self._graph.tensor(name) if found is None else found
 
+    def _leave(self, name: str, reason: str) -> None:
+        if LeftAlone(name, reason) not in self.left_alone:
+            self.left_alone.append(LeftAlone(name, reason))
+
     def _wanted(
         self, names: list[str], patterns: tuple[str | Sequence[str], str | Sequence[str]]
-    ) -> set[str]:
-        if not isinstance(self._given, Choice):
-            return {self._graph.tied.get(name, name) for name in self._given}
+    ) -> list[str]:
+        """Those of the names that are to be swept, by any name that they have."""
         only, ignore = ((item,) if isinstance(item, str) else tuple(item) for item in patterns)
+        if self._decision.choice is None:
+            if only or ignore:
+                raise SelectionError(
+                    "Masks say themselves which layers are swept",
+                    expected="patterns beside a choice only",
+                    where="only or ignore",
+                    remedy="Leave masks out instead",
+                )
+            return [name for name in names if name in self._decision.masks]
+        places = {name: [name] for name in names}
+        for name, first in self._graph.tied.items():
+            places.get(first, []).append(name)
         for pattern in (*only, *ignore):
-            if not any(_matches(name, pattern) for name in names):
+            if not any(_matches(known, pattern) for known in places.values()):
                 raise SelectionError(
                     f"The pattern {pattern!r} matches no layer's weight",
                     expected=f"a shell-style pattern of one of {', '.join(names[:5])}",
                     where="only or ignore",
                 )
-        chosen = [name for name in names if not only or any(_matches(name, item) for item in only)]
-        return {name for name in chosen if not any(_matches(name, item) for item in ignore)}
+        chosen = [name for name in names if not only or any(_matches(places[name], item) for item in only)]
+        return [name for name in chosen if not any(_matches(places[name], item) for item in ignore)]
 
-    def _take(self, layer: Layer, place: Place) -> None:
-        tensor = self._tensor(place.name)
-        reason = unfit(read(self.model, place.name))
-        if not reason and layer.weight.meta["val"].numel() != tensor.numel():
+    def _take(self, layer: Layer, name: str) -> None:
+        place = place_of(layer.weight, self._name_of)
+        reason = unfit(read(self.model, name))
+        if reason or isinstance(place, str):
+            self._leave(name, reason or str(place))
+            return
+        tensor = self._tensor(name)
+        if layer.weight.meta["val"].numel() != tensor.numel():
             reason = "only a part of it is read"
         reason = reason or self._readers.objection(place, layer.node, tensor.shape)
         if reason:
-            self.left_alone.append(LeftAlone(place.name, reason))
+            self._leave(name, reason)
             return
         self.targets.append(_Target(layer, place, self._bias(layer)))
 
     def _bias(self, layer: Layer) -> Place | None:
         """Where the bias lies, if it may be changed."""
         place = None if layer.bias is None else place_of(layer.bias, self._name_of)
-        if not isinstance(place, Place) or place.chain:
+        if not isinstance(place, Place) or place.chain or unfit(read(self.model, place.name)):
             return None
         tensor = self._tensor(place.name)
-        if unfit(read(self.model, place.name)):
-            return None
-        is_own = tensor.ndim == 1 and not self._readers.objection(place, layer.node, tensor.shape)
-        return place if is_own else None
+        groups, outputs, _ = layer.form.to_matrix(layer.weight.meta["val"]).shape
+        fits = tensor.shape == (groups * outputs,)
+        return place if fits and not self._readers.objection(place, layer.node, tensor.shape) else None
 
     def _check(self) -> None:
         """What is given fits what was found."""
-        known = {target.place.name: target for target in self.targets}
-        if isinstance(self._given, Choice):
-            for name, target in known.items():
-                self._given.check_inputs(self._matrix(target).shape[2], name)
-        else:
-            reasons = {item.tensor: item.reason for item in self.left_alone}
-            for name in self._given:
-                target = known.get(self._graph.tied.get(name, name))
-                if target is None:
-                    raise SelectionError(
-                        f"Its mask cannot be reconstructed: {reasons.get(name, 'no layer reads it')}",
-                        expected="the weight of a linear layer or convolution",
-                        where=name,
-                        remedy="Zero it by itself, and give the other masks",
-                    )
-                shape, mask = self._tensor(name).shape, unpacked(self._given[name])
-                if mask.dtype != torch.bool or mask.shape != shape:
-                    raise ShapeError(
-                        f"Its mask has the shape {list(mask.shape)} and the dtype {mask.dtype}",
-                        expected=f"{list(shape)} of torch.bool",
-                        where=name,
-                    )
+        reasons = {item.tensor: item.reason for item in self.left_alone}
+        swept = {target.place.name: target for target in self.targets}
+        self._decision.check_masks(
+            {name: self._tensor(name).shape for name in swept},
+            lambda name: reasons.get(name, "no layer reads it"),
+        )
+        for name, target in swept.items() if self._choice is not None else ():
+            self._choice.check_inputs(self._matrix(target).shape[2], name)
         if not self.targets:
-            raise SelectionError("There is no layer whose weights could be reconstructed", where="given")
+            said = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
+            raise SelectionError(
+                "There is no layer whose weights could be reconstructed" + (f" ({said})" if said else ""),
+                where="model",
+            )
 
     def _matrix(self, target: _Target) -> Tensor:
         tensor = self._tensor(target.place.name).detach()
@@ -297,7 +283,7 @@ class _Work:
         """Layers that read the same numbers together, so that these are factored once and then let go."""
         found: dict[_Target, LayerChange] = {}
         for key in dict.fromkeys(map(_key, targets)):
-            moments = _Moments(grams.pop(key), self._choice, sweep, bias)
+            moments = Shared(grams.pop(key), self._choice, sweep, bias)
             for target in targets:
                 if _key(target) == key:
                     found[target] = self._update(target, moments, bias)
@@ -305,48 +291,55 @@ class _Work:
 
     @property
     def _choice(self) -> Choice | None:
-        return self._given if isinstance(self._given, Choice) else None
+        return self._decision.choice
 
-    def _update(self, target: _Target, moments: _Moments, with_bias: bool) -> LayerChange:
+    def _update(self, target: _Target, moments: Shared, with_bias: bool) -> LayerChange:
         gram, sweep = moments.gram, moments.sweep
         dense = self._matrix(target).clone()
         centre = with_bias and target.bias is not None
         masks = self._mask_of(target)
-        solutions: list[Solution] = []
-        kept: list[Tensor] = []
-        wanted = 0.0
+        each = (
+            [None] * len(dense)
+            if self._choice is None
+            else self._choice.of_each(len(dense), dense[0].numel())
+        )
+        swept: list[Swept] = []
+        before = wanted = 0.0
         for group, matrix in enumerate(dense):
-            wanted += float(errors_of(matrix.to(gram.products), moments.plain(group)).sum())
-            swept = sparsegpt(
+            found = sparsegpt(
                 matrix,
                 moments.prepared(group, centre),
-                choice=self._choice,
+                choice=each[group],
                 keep=None if masks is None else masks[group],
                 sweep=sweep,
             )
-            solutions.append(swept.solution)
-            kept.append(swept.keep)
-        new = torch.stack([solution.weight for solution in solutions]).to(dense.dtype)
+            wide, plain = matrix.to(gram.products), moments.plain(group)
+            wanted += float(errors_of(wide, plain).sum())
+            lost = errors_of(wide.masked_fill(found.keep, 0.0), plain).sum() if centre else None
+            before += found.solution.before if lost is None else float(lost)
+            swept.append(found)
+        new = torch.stack([found.solution.weight for found in swept]).to(dense.dtype)
         check_new(new, gram.where)
-        self._write(target, dense, new, torch.stack(kept), moments.means if centre else None)
-        before, after = (sum(getattr(item, name) for item in solutions) for name in ("before", "after"))
-        used = max(solution.damping for solution in solutions)
+        kept = torch.stack([found.keep for found in swept])
+        self._write(target, dense, new, kept, moments.means if centre else None)
+        after = sum(found.solution.after for found in swept)
+        used = max(found.solution.damping for found in swept)
         return LayerChange(
             name=target.place.name,
             operator=operator_name(target.layer.node),
             before=before / wanted if wanted else 0.0,
-            after=after / wanted if wanted else 0.0,
+            after=min(before, after) / wanted if wanted else 0.0,
             damping=used,
             dampened_more=used > sweep.damping,
             bias=centre,
             rows=gram.count,
+            inputs=dense.shape[2],
         )
 
     def _mask_of(self, target: _Target) -> Tensor | None:
-        if isinstance(self._given, Choice):
+        if self._choice is not None:
             return None
-        names = {self._graph.tied.get(name, name): name for name in self._given}
-        mask = unpacked(self._given[names[target.place.name]]).to(self._tensor(target.place.name).device)
+        mask = self._decision.mask(target.place.name).to(self._tensor(target.place.name).device)
         return target.layer.form.to_matrix(target.place.apply(mask))
 
     def _write(self, target: _Target, dense: Tensor, new: Tensor, kept: Tensor, means: Tensor | None) -> None:
@@ -358,12 +351,9 @@ class _Work:
         self.masks[target.place.name] = PackedMask.of(mask.cpu().numpy())
         if means is not None and target.bias is not None:
             shift = ((dense - new).double() @ means[:, :, None]).flatten()
-            self._tensor(target.bias.name).add_(shift)
-
-
-def unpacked(mask: Tensor | PackedMask) -> Tensor:
-    """The mask itself: bool, True = keep."""
-    return torch.from_numpy(mask.keep()) if isinstance(mask, PackedMask) else mask
+            tensor = self._tensor(target.bias.name)
+            tensor.copy_(tensor + shift)
+            check_new(tensor, target.bias.name)
 
 
 def _key(target: _Target) -> tuple[Any, ...]:
@@ -385,6 +375,9 @@ def _add_all(
                 grams[key].add(rows)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    """One of a parameter's names, or of a module around it, matches."""
+    parts = [name.split(".") for name in names]
+    return any(
+        fnmatchcase(".".join(part[:end]), pattern) for part in parts for end in range(1, len(part) + 1)
+    )
