@@ -240,6 +240,26 @@ def test_layers_that_went_whole_move_names(case):
     assert keep.keys() <= {item.tensor for item in found.left_alone}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [16, 64, 256])
+def test_few_rows_do_not_make_other_data_worse(rows):
+    """On noise, where least squares fits rows that are as many as the inputs and fails on others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    x, other = torch.randn(rows, 64), torch.randn(500, 64)
+    groups = find_groups(trace(model, (x[:2],)))
+    plan = plan_of(groups)
+    removal = remove(model, plan, groups)
+    found = reconstruct(model, removal, plan, groups, batches(((x,), {})), damping=0.01)
+    before, after = ((small(other) - model(other)).square().sum() for small in (removal.model, found.model))
+    assert after < before
+    for layer in found.layers:
+        assert (layer.rows, layer.inputs) == (rows, 64)
+        assert layer.damping == pytest.approx(0.01 * 10 * 64 / rows)
+        assert not layer.dampened_more
+        assert (f"only {rows} rows for 64 inputs" in str(layer)) == (rows < 64)
+
+
 def test_singular_moments_are_said():
     case, groups = BY_NAME["perceptron"], groups_of("perceptron")
     plan, model = plan_of(groups), case.model()

@@ -52,7 +52,7 @@ def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list
                 f"It holds {_described((*args, *kwargs.values()))}",
                 expected=f"what the model was traced with, {traced}, but for the number of examples",
                 where=f"calibration batch {number}",
-                remedy="Trace the model with an example as long or as large as the calibration data, of its dtype",
+                remedy="Trace the model with an example of the calibration data's length, size and dtypes",
             )
         found.append(leaves)
     if not found:

@@ -21,7 +21,7 @@ class LayerChange:
         after: the same with the update; never more than ``before``, but for the rounding of the new weights
             to the model's dtype.
         damping: that was used, a fraction of the mean of the diagonal of the second moments.
-        dampened_more: it is more than was asked for, because they are singular.
+        dampened_more: it is more than was asked for and than few rows need, because they are singular.
         bias: the bias was updated too.
         rows: inputs that were seen: examples times positions.
         inputs: numbers in each of them. With fewer rows than that the calibration data is fitted exactly, and

@@ -20,7 +20,7 @@ from prunekit.graph.pruned_graph import PrunedGraph, attribute
 from prunekit.importance.untouched import untouched
 from prunekit.plan import PruningPlan
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
-from prunekit.reconstruction.damping import DAMPING, check_damping
+from prunekit.reconstruction.damping import DAMPING, check_damping, for_rows
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import correct
 from prunekit.reconstruction.moments import Gram, Residual, check_finite, check_new
@@ -82,8 +82,8 @@ def reconstruct(
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
         sequential: each layer reads what the layers before it give once they are pruned and updated; else
             what the dense model gives.
-        damping: ``d`` as a fraction of the mean of the diagonal of ``X.T X``; raised where that is singular,
-            and said.
+        damping: ``d`` as a fraction of the mean of the diagonal of ``X.T X``; more where there are less than
+            ten rows for each input, in proportion; raised where that is singular, and said.
 
     Raises:
         CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads, or
@@ -291,7 +291,8 @@ class _Work:
         moments, means = gram.finish()
         check_finite(residual.squares, gram.where, "outputs")
         matrix, bias = self._matrix(target)
-        count, after, used = max(1, gram.count), 0.0, damping
+        asked = for_rows(damping, matrix.shape[2], gram.count)
+        count, after, used = max(1, gram.count), 0.0, asked
         shifts = residual.sums / count
         for group in range(len(matrix)):
             moment, cross, squares = moments[group], residual.cross[group], residual.squares[group]
@@ -299,7 +300,7 @@ class _Work:
                 moment = moment - count * torch.outer(means[group], means[group])
                 cross = cross - count * torch.outer(means[group], shifts[group])
                 squares = (squares - count * shifts[group].square().sum()).clamp_min(0)
-            change, left, raised = correct(moment, cross, squares, damping)
+            change, left, raised = correct(moment, cross, squares, asked)
             matrix[group] += change
             shifts[group] -= change @ means[group]
             after, used = after + left, max(used, raised)
@@ -320,7 +321,7 @@ class _Work:
             before=before / wanted if wanted else 0.0,
             after=min(before, after) / wanted if wanted else 0.0,
             damping=used,
-            dampened_more=used > damping,
+            dampened_more=used > asked,
             bias=target.bias is not None,
             rows=gram.count,
             inputs=matrix.shape[2],

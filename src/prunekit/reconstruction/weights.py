@@ -222,8 +222,9 @@ class _Work:
             {name: self._tensor(name).shape for name in swept},
             lambda name: reasons.get(name, "no layer reads it"),
         )
-        for name, target in swept.items() if self._choice is not None else ():
-            self._choice.check_inputs(self._matrix(target).shape[2], name)
+        for name, target in swept.items():
+            if self._choice is not None:
+                self._choice.check_inputs(self._matrix(target).shape[2], name)
         if not self.targets:
             said = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
             raise SelectionError(
