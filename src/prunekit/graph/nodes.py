@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -102,3 +103,13 @@ def is_written_to(node: Node) -> bool:
                 return True
             pending.extend([user] if aliased else [])
     return False
+
+
+def static_nodes(nodes: Iterable[Node], is_tensor: Callable[[Node], bool]) -> set[Node]:
+    """The nodes that are a parameter, buffer or constant, or computed from these alone."""
+    found: set[Node] = set()
+    for node in nodes:
+        inputs = node.all_input_nodes
+        if is_tensor(node) or (inputs and all(source in found for source in inputs)):
+            found.add(node)
+    return found

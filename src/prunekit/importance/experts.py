@@ -14,8 +14,8 @@ from torch.fx.node import map_arg
 
 from prunekit.errors import CalibrationError
 from prunekit.graph import Groups
-from prunekit.graph.nodes import operator_name
-from prunekit.importance.reads import Point, static_nodes
+from prunekit.graph.nodes import operator_name, static_nodes
+from prunekit.importance.reads import Point
 from prunekit.importance.view import GroupView, Rows
 from prunekit.types import Granularity, IntArray
 
@@ -114,7 +114,7 @@ def mixtures_of(groups: Groups, points: list[Point]) -> list[Mixture]:
 
 def _behind_bias(groups: Groups, name: str, node: Node) -> Node:
     """The node behind a bias of the experts that is added right away."""
-    static = static_nodes(groups.graph)
+    static = static_nodes(groups.graph.nodes, lambda node: node.name in groups.graph.tensors)
     while len(node.users) == 1:
         (user,) = node.users
         others = [source for source in user.all_input_nodes if source is not node]

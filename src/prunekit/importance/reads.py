@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from prunekit.graph import Graph, Groups
-from prunekit.graph.nodes import bind, operator_name, sizes
+from prunekit.graph.nodes import bind, operator_name, sizes, static_nodes
 from prunekit.measure.macs import einsum_terms
 from prunekit.types import IntArray
 
@@ -58,18 +58,6 @@ class Point:
     units: dict[str, IntArray]
 
 
-def static_nodes(graph: Graph) -> set[Node]:
-    """Every node that is a parameter, buffer or constant, or computed from these alone."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            if node.name in graph.tensors:
-                found.add(node)
-        elif node.all_input_nodes and all(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
 def points_of(groups: Groups) -> list[Point]:
     """Every place where units of the prunable groups are observed.
 
@@ -77,7 +65,7 @@ def points_of(groups: Groups) -> list[Point]:
        that activation and weight share.
     2. A group that nothing reads so is observed at the outputs of the operators that produce it.
     """
-    static = static_nodes(groups.graph)
+    static = static_nodes(groups.graph.nodes, lambda node: node.name in groups.graph.tensors)
     reads = [read for node in groups.graph.nodes for read in _reads(node, static)]
     names = [group.name for group in groups]
     points: list[Point] = []

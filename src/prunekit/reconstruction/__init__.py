@@ -1,6 +1,6 @@
 """What is left, updated in closed form after units or weights went, from calibration inputs; no training."""
 
-from prunekit.reconstruction.greedy import Removals as Removals
+from prunekit.reconstruction.greedy import RemovalOrder as RemovalOrder
 from prunekit.reconstruction.greedy import remove_sets as remove_sets
 from prunekit.reconstruction.greedy import remove_weights as remove_weights
 from prunekit.reconstruction.least_squares import Solution as Solution
@@ -22,7 +22,7 @@ __all__ = [
     "LayerChange",
     "LeftAlone",
     "Reconstruction",
-    "Removals",
+    "RemovalOrder",
     "Solution",
     "Sweep",
     "Swept",

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError
 from prunekit.graph import Graph
-from prunekit.importance import check_batches
+from prunekit.importance.calibration import ModelInputs, check_batches
 from prunekit.importance.replay import leaves_of
-
-
-class ModelInputs(Protocol):
-    """How to call the model on a batch."""
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """Positional arguments of the model."""
-        ...
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the model."""
-        ...
 
 
 def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list[Any]]:

@@ -20,7 +20,7 @@ AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
-class Removals:
+class RemovalOrder:
     """What went, in which order, at which cost.
 
     Attributes:
@@ -39,7 +39,7 @@ class Removals:
 
 def remove_sets(
     weight: Tensor, moment: Tensor, sets: Sequence[Sequence[int]], count: int, *, damping: float = DAMPING
-) -> Removals:
+) -> RemovalOrder:
     """Remove sets of input columns (heads, channels) one by one, updating the others each time.
 
     The set with the least ``sum_rows w_S (G_SS)^-1 w_S.T`` goes, ``G`` the inverse of the dampened second
@@ -68,16 +68,9 @@ def remove_sets(
     if not 0 <= count <= len(sets):
         raise SelectionError(f"{count} sets are to go", expected=f"0 to {len(sets)}", where="count")
     inverse, used = inverse_of(moment, damping)
-    trace = Trace(weight.double()[None], inverse[None], padded(sets))
-    free = torch.ones(1, len(sets), dtype=torch.bool)
-    order, errors, total = [], [], 0.0
-    for _ in range(count):
-        chosen, costs = trace.step(free)
-        order.append(int(chosen))
-        free[0, order[-1]] = False
-        total += float(costs)
-        errors.append(total)
-    return Removals(tuple(order), tuple(errors), trace.weight[0], used)
+    problem = Elimination(weight.double()[None], inverse[None], padded(sets))
+    order, errors = empty_together([(problem, 1.0)], len(sets), count)
+    return RemovalOrder(tuple(order), tuple(errors), problem.weight[0], used)
 
 
 def remove_weights(
@@ -137,7 +130,7 @@ def remove_weights(
     return Swept(solution, keep)
 
 
-class Trace:
+class Elimination:
     """Weights and inverses of several problems while sets of columns go, in each another one.
 
     Attributes:
@@ -192,11 +185,38 @@ class Trace:
         self._inverse.masked_fill_(gone[:, :, None] | gone[:, None, :], 0.0)
 
 
+def empty_together(
+    problems: Sequence[tuple[Elimination, float]], sets: int, count: int
+) -> tuple[list[int], list[float]]:
+    """Remove sets one by one from several layers at once: always the one that costs all of them least.
+
+    Args:
+        problems: of one problem each, over the same sets, and what their costs are divided by.
+        sets: how many there are.
+        count: how many go.
+
+    Returns:
+        Which go, and the sum of the costs after each.
+    """
+    free = torch.ones(1, sets, dtype=torch.bool)
+    order: list[int] = []
+    errors: list[float] = []
+    for _ in range(count):
+        costs = torch.stack([problem.costs(free)[0] / scale for problem, scale in problems]).sum(0)
+        chosen = int(costs.argmin())
+        free[0, chosen] = False
+        for problem, _ in problems:
+            problem.take(torch.tensor([chosen]))
+        order.append(chosen)
+        errors.append((errors[-1] if errors else 0.0) + max(float(costs[chosen]), 0.0))
+    return order, errors
+
+
 def _emptied(
     part: Tensor, inverse: Tensor, sets: Tensor, steps: int, n_m: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor]:
     """``[problems, steps]`` which set goes at each step, and at what cost."""
-    trace = Trace(part, inverse[None], sets)
+    problem = Elimination(part, inverse[None], sets)
     gone = torch.zeros(len(part), len(sets), dtype=torch.bool)
     orders = torch.zeros(len(part), steps, dtype=torch.int64)
     costs = torch.zeros(len(part), steps, dtype=torch.float64)
@@ -206,17 +226,17 @@ def _emptied(
             n, m = n_m
             full = gone.reshape(len(part), -1, m).sum(2) >= m - n
             free &= ~full.repeat_interleave(m, 1)
-        orders[:, step], costs[:, step] = trace.step(free)
+        orders[:, step], costs[:, step] = problem.step(free)
         gone.scatter_(1, orders[:, step : step + 1], True)
     return orders, costs
 
 
 def _replayed(part: Tensor, inverse: Tensor, sets: Tensor, orders: Tensor, until: Tensor) -> Tensor:
     """The weights after the first ``until`` steps of each sequence."""
-    trace = Trace(part, inverse[None], sets)
+    problem = Elimination(part, inverse[None], sets)
     for step in range(int(until.max()) if len(until) else 0):
-        trace.take(orders[:, step], until > step)
-    return trace.weight
+        problem.take(orders[:, step], until > step)
+    return problem.weight
 
 
 def _cheapest(costs: Tensor, count: int) -> Tensor:

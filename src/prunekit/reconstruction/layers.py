@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -177,16 +177,6 @@ def layer_of(node: Node, static: set[Node]) -> Layer | None:
     found = None if build is None else build(node)
     if found is None or found.weight not in static or found.source in static:
         return None
-    return found
-
-
-def static_nodes(nodes: Iterable[Node], is_tensor: Callable[[Node], bool]) -> set[Node]:
-    """The nodes that are a parameter, buffer or constant, or computed from these alone."""
-    found: set[Node] = set()
-    for node in nodes:
-        inputs = node.all_input_nodes
-        if is_tensor(node) or (inputs and all(source in found for source in inputs)):
-            found.add(node)
     return found
 
 

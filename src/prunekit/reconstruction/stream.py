@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from prunekit.graph.nodes import is_written_to, tensors_of
-from prunekit.reconstruction.layers import static_nodes
+from prunekit.graph.nodes import is_written_to, static_nodes, tensors_of
 from prunekit.reconstruction.shelf import Held, Shelf
 
 Watcher = Callable[[Mapping[Node, Any]], None]

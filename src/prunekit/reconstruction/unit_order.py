@@ -13,11 +13,13 @@ from torch.fx import Node
 from prunekit.errors import SelectionError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Fixed
+from prunekit.graph.nodes import static_nodes
+from prunekit.importance.calibration import ModelInputs
 from prunekit.importance.untouched import untouched
-from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.batches import leaves_of_batches
 from prunekit.reconstruction.damping import DAMPING, check_damping
-from prunekit.reconstruction.greedy import Trace, inverse_of, padded
-from prunekit.reconstruction.layers import Convolution, Layer, layer_of, static_nodes
+from prunekit.reconstruction.greedy import Elimination, empty_together, inverse_of, padded
+from prunekit.reconstruction.layers import Convolution, Layer, layer_of
 from prunekit.reconstruction.moments import Gram
 from prunekit.reconstruction.places import model_tensors
 from prunekit.reconstruction.stream import Stream
@@ -112,7 +114,7 @@ def _emptied(
     damping: float,
 ) -> FloatArray:
     """``[units]`` the error once each is gone."""
-    traces: list[tuple[Trace, float]] = []
+    problems: list[tuple[Elimination, float]] = []
     for layer, units in readers:
         matrix = layer.form.to_matrix(weights[layer.node]).cpu()
         moment = grams[layer.node].finish()[0][0].cpu()
@@ -120,17 +122,9 @@ def _emptied(
         columns = np.tile(units, repeats)
         sets = padded([np.flatnonzero(columns == unit).tolist() for unit in range(size)])
         squares = float(((matrix[0] @ moment) * matrix[0]).sum())
-        traces.append((Trace(matrix, inverse_of(moment, damping)[0][None], sets), squares or 1.0))
-    free = torch.ones(1, size, dtype=torch.bool)
+        problem = Elimination(matrix, inverse_of(moment, damping)[0][None], sets)
+        problems.append((problem, squares or 1.0))
+    order, errors = empty_together(problems, size, size)
     scores = np.zeros(size, dtype=np.float32)
-    total = 0.0
-    for _ in range(size):
-        costs = sum(trace.costs(free)[0] / squares for trace, squares in traces)
-        assert isinstance(costs, Tensor)
-        chosen = costs.argmin()
-        total += max(float(costs[chosen]), 0.0)
-        scores[int(chosen)] = total
-        free[0, chosen] = False
-        for trace, _ in traces:
-            trace.take(chosen[None])
+    scores[order] = errors
     return scores

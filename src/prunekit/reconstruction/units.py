@@ -15,13 +15,14 @@ from torch.fx import Node
 from prunekit.errors import ShapeError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Fixed
-from prunekit.graph.nodes import operator_name
+from prunekit.graph.nodes import operator_name, static_nodes
 from prunekit.graph.pruned_graph import PrunedGraph, attribute
+from prunekit.importance.calibration import ModelInputs
 from prunekit.importance.untouched import untouched
 from prunekit.plan import PruningPlan
-from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.batches import leaves_of_batches
 from prunekit.reconstruction.damping import DAMPING, check_damping, for_rows
-from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
+from prunekit.reconstruction.layers import Layer, layer_of
 from prunekit.reconstruction.least_squares import correct
 from prunekit.reconstruction.moments import Gram, Residual, check_finite, check_new
 from prunekit.reconstruction.places import Place, Readers, behind, model_tensors, place_of, unfit

@@ -14,12 +14,13 @@ from torch.fx import Node
 
 from prunekit.errors import SelectionError
 from prunekit.graph import Graph
-from prunekit.graph.nodes import is_written_to, operator_name
+from prunekit.graph.nodes import is_written_to, operator_name, static_nodes
+from prunekit.importance.calibration import ModelInputs
 from prunekit.importance.untouched import untouched
 from prunekit.plan import MaskPlan, PackedMask
-from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
+from prunekit.reconstruction.batches import leaves_of_batches
 from prunekit.reconstruction.decision import Decision
-from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
+from prunekit.reconstruction.layers import Layer, layer_of
 from prunekit.reconstruction.least_squares import errors_of
 from prunekit.reconstruction.moments import Gram, check_new
 from prunekit.reconstruction.places import Place, Readers, behind, model_tensors, place_of, unfit
