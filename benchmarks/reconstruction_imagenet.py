@@ -165,7 +165,7 @@ picture of one fold, judged on the other, so that every picture is judged by a m
 pictures are little for 4.7 million parameters, and **with 20 pictures one more is 5 points**.
 
 - ways: `cut` is the removal alone; `norms` computes the batch norms' means and variances anew on the
-  calibration crops; `reconstructed` is `pk.reconstruct` on these crops, in sequence; `both` is reconstruction,
+  calibration crops; `reconstructed` is `pk.reconstruct` on them, in sequence; `both` is reconstruction,
   then the norms.
 - top-1 and top-5: pictures named rightly, of 20; for the first with the 95 % interval of Clopper and Pearson.
 - agreement: share of {test} crops of each judged picture on which the dense model's first class is still

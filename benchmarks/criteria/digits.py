@@ -73,7 +73,7 @@ def movement(parent: nn.Module, groups: pk.Groups, workload: Any, seed: int) -> 
 STUDY = Study(
     name="Digits network",
     about="Residual convolutional network of 24, 48 and 96 channels on 8 x 8 pictures. Accuracy on the test "
-    f"split (n = 629) after the cut, and after {RECOVERY['epochs']} epochs of recovery, which the dense parent "
+    f"split (n = 629) after the cut, and after {RECOVERY['epochs']} epochs of recovery, which the parent "
     "gets as well for comparison. A seed makes the parent, draws "
     f"{CALIBRATION_EXAMPLES} pictures of the calibration split and seeds the recovery. `movement` was "
     "accumulated over one more epoch of the parent's training, on a copy.",

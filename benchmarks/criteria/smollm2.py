@@ -91,7 +91,7 @@ STUDY = Study(
         Contest("layers", ("layer",), OF_LAYERS),
     ),
     sparsities=(0.1, 0.2, 0.3),
-    figures={"perplexity": "{:.1f}"},
+    figures={"perplexity": "{:,.1f}"},
     lower_is_better=True,
     prove_with=lambda: groups_of(loaded()[0], 16),
 )
