@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import statistics
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any
 
 from benchmarks.criteria.study import BASELINES, Contest, Study
@@ -36,11 +37,12 @@ def page(record: dict[str, Any]) -> str:
 
 def section(study: Study, part: dict[str, Any]) -> str:
     """One model: what the figures are, what calibration took, a table per contest and figure."""
-    lines = [f"## {study.name}\n", study.about + "\n", calibration(part), proofs(part)]
+    prose = [study.about, calibration(part), proofs(part)]
+    lines = [f"## {study.name}\n", *(fill(text, width=116) + "\n" for text in prose)]
     for contest in study.contests:
         for figure, form in study.figures.items():
             dense = spread([row[figure] for row in part["dense"]], form)
-            lines.append(f"\n### {contest.title.capitalize()}: {figure} (dense {dense})\n")
+            lines.append(f"### {contest.title.capitalize()}: {figure} (dense {dense})\n")
             lines.append(table(study, contest, figure, part["rows"]))
     return "\n".join(lines)
 
@@ -48,14 +50,14 @@ def section(study: Study, part: dict[str, Any]) -> str:
 def calibration(part: dict[str, Any]) -> str:
     """What the passes took, and the slowest score."""
     passes = part["calibrations"]
-    taken = spread([one["cpu_seconds"] for one in passes], "{:.0f}")
+    taken = spread([one["cpu_seconds"] for one in passes], "{:.1f}")
     slowest = max(part["rows"], key=lambda row: row["score_cpu_seconds"])
     held = max(one["held_bytes"] for one in passes) / 1e6
     process = max(one["process_bytes"] for one in passes) / 1e9
     return (
         f"Calibration of all criteria together: {taken} CPU seconds a seed, {held:,.0f} MB held by `collect` "
         f"beside the model and the data ({process:.1f} GB the whole process, with model and libraries). "
-        f"Slowest to score: `{slowest['criterion']}`, {slowest['score_cpu_seconds']:.1f} CPU seconds.\n"
+        f"Slowest to score: `{slowest['criterion']}`, {slowest['score_cpu_seconds']:.2g} CPU seconds."
     )
 
 
@@ -64,11 +66,11 @@ def proofs(part: dict[str, Any]) -> str:
     lines = []
     for proof in part["proofs"]:
         largest = max(proof["apart"].values())
+        same = f"those of the table within {largest:.1g} of their value" if largest else "exactly the table's"
         verdict = "passed" if proof["passed"] else "did not pass"
         lines.append(
             f"At {proof['sparsity']:.0%} of the {proof['contest']} by L1, `pk.remove` gave the "
-            f"{proof['form']}, `pk.verify` {verdict}, and its figures are those of the table within "
-            f"{largest:.1g} of their value."
+            f"{proof['form']}, `pk.verify` {verdict}, and its figures are {same}."
         )
     return " ".join(lines)
 
@@ -128,14 +130,17 @@ def spread(values: Iterable[float], form: str) -> str:
 def timing(part: dict[str, Any]) -> str:
     """How long scoring takes on ResNet-50."""
     bare = part["bare"]
-    lines = [
-        "## How long scoring takes: ResNet-50\n",
+    prose = (
         f"Random weights, {part['units']:,} channels, {part['batches']} batches of {part['pictures']} "
         "pictures of 224 x 224, CPU seconds on one thread (`python -m benchmarks.criteria --model "
         f"resnet50`). The bare passes over the same batches take {bare['forward']:.1f} s forward and "
         f"{bare['both']:.1f} s forward and backward; all statistics of the table together, in one call of "
         f"`collect`, {part['together']:.1f} s with {part['held_bytes'] / 1e6:,.0f} MB held. `collect` in the "
-        "table gathers the statistics of that criterion alone.\n",
+        "table gathers the statistics of that criterion alone."
+    )
+    lines = [
+        "## How long scoring takes: ResNet-50\n",
+        fill(prose, width=116) + "\n",
         "| criterion | `collect` | of it beyond the bare passes | `score` |",
         "|---|---|---|---|",
     ]
