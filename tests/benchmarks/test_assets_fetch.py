@@ -116,7 +116,6 @@ def test_a_registry_out_of_reach_is_named_with_what_to_do(offline_pip, kept, mon
             fetch(source)
     message = str(refused.value)
     assert "fetching tiny_asset 1.0 with pip: pip ended with exit code 1" in message
-    assert "127.0.0.1" in message
     assert "Retrying" in message
     assert "No matching distribution found" in message
     assert "no registry that pip asks has this package, or none could be reached" in message

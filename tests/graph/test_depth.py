@@ -165,6 +165,77 @@ def test_what_a_layer_is(model, expected):
     assert paths_of_depth(found_in(model())) == expected
 
 
+class Pair(nn.Module):
+    """Gives what it changed and what it changed it by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        change = self.linear(x[0])
+        return x[0] + change, x[1] * change
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.parts = nn.ModuleList([Pair(), Pair()])
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = (x, x)
+        for part in self.parts:
+            x = part(x)
+        return self.head(x[0] + x[1])
+
+
+def sharing() -> Net:
+    """The second block has the first one's weights."""
+    net = Net(Block(), Block())
+    for mine, other in zip(net.parts[1].modules(), net.parts[0].modules(), strict=True):
+        mine._parameters.update(other._parameters)
+    return net
+
+
+class Widening(nn.Module):
+    def __init__(self, arriving: int, leaving: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(arriving, leaving)
+
+    def forward(self, x):
+        return torch.relu(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason", "count"),
+    [
+        (lambda: Net(Widening(8, 12), Widening(12, 8)), "differs from all its inputs", 2),
+        (lambda: Net(Gate(), Gate()), "no addition leads what it is given", 2),
+        (lambda: Net(Block(), twice=True), "called several times", 1),
+        (Pairs, "several of the tensors it computes", 2),
+        (sharing, "its parameters are read elsewhere", 2),
+        (lambda: Net(Block(), Block()), "", 0),
+        (
+            lambda: Net(nn.LayerNorm(8), nn.LayerNorm(8)),
+            "",
+            0,
+        ),  # What calls nothing is no layer to begin with.
+    ],
+    ids=["widths", "gates", "called twice", "several outputs", "shared weights", "layers", "norms"],
+)
+def test_what_looks_like_a_layer_and_is_none_is_frozen_with_the_reason(model, reason, count):
+    groups = find_groups(trace(model().eval(), torch.randn(2, 4)))
+    stuck = {
+        item.name: item for item in groups.select(granularity="layer").frozen if item.operator == "layer"
+    }
+    assert list(stuck) == [f"parts.{place}" for place in range(count)]
+    assert all(reason in item.reason for item in stuck.values())
+    assert all(is_under(part.tensor, name) for name, item in stuck.items() for part in item.slices)
+    assert not any(item.operator == "layer" for item in groups.select(granularity="neuron").frozen)
+
+
 def test_layers_are_chosen_one_by_one():
     model = Net(Block(), Block(), Block())
     groups = find_groups(trace(model.eval(), torch.randn(2, 4)))

@@ -1,5 +1,8 @@
 """Calibration within a memory limit, on data of several shapes, and what it refuses."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,3 +220,50 @@ def test_bad_input_is_refused_before_the_data_is_read(arguments, error, message)
     given = {"model": model, "batches": never(), "groups": groups, "needs": {"readings"}} | arguments
     with pytest.raises(error, match=message):
         collect(given.pop("model"), given.pop("batches"), **given)
+
+
+MAPPED = """
+import sys, threading
+import torch
+import prunekit as pk
+from prunekit.importance import needs_of
+from torch import nn
+
+def build():
+    wide = [nn.Sequential(nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 512)) for _ in range(12)]
+    return nn.Sequential(*wide, nn.Linear(512, 8)).eval()
+
+def own():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+def watch():
+    while not done.wait(0.002):
+        most[0] = max(most[0], own())
+
+path = sys.argv[1]
+torch.save(build().state_dict(), path)
+with torch.device("meta"):
+    model = build()
+model.load_state_dict(torch.load(path, mmap=True), assign=True)
+x = torch.randn(2, 512)
+groups = pk.find_groups(pk.trace(model, x)).select(granularity="neuron")
+most, done = [own()], threading.Event()
+before = most[0]
+thread = threading.Thread(target=watch, daemon=True)
+thread.start()
+pk.collect(model, [pk.Batch(args=(x,))], groups=groups, needs=needs_of("wanda", "flap", "apoz"))
+done.set()
+thread.join()
+size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+print((most[0] - before) / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of its own is read from /proc")
+def test_a_mapped_model_is_never_copied(tmp_path):
+    """Oracle: the kernel's count of what belongs to the process alone, while 200 MB of weights are read."""
+    command = [sys.executable, "-c", MAPPED, str(tmp_path / "model.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from prunekit.graph.axes import Structure
-from prunekit.graph.depth import Bypass, Depth
+from prunekit.graph.depth import Depth
+from prunekit.graph.liveness import Bypass
 from prunekit.graph.trace import Graph
-from prunekit.types import Granularity, Group, Slice
+from prunekit.types import Frozen, Granularity, Group, Slice
 
 Bypasses = Mapping[str, tuple[Bypass, ...]]
 """By the name of a group of layers or branches: what leaving out each unit means."""
@@ -18,11 +19,16 @@ Bypasses = Mapping[str, tuple[Bypass, ...]]
 _BECAUSE = "it is left out of the computation, and what it was given goes on in its place"
 
 
-def find_bypasses(graph: Graph, structure: Structure) -> tuple[tuple[Group, ...], Bypasses]:
+def find_bypasses(
+    graph: Graph, structure: Structure
+) -> tuple[tuple[Group, ...], Bypasses, tuple[Frozen, ...]]:
     """The layers and the residual branches of a graph, each kind in groups of those that lie in one place.
 
     Layers of one list form a group, ``encoder.layer:layer``; so do the branches whose last weights have the
     same name in every layer, ``encoder.layer.*.attention:branch``.
+
+    Returns:
+        The groups, what leaving out each unit means, and the modules of lists that cannot be left out.
     """
     depth = Depth(graph, structure)
     found: dict[str, list[Bypass]] = {}
@@ -54,7 +60,11 @@ def find_bypasses(graph: Graph, structure: Structure) -> tuple[tuple[Group, ...]
                 least=0,
             )
         )
-    return tuple(groups), {name: tuple(parts) for name, parts in found.items()}
+    stuck = tuple(
+        Frozen(path, 1, tuple(_slices(graph, structure, _own(structure, path), 0)), "layer", reason, "")
+        for path, reason in depth.stuck.items()
+    )
+    return tuple(groups), {name: tuple(parts) for name, parts in found.items()}, stuck
 
 
 def only_unit(group: Group, unit: int) -> Group:
@@ -104,6 +114,10 @@ def _slices(graph: Graph, structure: Structure, tensors: Iterable[str], unit: in
         if name in structure.labels.tensors and graph.tensor(name).ndim and graph.tensor(name).numel():
             units = np.full(graph.tensor(name).shape[0], unit, dtype=np.int64)
             yield Slice(name, 0, units, "producer" if name in graph.trainable else "follower")
+
+
+def _own(structure: Structure, path: str) -> Iterable[str]:
+    return (name for name in structure.labels.tensors if name.startswith(f"{path}."))
 
 
 def _container_of(path: str) -> str:

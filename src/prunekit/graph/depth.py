@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,28 +14,10 @@ from torch.fx import Node
 from prunekit.graph.atoms import Fixed, length
 from prunekit.graph.axes import Structure
 from prunekit.graph.labels import outputs_of
+from prunekit.graph.liveness import Bypass, Liveness
 from prunekit.graph.nodes import operator_name, sizes
 from prunekit.graph.rules import elementwise, normalization, shape
 from prunekit.graph.trace import Graph
-
-
-@dataclass(frozen=True, eq=False)
-class Bypass:
-    """A part ``exit = entry + f(entry)`` of a graph, which is left out by taking ``entry`` for ``exit``.
-
-    Attributes:
-        path: of the module it is, or whose output is added: ``encoder.layer.3``.
-        kind: the class of that module.
-        entry: the node that takes the place.
-        exit: the node whose place it takes.
-        inside: every node of the module; empty for a branch.
-    """
-
-    path: str
-    kind: str
-    entry: Node
-    exit: Node
-    inside: frozenset[Node] = frozenset()
 
 
 @dataclass
@@ -70,7 +52,7 @@ class Depth:
         self._place = {node: place for place, node in enumerate(graph.nodes)}
         self._repeated: set[str] = set()
         self._root = self._modules()
-        self._found: dict[str, Bypass | None] = {}
+        self._found: dict[str, Bypass | str] = {}
         self._liveness = Liveness(graph)
         self._freed: dict[Bypass, tuple[str, ...]] = {}
 
@@ -78,6 +60,15 @@ class Depth:
     def layers(self) -> tuple[Bypass, ...]:
         """Whole modules, in the order of the graph."""
         return tuple(sorted(self._layers(self._root), key=lambda layer: self._place[layer.exit]))
+
+    @cached_property
+    def stuck(self) -> dict[str, str]:
+        """Modules that look like layers and cannot be left out, by path; and why.
+
+        Those that stand in a numbered list beside another one of their class, or are called again and again,
+        call modules themselves, and neither are, hold, nor lie in a layer.
+        """
+        return dict(self._stuck(self._root, frozenset(layer.path for layer in self.layers)))
 
     @cached_property
     def branches(self) -> tuple[Bypass, ...]:
@@ -111,36 +102,57 @@ class Depth:
         own = self._bypass(module)
         kinds = [layer.kind for layer in below]
         several = len(set(kinds)) < len(kinds)
-        same = own is not None and any(_ends(layer) == _ends(own) for layer in below)
-        if own is None or several or same:
+        if isinstance(own, str) or several or any(_ends(layer) == _ends(own) for layer in below):
             yield from below
         else:
             yield own
 
-    def _bypass(self, module: _Module) -> Bypass | None:
+    def _stuck(self, module: _Module, layers: Collection[str]) -> Iterator[tuple[str, str]]:
+        kinds = Counter(map(_kind, module.children.values()))
+        for child in module.children.values():
+            if child.path in layers or not child.children:
+                continue
+            inside = any(path.startswith(f"{child.path}.") for path in layers)
+            found = "" if inside else self._bypass(child)
+            several = kinds[_kind(child)] > 1 or child.path in self._repeated
+            if isinstance(found, str) and found and several and _list_of(child.path):
+                yield child.path, found
+            else:
+                yield from self._stuck(child, layers)
+
+    def _bypass(self, module: _Module) -> Bypass | str:
+        """What leaving a module out means, or why it cannot be left out."""
         if module.path not in self._found:
             self._found[module.path] = self._find(module)
         return self._found[module.path]
 
-    def _find(self, module: _Module) -> Bypass | None:
+    def _find(self, module: _Module) -> Bypass | str:
         """Rule 1."""
         if not module.path or module.path in self._repeated:
-            return None
+            return "it is called several times"
         inside = frozenset(module.nodes)
         used = [node for node in module.nodes if self._is_used_outside(node, inside)]
         given = {source for node in module.nodes for source in node.all_input_nodes if source not in inside}
         entries = sorted(
             (node for node in given if self._is_activation(node)), key=self._place.__getitem__, reverse=True
         )
+        reason = "its output differs from all its inputs in shape, or in the units that lie in it"
         for entry in entries:  # What was computed last is the stream; what came before is a condition.
             moved = _dependent(entry, module.nodes)
             exits = [node for node in used if node in moved]
-            if len(exits) != 1 or not self._same_labels(entry, exits[0]):
+            same = [node for node in exits if self._same_labels(entry, node)]
+            if same and len(exits) > 1:
+                reason = "several of the tensors it computes are used after it"
+            if not same or len(exits) > 1:
                 continue
             found = Bypass(module.path, module.kind, entry, exits[0], inside)
-            if self._skips(found, moved) and self._saves(found):
+            if not self._skips(found, moved):
+                reason = "no addition leads what it is given past its weights"
+            elif not self._saves(found):
+                reason = "its parameters are read elsewhere too"
+            else:
                 return found
-        return None
+        return reason
 
     def _is_used_outside(self, node: Node, inside: Collection[Node]) -> bool:
         """Some other operator, or an output that is not released, reads a tensor."""
@@ -224,77 +236,6 @@ class Depth:
         return any(name in self._graph.trainable for name in self.frees(found))
 
 
-class Liveness:
-    """What of a graph is still computed when parts of it are left out."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._nodes = graph.nodes
-        given = list(self._nodes[-1].args[0])  # pyright: ignore
-        first = len(given) - len(graph.outputs)
-        released = {first + position for position in graph.released}
-        self.kept_outputs = frozenset(
-            item for place, item in enumerate(given) if isinstance(item, Node) and place not in released
-        )
-        self._released = tuple(
-            item for place, item in enumerate(given) if isinstance(item, Node) and place in released
-        )
-        self._needed = _reached(self.kept_outputs, lambda node: node)
-        self._dense = self._needed | _reached(self._released, lambda node: node)
-
-    def gone(self, bypasses: Iterable[Bypass]) -> frozenset[Node]:
-        """The nodes that are not computed any more.
-
-        A released output goes with the part that computes it: a layer that is left out has no cache.
-        """
-        instead = {bypass.exit: bypass.entry for bypass in bypasses}
-        inside = frozenset().union(*(bypass.inside - {bypass.exit} for bypass in bypasses))
-
-        def resolved(node: Node) -> Node:
-            while node in instead:
-                node = instead[node]
-            return node
-
-        live = _reached(self.kept_outputs, resolved)
-        lost = {
-            node
-            for node in self._released
-            if node in inside or (node in self._needed and resolved(node) not in live)
-        }
-        live |= _reached((node for node in self._released if node not in lost), resolved)
-        gone: set[Node] = set()
-        for node in self._nodes:
-            unread = node in self._dense or any(source in gone for source in node.all_input_nodes)
-            if node not in live and unread and node.op != "output":
-                gone.add(node)
-        return frozenset(gone)
-
-    def freed(self, gone: Collection[Node]) -> tuple[str, ...]:
-        """The parameters, buffers and constants that only these nodes are or read, in the order of the graph.
-
-        A tensor with several names counts once, under its first name, and only when it is read under none.
-        """
-        tensors, tied = self._graph.tensors, self._graph.tied
-        names = {
-            node: tied.get(tensors[node.name], tensors[node.name])
-            for node in self._nodes
-            if node.name in tensors
-        }
-        read = {name for node, name in names.items() if node not in gone}
-        return tuple(dict.fromkeys(name for node, name in names.items() if node in gone and name not in read))
-
-
-def _reached(ends: Iterable[Node], resolved: Callable[[Node], Node]) -> set[Node]:
-    """Every node that the ends are computed from, themselves included."""
-    pending, found = [resolved(node) for node in ends], set()
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(resolved(source) for source in node.all_input_nodes)
-    return found
-
-
 def _dependent(entry: Node, nodes: Iterable[Node]) -> set[Node]:
     """The nodes among ``nodes`` (in order) that are computed from ``entry``, and ``entry`` itself."""
     found = {entry}
@@ -349,6 +290,16 @@ def _numel(node: Node) -> int:
 
 def _ends(part: Bypass) -> tuple[Node, Node]:
     return part.entry, part.exit
+
+
+def _list_of(path: str) -> str:
+    """``layers`` for ``layers.3``; "" for what has no number."""
+    holder, _, name = path.rpartition(".")
+    return holder if name.isdecimal() else ""
+
+
+def _kind(module: _Module) -> tuple[str, str]:
+    return _list_of(module.path), module.kind
 
 
 def _calls(node: Node) -> list[tuple[str, str, str]]:

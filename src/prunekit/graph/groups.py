@@ -19,17 +19,16 @@ from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.axes import Structure
 from prunekit.graph.bypasses import Bypasses, find_bypasses, only_unit, overlapping
 from prunekit.graph.constants import Lookup
-from prunekit.graph.depth import Bypass, Liveness
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
-from prunekit.graph.nodes import bind, depends_on_data, operator_name, sizes, tensors_of
+from prunekit.graph.liveness import Bypass, Liveness
 from prunekit.graph.places import units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
 from prunekit.graph.walk import label
-from prunekit.measure import contracts, count_macs
+from prunekit.graph.work import Work
 from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
 
 
@@ -67,12 +66,14 @@ class Groups:
         frozen: tuple[Frozen, ...],
         number_of: dict[int, str],
         bypasses: Bypasses,
+        stuck: tuple[Frozen, ...] = (),
     ) -> None:
         self.graph = graph
         self.prunable = prunable
         self.frozen = frozen
         self._structure = structure
         self.bypasses = bypasses
+        self._stuck = stuck
         self._name_of_axis = number_of
         self._everything: dict[str, Group] = {group.name: group for group in prunable}
         self._occurrences: dict[int, list[Occurrence]] = {}
@@ -134,15 +135,18 @@ class Groups:
         One kind or pattern may be given without a list.
 
         Patterns are shell-style and are held against the group's name, the names of its tensors and the
-        modules they belong to; what is left out appears among ``frozen`` with that reason.
+        modules they belong to; what is left out appears among ``frozen`` with that reason. So do modules of
+        lists that cannot be left out, where layers are among what is asked for.
 
         Raises:
             SelectionError: a pattern matches no group at all, or a granularity is unknown.
         """
         chosen = Selection.of(granularity, only, ignore)
         chosen.check(self._everything.values())
-        fewer = self.freeze(chosen.reasons(self.prunable), operator="selection")
-        return fewer._without_units(chosen)
+        fewer = self.freeze(chosen.reasons(self.prunable), operator="selection")._without_units(chosen)
+        known = {item.name for item in fewer.frozen}
+        stuck = [item for item in self._stuck if chosen.wants(Granularity.LAYER) and item.name not in known]
+        return fewer._with(fewer.prunable, (*fewer.frozen, *stuck))
 
     def _without_units(self, chosen: Selection) -> Groups:
         """Pin the layers and branches that were not chosen, then the branches that overlap with what was."""
@@ -180,7 +184,9 @@ class Groups:
         return self._with(kept, (*self.frozen, *left_out))
 
     def _with(self, prunable: tuple[Group, ...], frozen: tuple[Frozen, ...]) -> Groups:
-        fewer = Groups(self.graph, self._structure, prunable, frozen, self._name_of_axis, self.bypasses)
+        fewer = Groups(
+            self.graph, self._structure, prunable, frozen, self._name_of_axis, self.bypasses, self._stuck
+        )
         fewer._everything = self._everything | fewer._everything
         fewer._occurrences = self._occurrences
         return fewer
@@ -203,7 +209,8 @@ class Groups:
         unused = [self._unused_parameters[name] for name in self.left_unread(keep)]
         params += sum(tensor.numel() for tensor in unused)
         param_bytes += sum(tensor.numel() * tensor.element_size() for tensor in unused)
-        return Cost(params=params, macs=self._macs(keep, gone), param_bytes=param_bytes)
+        macs = self._work.macs(lambda node: self._node_shape(node, keep), gone)
+        return Cost(params=params, macs=macs, param_bytes=param_bytes)
 
     def bypassed(self, keep: KeepMask) -> tuple[Bypass, ...]:
         """What ``keep`` leaves out whole, in no order."""
@@ -245,42 +252,14 @@ class Groups:
         paths = tuple(f"{part.path}." for part in self.bypassed(keep) if part.inside)
         return [name for name in self._unused_parameters if not name.startswith(paths)]
 
-    def _macs(self, keep: KeepMask, gone: frozenset[Node]) -> int:
-        total = 0
-        for node, sources in self._multiplying:
-            if node in gone:
-                continue
-            shapes = [None if source is None else self._node_shape(source, keep) for source in sources]
-            total += _count(node, shapes, self._node_shape(node, keep)) or 0
-        return total // self.graph.batch_size
-
-    @cached_property
-    def _multiplying(self) -> list[tuple[Node, list[Node | None]]]:
-        """Operators that contract something, with their tensor arguments."""
-        found = []
-        for node in self.graph.nodes:
-            if node.op == "call_function" and tensors_of(node.meta.get("val")):
-                sources = _tensor_arguments(node)
-                if any(depends_on_data(item.meta["val"]) for item in (node, *sources) if item is not None):
-                    continue  # How much it computes is not known before the data is.
-                shapes = [sizes(source.meta["val"]) if source else None for source in sources]
-                if _count(node, shapes, sizes(tensors_of(node.meta["val"])[0])) is not None:
-                    found.append((node, sources))
-        return found
-
-    @cached_property
+    @property
     def uncounted(self) -> tuple[str, ...]:
         """Operators that :meth:`cost` counts no MACs for: without a rule, or of sizes that depend on data."""
-        known = {node for node, _ in self._multiplying}
-        unknown = {
-            operator_name(node)
-            for node in self.graph.nodes
-            if node.op == "call_function"
-            and tensors_of(node.meta.get("val"))
-            and node not in known
-            and (not _is_cheap(node) or contracts(str(node.target)))
-        }
-        return tuple(sorted(unknown - {"getitem"}))
+        return self._work.uncounted
+
+    @cached_property
+    def _work(self) -> Work:
+        return Work(self.graph)
 
     def _node_shape(self, node: Node, keep: KeepMask) -> tuple[int, ...]:
         return self._shape(outputs_of(self._labels, node)[0], keep)
@@ -370,25 +349,5 @@ def find_groups(graph: Graph) -> Groups:
         labels = label(graph, OPERATORS)
         structure = Structure(labels, solve(labels.atoms))
     prunable, frozen, names = assemble(graph, structure)
-    depth, bypasses = find_bypasses(graph, structure)
-    return Groups(graph, structure, (*prunable, *depth), frozen, names, bypasses)
-
-
-def _tensor_arguments(node: Node) -> list[Node | None]:
-    """Tensor arguments in order, lists of them one after another; None where an optional one is absent."""
-    flat = [item for value in node.args for item in (value if isinstance(value, list | tuple) else [value])]
-    return [
-        item if isinstance(item, Node) else None
-        for item in flat
-        if item is None or (isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor))
-    ]
-
-
-def _is_cheap(node: Node) -> bool:
-    """A single operator with a rule; a region of lower precision holds operators of its own."""
-    return operator_name(node) in OPERATORS and isinstance(node.target, torch._ops.OpOverload)
-
-
-def _count(node: Node, shapes: list[tuple[int, ...] | None], output: tuple[int, ...]) -> int | None:
-    equation = str(bind(node).get("equation", ""))
-    return count_macs(str(node.target), shapes, output, equation=equation)
+    depth, bypasses, stuck = find_bypasses(graph, structure)
+    return Groups(graph, structure, (*prunable, *depth), frozen, names, bypasses, stuck)

@@ -70,8 +70,12 @@ class Selection:
         reasons = {unit: self._pattern(only_unit(group, unit), path) for unit, path in enumerate(paths)}
         return {unit: reason for unit, reason in reasons.items() if reason}
 
+    def wants(self, kind: Granularity) -> bool:
+        """A granularity is asked for."""
+        return self.kinds is None or kind in self.kinds
+
     def _kind(self, group: Group) -> str:
-        if self.kinds is None or group.granularity in self.kinds:
+        if self.wants(group.granularity):
             return ""
         return f"granularity {group.granularity.value} was not asked for"
 

@@ -75,8 +75,9 @@ def collect(
     for statistics of activations alone, as large as fit; statistics of gradients need a batch's loss whole,
     and a batch that passes the limit is refused. Counted are the activations alive between two operators,
     what autograd saves, the gradients and the sums; not what an operator allocates and frees while it runs.
-    Weights are not streamed: torch.export fixes the device of every constant, so the graph runs where the
-    model is. A checkpoint that is mapped into memory is still paged in by the operating system as it is read.
+    A model larger than memory is streamed by the operating system, layer by layer, where its checkpoint is
+    mapped: ``model.load_state_dict(torch.load(path, mmap=True), assign=True)`` on a model made on the meta
+    device. Its weights are read as the graph reaches them and are never copied.
 
     Args:
         model: the model the groups were found on.

@@ -17,7 +17,7 @@ from torch.fx import Node
 from prunekit.errors import CalibrationError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Fixed
-from prunekit.graph.depth import Bypass
+from prunekit.graph.liveness import Bypass
 from prunekit.importance.replay import Ledger, Replay, Watcher
 from prunekit.importance.view import GroupView, Rows
 

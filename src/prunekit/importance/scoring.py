@@ -118,14 +118,14 @@ def score(
     return scores
 
 
-def needs_of(criterion: str, fallback: str | None = None) -> frozenset[str]:
-    """Return the calibration statistics that scoring by these criteria reads.
+def needs_of(*criteria: str | None) -> frozenset[str]:
+    """Return the calibration statistics that scoring by these criteria reads; None stands for no criterion.
 
     Raises:
         SelectionError: an unknown name.
     """
-    names = [criterion] if fallback is None else [criterion, fallback]
-    return frozenset().union(*(CRITERIA[_known(name, CRITERIA, "criterion")].needs for name in names))
+    names = [_known(name, CRITERIA, "criterion") for name in criteria if name is not None]
+    return frozenset().union(*(CRITERIA[name].needs for name in names))
 
 
 def check_fit(model: nn.Module, groups: Iterable[Group], criterion: str, fallback: str | None = None) -> None:

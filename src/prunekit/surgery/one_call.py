@@ -144,5 +144,7 @@ def prune(
 
 
 def _why_nothing(groups: Groups) -> str:
-    reasons = list(dict.fromkeys(f"{item.name}: {item.reason}" for item in groups.frozen))[:5]
+    """The first reasons, those of what was asked for before those of what was not."""
+    others = sorted(groups.frozen, key=lambda item: item.reason.endswith("was not asked for"))
+    reasons = list(dict.fromkeys(f"{item.name}: {item.reason}" for item in others))[:5]
     return "Frozen: " + "; ".join(reasons) if reasons else "The model has no axis that a rule can follow"

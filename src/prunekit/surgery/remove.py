@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunekit.errors import PlanError
 from prunekit.graph import Groups
@@ -31,6 +30,7 @@ from prunekit.surgery.shorten import (
     shorten,
 )
 from prunekit.surgery.tensors import copied, read, replace_everywhere
+from prunekit.surgery.training import own_derivatives, trains
 from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import BoolArray, Group, KeepMask
 from prunekit.workload import evaluating
@@ -103,12 +103,15 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
             rivals, error, reason = _shorter(rivals, keep)
             moved = {new: old for old, new in rivals.names.items() if new != old}
     own = rivals.own
-    if error <= rivals.tolerance and _runs_in_training(model, groups) and not _runs_in_training(own, groups):
+    if error <= rivals.tolerance and trains(model, groups.graph) and not trains(own, groups.graph):
         error, reason = float("inf"), "does not get through a step of training once pruned"
     if error <= rivals.tolerance:
         configuration = _described(own, keep, groups, rivals) if describes else ""
         return Removal(own, "own class", reason + configuration, error, moved)
     rivals.graph_module.train(model.training)
+    lost = own_derivatives(model, groups.graph) if describes else ()
+    if lost:
+        reason += f"; in the graph the derivative is the ordinary one, not that of {', '.join(lost)}"
     return Removal(rivals.graph_module, "graph module", f"{type(model).__name__} {reason}", error)
 
 
@@ -182,28 +185,11 @@ def _sizes(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
     return {(before, after) for before, after in found if before != after}
 
 
-def _runs_in_training(model: nn.Module, groups: Groups) -> bool:
-    """A copy of the model gets forward and backward once in training mode on the example inputs."""
-    twin = copied(model).train()
-    args, kwargs = pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
-        (groups.graph.args, groups.graph.kwargs),
-    )
-    with torch.enable_grad(), torch.random.fork_rng():
-        try:
-            leaves = pytree.tree_leaves(twin(*args, **kwargs))
-            values = [
-                leaf.float().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad
-            ]
-            if values:
-                torch.stack(values).sum().backward()
-        except Exception:  # whatever the user's forward raises; what matters is whether it does
-            return False
-    return True
-
-
 def mask(model: nn.Module, plan: PruningPlan, groups: Groups) -> nn.Module:
     """A copy of ``model``, shapes unchanged, in which every slice of the plan's removed units is zero.
+
+    It computes what :func:`remove` gives where all groups are ``mask_equivalent``; elsewhere something else,
+    or, as with ``weight_norm``, nothing.
 
     Raises:
         PlanError: as in :func:`remove`, or the plan leaves out whole layers or branches, which no zero does.
