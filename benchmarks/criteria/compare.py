@@ -42,7 +42,7 @@ def calibrate(study: Study, subject: Subject) -> tuple[Statistics, dict[str, Any
     ``process_bytes`` the most that the process held, with the model, the libraries and the dense figures.
     """
     named = {name for contest in study.contests for name in contest.criteria}
-    needs = frozenset().union(*(needs_of(name) for name in named)) & NEEDS
+    needs = needs_of(*named) & NEEDS
     start = time.process_time()
     stats = pk.collect(
         subject.model, subject.calibration, groups=subject.groups, needs=needs, loss=subject.loss

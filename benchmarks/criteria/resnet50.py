@@ -68,7 +68,7 @@ def measure() -> dict[str, Any]:
         "forward": seconds(lambda: forward_passes(model, data))[0],
         "both": seconds(lambda: both_passes(model, data))[0],
     }
-    every = frozenset().union(*(needs_of(name) for name in CRITERIA)) & NEEDS
+    every = needs_of(*CRITERIA) & NEEDS
     together, stats = seconds(lambda: collect(model, data, groups, every))
     gathered = {need: seconds(partial(collect, model, data, groups, {need}))[0] for need in sorted(every)}
     rows = []
