@@ -99,9 +99,7 @@ def mask_weights(
     for part in parts:
         scores = score_weights(model, part, criterion, norms=norms, gradients=gradients, seed=seed)
         plans.append(
-            select_weights(
-                part, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion
-            )
+            select_weights(part, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion)
         )
     masks = {name: mask for plan in plans for name, mask in plan.masks.items()}
     plan = replace(plans[0], masks=masks)
