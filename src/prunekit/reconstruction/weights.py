@@ -134,10 +134,8 @@ def reconstruct_weights(
     Source: Frantar & Alistarh, 2023, https://arxiv.org/abs/2301.00774; see :func:`sparsegpt`.
     """
     sweep = sweep or Sweep()
-    if isinstance(given, MaskPlan):
-        given = given.masks
     leaves = leaves_of_batches(graph, calibration)
-    work = _Work(model, graph, given, (only, ignore))
+    work = _Work(model, graph, given.masks if isinstance(given, MaskPlan) else given, (only, ignore))
     work.model = model if in_place else copied(model)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
         layers, peak = work.run(leaves, sweep, sequential, compensate_bias, products)
