@@ -154,6 +154,9 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, load: float) ->
             f"| {method} | {setting} | {perplexity(row):,.1f} | {over} | {beside} | {row['cpu_s']:.0f} | "
             f"{row['peak_gb']:.2f} |"
         )
+    missing = 1 + len(METHODS) * len(SETTINGS) - len(rows)
+    if missing:
+        lines.append(f"\n{missing} rows of this run are not there yet.")
     return HEAD.format(**vars(asked), tokens=asked.test * (TOKENS - 1), load=load) + "\n".join(lines) + "\n"
 
 
