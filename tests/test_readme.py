@@ -61,7 +61,7 @@ def test_what_is_left_is_reconstructed(example):
     assert restored.layers
     assert not restored.left_alone
     assert all(layer.after < layer.before for layer in (*restored.layers, *swept.layers))
-    for name, mask in swept.masks.items():
+    for name, mask in swept.plan.masks.items():
         assert mask.kept == mask.count - round(mask.count / 2), name
 
 

@@ -6,6 +6,7 @@ import torch
 from tests.reconstruction import oracles
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
+from prunekit.plan import Block
 from prunekit.reconstruction import (
     Choice,
     Sweep,
@@ -132,8 +133,8 @@ def test_sparsegpt_follows_the_papers_equations(given, block_size):
         moment,
         0.02,
         keep=mask,
-        sparsity=None if choice is None else choice.sparsity,
-        n_m=None if choice is None else choice.n_m,
+        sparsity=None if choice is None or choice.n_of_m else choice.sparsity,
+        n_m=None if choice is None or choice.n_of_m is None else (choice.n_of_m.n, choice.n_of_m.m),
     )
     np.testing.assert_array_equal(found.keep, expected_mask)
     plain = np.where(expected_mask, w, 0)
@@ -207,7 +208,7 @@ def test_weights_and_blocks_go_as_in_brute_force(block, share):
     sets = np.arange(8).reshape(-1, block[1]).tolist()
     groups = w.reshape(-1, block[0], 8)
     count = round(share * len(groups) * len(sets))
-    found = remove_weights(*tensors(w, x.T @ x), count=count, block=block)
+    found = remove_weights(*tensors(w, x.T @ x), count=count, pattern=Block(*block))
     traces = [oracles.greedy_row(group, moment, sets, len(sets))[:2] for group in groups]
     losses = [np.diff([0.0, *errors]) for _, errors in traces]
     taken = [0] * len(groups)
@@ -226,7 +227,7 @@ def test_weights_and_blocks_go_as_in_brute_force(block, share):
 def test_n_of_m_goes_as_in_brute_force():
     w, x = oracles.layer(rows=4, inputs=8, seed=8)
     moment = oracles.damped(x.T @ x, 0.01)
-    found = remove_weights(*tensors(w, x.T @ x), n_m=(2, 4))
+    found = remove_weights(*tensors(w, x.T @ x), pattern="2:4")
     for row in range(4):
 
         def allowed(gone, candidate):
@@ -245,17 +246,22 @@ def test_greedy_costs_no_more_than_the_sweep():
 
 
 BAD = {
-    "both": (SelectionError, "a sparsity, or", lambda w, h: Choice(sparsity=0.5, pattern="2:4")),
-    "neither": (SelectionError, "a sparsity, or", lambda w, h: Choice()),
-    "sparsity": (SelectionError, "sparsity: It is 1.5", lambda w, h: Choice(sparsity=1.5)),
-    "no number": (SelectionError, "sparsity: It is 'half'", lambda w, h: Choice(sparsity="half")),
-    "a bool": (SelectionError, "sparsity: It is True", lambda w, h: Choice(True)),
+    "both": (SelectionError, "2:4", lambda w, h: Choice(sparsity=0.4, pattern="2:4")),
+    "neither": (SelectionError, "sparsity", lambda w, h: Choice()),
+    "sparsity": (SelectionError, "1.5", lambda w, h: Choice(sparsity=1.5)),
+    "no number": (SelectionError, "half", lambda w, h: Choice(sparsity="half")),
+    "a bool": (SelectionError, "True", lambda w, h: Choice(True)),
     "n of m": (SelectionError, "keeps 4 of 4", lambda w, h: Choice(pattern="4:4")),
     "a tuple": (SelectionError, "no pattern", lambda w, h: Choice(pattern=(2, 4))),
-    "blocks": (SelectionError, "pattern is 4x4", lambda w, h: Choice(0.5, "4x4")),
+    "blocks": (SelectionError, "pattern is '4x4'", lambda w, h: Choice(0.5, "4x4")),
     "order": (SelectionError, "no order", lambda w, h: Sweep("random")),
     "block_size": (SelectionError, "block_size", lambda w, h: Sweep(block_size=0)),
     "sweep's damping": (SelectionError, "damping", lambda w, h: Sweep(damping=-1)),
+    "count beside n:m": (
+        SelectionError,
+        "one of count and",
+        lambda w, h: remove_weights(w, h, count=1, pattern="2:4"),
+    ),
     "nothing": (SelectionError, "one of choice and keep", lambda w, h: sparsegpt(w, h)),
     "damping": (SelectionError, "damp", lambda w, h: least_squares(w, h, torch.ones(8) > 0, damping=-1.0)),
     "not divisible": (ShapeError, "8 inputs", lambda w, h: sparsegpt(w, h, choice=Choice(pattern="2:3"))),
@@ -264,7 +270,7 @@ BAD = {
     "no mask": (ShapeError, "bool mask", lambda w, h: sparsegpt(w, h, keep=torch.ones(5, 8))),
     "sets overlap": (ShapeError, "overlap", lambda w, h: remove_sets(w, h, [[0, 1], [1]], 1)),
     "too many": (SelectionError, "2 sets", lambda w, h: remove_sets(w, h, [[0, 1]], 2)),
-    "block": (ShapeError, "divide", lambda w, h: remove_weights(w, h, count=1, block=(2, 2))),
+    "does not divide": (ShapeError, "divide", lambda w, h: remove_weights(w, h, count=1, pattern="2x3")),
     "count": (SelectionError, "99 are to go", lambda w, h: remove_weights(w, h, count=99)),
 }
 

@@ -1,6 +1,7 @@
 """Single weights swept layer after layer: against hooks and the solver, layer by layer."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from prunekit.errors import CalibrationError, PlanError, SelectionError, ShapeError
 from prunekit.graph import trace
-from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, sparsegpt
+from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, shelf, sparsegpt
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery import fold_masks, mask_weights
 from prunekit.workload import Batch
@@ -271,6 +272,32 @@ def test_layers_that_read_the_same_are_of_one_stage():
     assert max(held) <= 2 * 6 * x.nbytes  # of both batches: the hidden state, and three times it at most
 
 
+@torch.no_grad()
+def test_what_waits_in_pieces_is_the_same(monkeypatch):
+    """Pieces of three values, of seven batches: the last one is smaller, and the last batch too."""
+    model, graph, x = net("decoder")
+    batches = cut(torch.cat([x, x + 1])[:20], 3)
+    given = reconstruct_weights(model, graph, Choice(sparsity=0.5), batches)
+    monkeypatch.setattr(shelf, "PIECE", 3 * x[:3].nbytes)
+    found = reconstruct_weights(model, graph, Choice(sparsity=0.5), batches)
+    assert found.peak_bytes != given.peak_bytes
+    assert found.plan == given.plan
+    for left, right in zip(found.model.parameters(), given.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_piece_is_free_once_its_values_are(monkeypatch):
+    monkeypatch.setattr(shelf, "PIECE", 3 * 8 * 4)
+    held = shelf.Shelf(7)
+    slots = [held.put("node", torch.full((8,), float(number))) for number in range(7)]
+    assert [slot.tolist() for slot in slots] == [[float(number)] * 8 for number in range(7)]
+    pieces = [slot.untyped_storage() for slot in slots]
+    assert sorted({piece.data_ptr(): piece.nbytes() for piece in pieces}.values()) == [32 * 3, 32 * 4]
+    watched = [weakref.ref(slot._base) for slot in slots]
+    del slots, pieces
+    assert all(piece() is None for piece in watched)
+
+
 def test_in_place_operators_keep_the_order():
     _, graph, _ = net("images")
     convolutions = {node for node in graph.nodes if "conv2d" in str(node.target)}
@@ -304,6 +331,9 @@ def test_weights_that_others_read_are_left_alone():
         "aten.embedding reads its weight too",
         "aten.linear reads its weight too",
     }
+    batches = [Batch(args=(tokens,))]
+    without = reconstruct_weights(model, graph, Choice(sparsity=0.5), batches, ignore="head")
+    assert without.plan == found.plan
     mask = torch.ones(8, 8, dtype=torch.bool)
     with pytest.raises(SelectionError, match="reads its weight too"):
         reconstruct_weights(model, graph, {"twice.weight": mask}, [Batch(args=(tokens,))])

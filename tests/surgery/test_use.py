@@ -65,7 +65,7 @@ class Rescaled(Net):
         (Renamed, r"the output\['scores'\] is absent"),
         (Listed, "the output is list and was dict"),
         (Untrainable, "does not get through a step of training"),
-        (Unsaved, "its state cannot be loaded again: RuntimeError"),
+        (Unsaved, "does not load its state again: RuntimeError"),
         (Rescaled, ""),
     ],
 )

@@ -104,12 +104,12 @@ class Decision:
             return self.plan
         count = sum(mask.count for mask in masks.values())
         sparsity = 1 - sum(mask.kept for mask in masks.values()) / count
-        n_m = None if self.choice is None else self.choice.n_m
+        n_of_m = None if self.choice is None else self.choice.n_of_m
         return MaskPlan(
             masks,
             fingerprint=find_weights(model).fingerprint,
             pattern="element" if self.choice is None else str(self.choice.pattern),
-            scope="" if self.choice is None else "tensor" if n_m is None else "n:m",
+            scope="" if self.choice is None else "tensor" if n_of_m is None else "n:m",
             criterion="" if self.choice is None else "sparsegpt",
             asked=sparsity if self.choice is None or self.choice.sparsity is None else self.choice.sparsity,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from prunekit.errors import SelectionError, ShapeError
 from prunekit.plan import Block, NOfM, Pattern
 from prunekit.plan.exact import keep_in_rows
-from prunekit.plan.pattern import parse_pattern
+from prunekit.plan.pattern import parse_pattern, sparsity_of
 from prunekit.reconstruction.damping import DAMPING, check_damping, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 
@@ -53,15 +52,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to go where no mask is given.
+    """What is to go where no mask is given; said as for :func:`prunekit.plan.select_weights`.
 
     Attributes:
         sparsity: the fraction of a layer's weights that goes, in ``[0, 1]``; exact up to rounding to a whole
-            number, whatever ties there are. None for N:M, which says it itself.
-        pattern: ``element``, or ``n:m``: of every ``m`` successive inputs of an output ``n`` are kept.
+            number, whatever ties there are. A pattern n:m has its own.
+        pattern: ``element``, or n:m such as ``2:4``: of so many successive inputs of an output so many stay.
 
     Raises:
-        SelectionError: a sparsity and N:M or neither, a block, impossible numbers.
+        SelectionError: another pattern, a sparsity that is none or that contradicts the pattern.
     """
 
     sparsity: float | None = None
@@ -69,28 +68,17 @@ class Choice:
 
     def __post_init__(self) -> None:
         pattern = parse_pattern(self.pattern)
-        object.__setattr__(self, "pattern", pattern)
         if isinstance(pattern, Block):
             raise SelectionError(
-                f"The pattern is {pattern}", expected="'element', or such as '2:4' (n of m)", where="pattern"
+                f"The pattern is '{pattern}'", expected="'element', or n:m such as '2:4'", where="pattern"
             )
-        if (self.sparsity is None) != isinstance(pattern, NOfM):
-            raise SelectionError(
-                f"The sparsity is {self.sparsity!r} and the pattern {pattern}",
-                expected="a sparsity, or a pattern such as '2:4'",
-                where="choice",
-            )
-        if self.sparsity is not None:
-            is_number = isinstance(self.sparsity, Real) and not isinstance(self.sparsity, bool)
-            if not is_number or not 0 <= self.sparsity <= 1:
-                raise SelectionError(
-                    f"It is {self.sparsity!r}", expected="a number from 0 to 1", where="sparsity"
-                )
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "sparsity", sparsity_of(self.sparsity, pattern))
 
     @property
-    def n_m(self) -> tuple[int, int] | None:
-        """``(n, m)`` of an N:M pattern."""
-        return (self.pattern.n, self.pattern.m) if isinstance(self.pattern, NOfM) else None
+    def n_of_m(self) -> NOfM | None:
+        """The pattern, where it is n:m."""
+        return self.pattern if isinstance(self.pattern, NOfM) else None
 
     def check_inputs(self, inputs: int, where: str = "") -> None:
         """Refuse a number of inputs that the choice cannot be made over.
@@ -98,17 +86,17 @@ class Choice:
         Raises:
             ShapeError: the inputs do not divide by ``m``.
         """
-        if self.n_m is not None and inputs % self.n_m[1]:
+        if self.n_of_m is not None and inputs % self.n_of_m.m:
             raise ShapeError(
                 f"It has {inputs} inputs",
-                expected=f"a multiple of {self.n_m[1]} for {self.n_m[0]}:{self.n_m[1]}",
+                expected=f"a multiple of {self.n_of_m.m} for {self.n_of_m}",
                 where=where,
                 remedy="Leave the layer out with ignore=, or choose another pattern",
             )
 
     def of_each(self, problems: int, weights: int) -> list[Choice]:
         """The choice for each of several problems of equal size, so that what goes together is exact."""
-        if self.sparsity is None:
+        if self.n_of_m is not None or self.sparsity is None:
             return [self] * problems
         until = [round(self.sparsity * weights * number) for number in range(problems + 1)]
         counts = [stop - start for start, stop in pairwise(until)]
@@ -215,7 +203,7 @@ def sparsegpt(
 
 
 def _by_size(moment: Tensor, choice: Choice | None) -> Tensor:
-    together = 1 if choice is None or choice.n_m is None else choice.n_m[1]
+    together = 1 if choice is None or choice.n_of_m is None else choice.n_of_m.m
     size = moment.diagonal().reshape(-1, together).sum(1)
     first = torch.argsort(size, descending=True, stable=True) * together
     return (first[:, None] + torch.arange(together, device=moment.device)).flatten()
@@ -269,16 +257,16 @@ def _sweep(
 
 
 def _selected_at_once(choice: Choice | None, sweep: Sweep) -> int:
-    if choice is not None and choice.n_m is not None:
-        return choice.n_m[1]
+    if choice is not None and choice.n_of_m is not None:
+        return choice.n_of_m.m
     return sweep.selection_size or sweep.block_size
 
 
 def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
     """``[out, columns]`` what stays of these columns; of equal scores the first stay."""
     rows, columns = score.shape
-    if choice.n_m is not None:
-        return keep_in_rows(score, choice.n_m[0])
+    if choice.n_of_m is not None:
+        return keep_in_rows(score, choice.n_of_m.n)
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))
     return keep_in_rows(score.reshape(1, -1), score.numel() - (until - so_far)).view(score.shape)

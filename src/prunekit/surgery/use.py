@@ -28,15 +28,15 @@ def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[s
         names: of the groups that were pruned.
     """
     graph = groups.graph
-    wrong, error = [_other_outputs(model, small, graph)], 0.0
-    if trains(model, graph) and not trains(small, graph):
-        wrong.append("it does not get through a step of training")
+    doing = "run"
     try:
+        note, error = _other_outputs(model, small, graph), 0.0
+        if not note and trains(model, graph) and not trains(small, graph):
+            note = "it does not get through a step of training"
+        doing = "load its state again"
         error = _lost_by_saving(small, graph)
-    except Exception as failure:  # whatever the user's hooks on states raise
-        error = float("inf")
-        wrong.append(f"its state cannot be loaded again: {type(failure).__name__}: {failure}")
-    note = "; ".join(text for text in wrong if text)
+    except Exception as failure:  # whatever the user's forward, or hooks on states, raise
+        note, error = f"it does not {doing}: {type(failure).__name__}: {failure}", float("inf")
     return LawResult("use", names, error, 0.0, (graph.batch_size,), not note and error == 0.0, note)
 
 
