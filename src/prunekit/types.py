@@ -50,6 +50,12 @@ DEPTH = frozenset({Granularity.LAYER, Granularity.BRANCH})
 """The kinds whose units are left out of the computation whole."""
 
 
+def lies_in(name: str, pattern: str) -> bool:
+    """A shell-style pattern matches a qualified name or that of a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
 @dataclass(frozen=True)
 class Slice:
     """One dimension of one parameter or buffer along which the units of a group lie.
@@ -125,11 +131,7 @@ class Group:
 
     def matches(self, pattern: str) -> bool:
         """A shell-style pattern matches its name, one of its tensors or a module around one."""
-        names = [self.name, *self.tensors]
-        for tensor in self.tensors:
-            parts = tensor.split(".")
-            names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(fnmatchcase(name, pattern) for name in names)
+        return fnmatchcase(self.name, pattern) or any(lies_in(tensor, pattern) for tensor in self.tensors)
 
 
 @dataclass(frozen=True)

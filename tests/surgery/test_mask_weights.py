@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import prunekit as pk
 from prunekit.errors import CalibrationError, SelectionError
@@ -58,6 +59,17 @@ def test_the_same_data_in_other_batches_of_one_size_gives_the_same_masks(criteri
         for sizes in ((8,), (4, 4), (2, 2, 2, 2), (1,) * 8)
     ]
     assert len({plan.digest for plan in plans}) == 1
+
+
+def test_names_narrow_the_choice_and_what_cannot_be_masked_is_said():
+    """Oracle: the rule of find_weights; biases and scales of the modules named stay as they are."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), spectral_norm(nn.Linear(8, 8)))
+    result = pk.mask_weights(model, sparsity=0.5, only="0")
+    assert list(result.plan.masks) == ["0.weight"]
+    assert torch.equal(result.model[0].bias, model[0].bias)
+    assert list(pk.mask_weights(model, sparsity=0.5).left_out) == ["2.weight"]
+    with pytest.raises(SelectionError, match="'1' matches no parameter that can be masked"):
+        pk.mask_weights(model, sparsity=0.5, only=("0", "1"))
 
 
 def test_what_is_missing_is_said():

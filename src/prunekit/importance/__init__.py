@@ -26,6 +26,7 @@ from prunekit.importance.weight_criteria import weight_criterion as weight_crite
 from prunekit.importance.weight_tensors import Masking as Masking
 from prunekit.importance.weight_tensors import Weights as Weights
 from prunekit.importance.weight_tensors import WeightTensor as WeightTensor
+from prunekit.importance.weight_tensors import every_parameter as every_parameter
 from prunekit.importance.weight_tensors import find_weights as find_weights
 from prunekit.importance.weight_tensors import read_weight as read_weight
 from prunekit.importance.weight_tensors import stored_parameter as stored_parameter
@@ -51,6 +52,7 @@ __all__ = [
     "check_fit",
     "check_seed",
     "collect",
+    "every_parameter",
     "find_weights",
     "input_norms",
     "lamp",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
 from prunekit.importance.calibration import ModelInputs, check_batches
+from prunekit.importance.matrix import is_transposed_linear
 from prunekit.importance.untouched import untouched
-from prunekit.importance.weight_tensors import Weights, WeightTensor, is_transposed_linear, owners_of
+from prunekit.importance.weight_tensors import Weights, WeightTensor, owners_of
 
 AT_ONCE = 2**20
 """Values that are turned into float64 at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,10 +33,12 @@ class Masked:
     Attributes:
         model: the masked model; :func:`prunekit.surgery.fold_masks` makes the masks permanent.
         plan: which weights stay.
+        left_out: weights that were meant and cannot be masked, by name the reason.
     """
 
     model: nn.Module
     plan: MaskPlan
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def mask_weights(
@@ -64,7 +66,8 @@ def mask_weights(
             ``column``.
         criterion: a key of :data:`prunekit.importance.WEIGHT_CRITERIA`.
         scope: a key of :data:`prunekit.plan.WEIGHT_SCOPES` or a value; default each parameter by itself.
-        only: patterns of the parameters or modules to mask; default :func:`find_weights`.
+        only: patterns of the parameters or modules, which narrow what :func:`find_weights` chooses; the full
+            name of a parameter takes it whatever it is.
         ignore: patterns of what to leave alone.
         input_dims: by pattern, which dimension is the input where that is not known.
         calibration: batches for ``wanda``, ``taylor`` and ``snip``.
@@ -99,14 +102,12 @@ def mask_weights(
     for part in parts:
         scores = score_weights(model, part, criterion, norms=norms, gradients=gradients, seed=seed)
         plans.append(
-            select_weights(
-                part, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion
-            )
+            select_weights(part, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion)
         )
     masks = {name: mask for plan in plans for name, mask in plan.masks.items()}
     plan = replace(plans[0], masks=masks)
     finish = zero_weights if fold else attach_masks
-    return Masked(finish(model, plan, in_place=in_place), plan)
+    return Masked(finish(model, plan, in_place=in_place), plan, weights.left_out)
 
 
 def mean_gradients(

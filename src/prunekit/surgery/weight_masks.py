@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunekit.errors import PlanError
-from prunekit.importance import Weights, WeightTensor, find_weights, stored_parameter
+from prunekit.importance import WeightTensor, every_parameter, stored_parameter
 from prunekit.plan import MaskPlan, PackedMask
 from prunekit.surgery.tensors import copied
 
@@ -163,7 +163,7 @@ def check_masks_fit(model: nn.Module, plan: MaskPlan) -> None:
     Raises:
         PlanError: other names, ties or shapes of parameters.
     """
-    everything = _everything(model)
+    everything = every_parameter(model)
     shapes = {weight.name: weight.shape for weight in everything}
     wrong = [name for name, mask in plan.masks.items() if shapes.get(name) != mask.shape]
     if wrong or everything.fingerprint != plan.fingerprint:
@@ -202,14 +202,8 @@ def masked_places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                     yield module, leaf
 
 
-def _everything(model: nn.Module) -> Weights:
-    return (
-        find_weights(model, only="*") if next(model.parameters(), None) is not None else find_weights(model)
-    )
-
-
 def _planned(model: nn.Module, plan: MaskPlan) -> list[WeightTensor]:
-    return [weight for weight in _everything(model) if weight.name in plan.masks]
+    return [weight for weight in every_parameter(model) if weight.name in plan.masks]
 
 
 def _holder(model: nn.Module, place: str) -> tuple[nn.Module, str]:
