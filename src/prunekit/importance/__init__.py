@@ -23,6 +23,7 @@ from prunekit.importance.weight_criteria import WeightScores as WeightScores
 from prunekit.importance.weight_criteria import lamp as lamp
 from prunekit.importance.weight_criteria import score_weights as score_weights
 from prunekit.importance.weight_criteria import weight_criterion as weight_criterion
+from prunekit.importance.weight_tensors import MASKABLE as MASKABLE
 from prunekit.importance.weight_tensors import Masking as Masking
 from prunekit.importance.weight_tensors import Weights as Weights
 from prunekit.importance.weight_tensors import WeightTensor as WeightTensor
@@ -34,6 +35,7 @@ from prunekit.importance.weight_tensors import stored_parameter as stored_parame
 __all__ = [
     "CALIBRATED",
     "CRITERIA",
+    "MASKABLE",
     "NEEDS",
     "NORMALIZATIONS",
     "REDUCTIONS",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
-from prunekit.importance import Weights, WeightScores, WeightTensor, weight_criterion
+from prunekit.importance import MASKABLE, Weights, WeightScores, WeightTensor, weight_criterion
 from prunekit.plan.exact import keep_highest, keep_in_rows
 from prunekit.plan.mask_plan import MaskPlan, PackedMask
 from prunekit.plan.pattern import NOfM, Pattern, as_grid, from_grid, parse_pattern, score_pieces, spread
@@ -143,11 +143,11 @@ def _power(given: float | None, criterion: str) -> float:
 def _check_scores(weights: Weights, scores: WeightScores) -> None:
     for weight in weights:
         found = scores.get(weight.name)
-        if found is None or tuple(found.shape) != weight.shape or not found.is_floating_point():
+        if found is None or tuple(found.shape) != weight.shape or found.dtype not in MASKABLE:
             given = "none" if found is None else f"{found.dtype} of the shape {list(found.shape)}"
             raise ShapeError(
                 f"Its scores are {given}",
-                expected=f"floats of the shape {list(weight.shape)}",
+                expected=f"floats of 16 bits or more, of the shape {list(weight.shape)}",
                 where=f"weight '{weight.name}'",
                 remedy="Give the scores of score_weights() for the same weights",
             )
