@@ -1,12 +1,14 @@
 """How much each unit, or single weight, matters: calibration statistics and criteria."""
 
+from prunekit.importance.batches import ModelInputs as ModelInputs
+from prunekit.importance.batches import check_batches as check_batches
 from prunekit.importance.calibration import CALIBRATED as CALIBRATED
 from prunekit.importance.calibration import NEEDS as NEEDS
-from prunekit.importance.calibration import check_batches as check_batches
 from prunekit.importance.calibration import collect as collect
 from prunekit.importance.criteria import CRITERIA as CRITERIA
 from prunekit.importance.criteria import Criterion as Criterion
 from prunekit.importance.input_norms import input_norms as input_norms
+from prunekit.importance.mean_gradients import mean_gradients as mean_gradients
 from prunekit.importance.movement import Movement as Movement
 from prunekit.importance.scoring import NORMALIZATIONS as NORMALIZATIONS
 from prunekit.importance.scoring import REDUCTIONS as REDUCTIONS
@@ -43,6 +45,7 @@ __all__ = [
     "WEIGHT_CRITERIA",
     "Criterion",
     "Masking",
+    "ModelInputs",
     "Movement",
     "Reading",
     "Statistics",
@@ -58,6 +61,7 @@ __all__ = [
     "find_weights",
     "input_norms",
     "lamp",
+    "mean_gradients",
     "needs_of",
     "read_weight",
     "score",

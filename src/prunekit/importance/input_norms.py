@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
-from prunekit.importance.calibration import ModelInputs, check_batches
+from prunekit.importance.batches import ModelInputs, check_batches, checked_batches
 from prunekit.importance.matrix import is_transposed_linear
 from prunekit.importance.untouched import untouched
 from prunekit.importance.weight_tensors import Weights, WeightTensor, owners_of
@@ -38,29 +38,22 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
 
     Raises:
         SelectionError: a parameter whose module does not say what its inputs are.
-        CalibrationError: no batches; a module that was never called; NaN or infinity in its inputs.
+        CalibrationError: no batches, or something else than batches; a module that was never called; NaN or
+            infinity in its inputs.
 
     Source: ``||X_j||_2`` of Sun et al., 2024, eq. 1, https://arxiv.org/abs/2306.11695. Deviation: the
     published code divides the squares by the number of examples, one factor for all parameters.
     """
     check_batches(batches)
     squares: dict[str, Tensor] = {}
-    count = 0
     with untouched(model, ()), torch.no_grad(), ExitStack() as hooks:
         for weight in weights:
             for owner in dict.fromkeys(owners_of(model, weight)):
                 _check_owner(owner, weight)
                 handle = owner.register_forward_pre_hook(_adding(squares, weight, owner), with_kwargs=True)
                 hooks.callback(handle.remove)
-        for batch in batches:
+        for _, batch in checked_batches(batches):
             model(*batch.args, **batch.kwargs)
-            count += 1
-    if not count:
-        raise CalibrationError(
-            "There are no calibration batches",
-            where="batches",
-            remedy="Give at least one batch; an iterator that was used before is empty",
-        )
     return {weight.name: _norms(squares, weight) for weight in weights}
 
 
