@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -238,6 +239,24 @@ def _register(holder: nn.Module, leaf: str, mask: WeightMask, weight: WeightTens
             where=f"weight '{weight.name}'",
             remedy="Leave it out with find_weights(model, ignore=...)",
         ) from error
+    if isinstance(holder, nn.RNNBase):
+        type(holder).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
+
+
+def _copied_recurrent(self: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
+    """A deep copy of a masked recurrent module.
+
+    Such a module holds the tensors of its last call in ``_flat_weights``; masked ones have a gradient
+    history, and those torch does not copy. The copy makes its own.
+    """
+    made: nn.RNNBase = self.__new__(type(self))
+    memo[id(self)] = made
+    held = ("_flat_weights", "_flat_weight_refs")
+    state = {name: value for name, value in self.__dict__.items() if name not in held}
+    made.__dict__ = copy.deepcopy(state, memo)
+    made._flat_weights = []
+    made._init_flat_weights()
+    return made
 
 
 def _unmask(places: list[tuple[nn.Module, str]]) -> None:
@@ -260,6 +279,9 @@ def _unmask(places: list[tuple[nn.Module, str]]) -> None:
             holder.__class__ = type(holder).__bases__[0]
         holder.register_parameter(leaf, original)
         _reorder(holder._parameters, mask.order)
+    for holder, _ in places:
+        if isinstance(holder, nn.RNNBase):
+            holder._init_flat_weights()
 
 
 def _reorder(parameters: dict[str, Any], order: tuple[str, ...]) -> None:
