@@ -105,7 +105,6 @@ def test_a_batch_counts_by_its_ids_or_else_by_its_first_input():
         ({"sparsity": 0.5, "scope": "best"}, SelectionError),
         ({"sparsity": 0.5, "pattern": "best"}, SelectionError),
         ({"sparsity": 0.5, "pattern": "5x5"}, ShapeError),
-        ({"sparsity": 0.5, "pattern": "row", "scope": "row"}, SelectionError),
         ({"sparsity": 0.5, "seed": -1}, SelectionError),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance.gather import gather_present
-from prunekit.types import BoolArray, Granularity, Group, IntArray, Slice
+from prunekit.types import BoolArray, Group, IntArray, Slice
 
 Role = Literal["producer", "consumer", "follower"]
 ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
@@ -88,11 +88,12 @@ class Reading:
 
 
 def check_roles(roles: Collection[str]) -> tuple[Role, ...]:
-    """Return the roles in the order of :data:`ROLES`.
+    """Return the roles in the order of :data:`ROLES`; one may be given as a string.
 
     Raises:
         SelectionError: there is none, or one that no slice can have.
     """
+    roles = (roles,) if isinstance(roles, str) else roles
     unknown = set(roles) - set(ROLES)
     if unknown or not roles:
         raise SelectionError(
@@ -274,8 +275,8 @@ class GroupView:
 
     def why_no_common_slice(self) -> str:
         """Say why units cannot be compared inside a slice, or ""."""
-        whole = self.group.granularity in (Granularity.LAYER, Granularity.BRANCH)
-        return "its units are whole layers or branches, no two of which share a tensor" if whole else ""
+        whole = "its units are whole layers or branches, no two of which share a tensor"
+        return whole if self.group.is_depth else ""
 
     def generator(self) -> np.random.Generator:
         """Return a generator that depends on the seed and the group's name, and on nothing else."""

@@ -14,7 +14,6 @@ from prunekit.importance import MASKABLE, Weights, WeightScores, WeightTensor, w
 from prunekit.plan.exact import keep_highest, keep_in_rows
 from prunekit.plan.mask_plan import MaskPlan, PackedMask
 from prunekit.plan.pattern import (
-    Block,
     Element,
     NOfM,
     Pattern,
@@ -58,7 +57,7 @@ def select_weights(
 
     Raises:
         SelectionError: an unknown pattern or scope, a sparsity that is none, no weights, inputs that are not
-            known, a scope that leaves nothing to compare.
+            known.
         ShapeError: a parameter that does not divide into pieces, or scores of another shape.
         CalibrationError: scores with NaN or infinity.
         GoalError: a sparsity that a scope cannot reach.
@@ -128,7 +127,7 @@ def check_selection(
 
     Raises:
         SelectionError: an unknown pattern, scope or criterion, a sparsity that is none, no weights, inputs
-            that are not known, a scope that leaves nothing to compare.
+            that are not known.
         ShapeError: a parameter that does not divide into pieces.
     """
     wanted = parse_pattern(pattern)
@@ -144,12 +143,6 @@ def check_selection(
     if ranks_rows(chosen):
         for weight in weights:
             weight.laid_out()
-        if isinstance(wanted, Block) and wanted.columns is None:
-            raise SelectionError(
-                f"In each row there is one piece of the pattern '{wanted}', with nothing to compare it to",
-                expected="a pattern with several pieces in a row, or another scope",
-                where="scope",
-            )
     name = "n:m" if isinstance(wanted, NOfM) else name
     return Asked(wanted, chosen, name, share, mean, pieces)
 
