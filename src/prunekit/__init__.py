@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunekit.errors import PrunekitError
     from prunekit.graph import Graph, Groups, find_groups, trace
-    from prunekit.importance import Weights, collect, find_weights, input_norms, score, score_weights
+    from prunekit.importance import (
+        Movement,
+        Weights,
+        collect,
+        find_weights,
+        input_norms,
+        mean_gradients,
+        needs_of,
+        score,
+        score_weights,
+    )
     from prunekit.plan import (
+        BySensitivity,
         Goal,
         Limits,
         MaskPlan,
+        OutlierWeighted,
         PruningPlan,
         allocate,
         load_mask_plan,
@@ -42,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "BySensitivity",
     "Choice",
     "Goal",
     "Granularity",
@@ -50,6 +63,8 @@ __all__ = [
     "Limits",
     "MaskPlan",
     "Masked",
+    "Movement",
+    "OutlierWeighted",
     "Proof",
     "Pruned",
     "PrunekitError",
@@ -69,7 +84,9 @@ __all__ = [
     "load_mask_plan",
     "mask",
     "mask_weights",
+    "mean_gradients",
     "measure_sensitivity",
+    "needs_of",
     "prune",
     "reconstruct",
     "reconstruct_weights",
@@ -85,6 +102,7 @@ __all__ = [
 
 _ROOMS = {
     "Batch": "workload",
+    "BySensitivity": "plan",
     "Choice": "reconstruction",
     "Goal": "plan",
     "Granularity": "types",
@@ -93,6 +111,8 @@ _ROOMS = {
     "Limits": "plan",
     "MaskPlan": "plan",
     "Masked": "surgery",
+    "Movement": "importance",
+    "OutlierWeighted": "plan",
     "Proof": "surgery",
     "Pruned": "surgery",
     "PrunekitError": "errors",
@@ -111,7 +131,9 @@ _ROOMS = {
     "load_mask_plan": "plan",
     "mask": "surgery",
     "mask_weights": "surgery",
+    "mean_gradients": "importance",
     "measure_sensitivity": "surgery",
+    "needs_of": "importance",
     "prune": "surgery",
     "reconstruct": "reconstruction",
     "reconstruct_weights": "reconstruction",

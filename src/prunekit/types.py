@@ -25,9 +25,6 @@ KeepMask = Mapping[str, BoolArray]
 class Granularity(StrEnum):
     """The kind of a unit."""
 
-    ELEMENT = "element"
-    N_M = "n_m"
-    BLOCK = "block"
     CHANNEL = "channel"
     CHANNEL_GROUP = "channel_group"
     NEURON = "neuron"

@@ -39,7 +39,7 @@ CALIBRATED: dict[str, Criterion] = {name: row for name, row in CRITERIA.items() 
 
 def collect(
     model: nn.Module,
-    batches: Iterable[ModelInputs],
+    calibration: Iterable[ModelInputs],
     *,
     groups: Iterable[Group],
     needs: Collection[str],
@@ -68,7 +68,7 @@ def collect(
 
     Args:
         model: the model the groups were found on.
-        batches: calibration data, on the model's device; never test data.
+        calibration: batches, on the model's device; never test data.
         groups: the groups that will be scored; for statistics of activations a
             :class:`prunekit.graph.Groups`, which knows its graph.
         needs: a subset of :data:`NEEDS`; empty gathers and runs nothing.
@@ -86,16 +86,16 @@ def collect(
     taking_part = _checked(needs, roles, memory_bytes)
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
-    check_batches(batches)
+    check_batches(calibration)
     if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
-        return _gather(model, batches, groups, needs, loss, taking_part, memory_bytes)
+        return _gather(model, calibration, groups, needs, loss, taking_part, memory_bytes)
 
 
 def _gather(
     model: nn.Module,
-    batches: Iterable[ModelInputs],
+    calibration: Iterable[ModelInputs],
     groups: Iterable[Group],
     needs: Collection[str],
     loss: Callable[[Any, Any], Tensor] | None,
@@ -111,7 +111,7 @@ def _gather(
     observer = None if traced is None else Observer(model, traced, needs, ledger)
     seen = 0
     with untouched(model, () if derivatives is None else derivatives.parameters.values()):
-        for number, batch in checked_batches(batches):
+        for number, batch in checked_batches(calibration):
             ledger.ignore((batch.args, batch.kwargs))
             if derivatives is not None:
                 _differentiate(model, observer, derivatives, ledger, batch, loss, number)

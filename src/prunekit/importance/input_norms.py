@@ -21,7 +21,7 @@ AT_ONCE = 2**20
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInputs]) -> dict[str, Tensor]:
+def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelInputs]) -> dict[str, Tensor]:
     """Gather the Euclidean norm of every input of every parameter, in one pass of the model.
 
     ``norm[j] = sqrt(sum_t x[t, j] ** 2)`` over all examples and positions ``t`` that the modules with the
@@ -31,7 +31,7 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
     Args:
         model: the model the weights were found on.
         weights: in modules like ``nn.Linear`` or ``nn.ConvNd``.
-        batches: calibration data, on the model's device; never test data.
+        calibration: batches, on the model's device; never test data.
 
     Returns:
         By parameter ``[in]`` float64; of a convolution one for each input channel.
@@ -44,7 +44,7 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
     Source: ``||X_j||_2`` of Sun et al., 2024, eq. 1, https://arxiv.org/abs/2306.11695. Deviation: the
     published code divides the squares by the number of examples, one factor for all parameters.
     """
-    check_batches(batches)
+    check_batches(calibration)
     squares: dict[str, Tensor] = {}
     with untouched(model, ()), torch.no_grad(), ExitStack() as hooks:
         for weight in weights:
@@ -52,7 +52,7 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
                 _check_owner(owner, weight)
                 handle = owner.register_forward_pre_hook(_adding(squares, weight, owner), with_kwargs=True)
                 hooks.callback(handle.remove)
-        for _, batch in checked_batches(batches):
+        for _, batch in checked_batches(calibration):
             model(*batch.args, **batch.kwargs)
     return {weight.name: _norms(squares, weight) for weight in weights}
 

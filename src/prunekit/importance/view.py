@@ -160,7 +160,33 @@ READINGS = "readings"
 
 
 def _how_to_collect(need: str) -> str:
-    return f"Call collect(model, batches, groups=groups, needs={{'{need}'}}, loss=loss) with these groups"
+    return f"Call collect(model, calibration, groups=groups, needs={{'{need}'}}, loss=loss) with these groups"
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """The tensors of a model by name, listed once for all groups.
+
+    Attributes:
+        model: only read.
+    """
+
+    model: nn.Module
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by every qualified name it has."""
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        """Every name of a buffer."""
+        return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by every name it has."""
+        return dict(self.model.named_modules(remove_duplicate=False))
 
 
 @dataclass(frozen=True)
@@ -169,14 +195,14 @@ class GroupView:
 
     Attributes:
         group: the group to score.
-        model: the model the groups were found on; only read.
+        tensors: those of the model the groups were found on; only read.
         roles: the roles of the slices that take part.
         stats: what calibration gathered, if it ran.
         seed: for criteria that draw.
     """
 
     group: Group
-    model: nn.Module
+    tensors: ModelTensors
     roles: tuple[Role, ...]
     stats: Statistics | None
     seed: int
@@ -198,13 +224,12 @@ class GroupView:
     @property
     def parts(self) -> tuple[Slice, ...]:
         """The slices that take part (:func:`scored_slices`)."""
-        buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
-        return scored_slices(self.group, self.parameters, buffers, self.roles)
+        return scored_slices(self.group, self.parameters, self.tensors.buffers, self.roles)
 
-    @cached_property
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the model by every qualified name it has."""
-        return dict(self.model.named_parameters(remove_duplicate=False))
+        return self.tensors.parameters
 
     def checked(self, name: str, values: Tensor) -> Tensor:
         """Return the values of a parameter in float64.

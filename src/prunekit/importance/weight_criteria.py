@@ -230,7 +230,7 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
             score_magnitude,
             math.inf,
             "magnitude; of a piece the largest",
-            "torch.nn.utils.prune.ln_structured",
+            "He et al., 2018, https://arxiv.org/abs/1808.06866",
         ),
         WeightCriterion(
             "lamp",
