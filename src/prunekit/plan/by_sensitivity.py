@@ -38,8 +38,8 @@ class BySensitivity:
     Source: greedy: the hull of each curve as in Shoham and Gersho, 1988, Efficient Bit Allocation for an
     Arbitrary Set of Quantizers, https://doi.org/10.1109/29.90373; exact: a knapsack as in Aflalo et al.,
     2020, Knapsack Pruning with Inner Distillation, https://arxiv.org/abs/2002.08258. Deviations: measured
-    losses in place of both papers' terms; several sparsities for each parameter, of which one is chosen; lines
-    between the points, so that the total is met exactly.
+    losses in place of both papers' terms; several sparsities for each parameter, of which one is chosen;
+    lines between the points, so that the total is met exactly.
     """
 
     curves: Mapping[str, Mapping[float, float]]
