@@ -171,8 +171,9 @@ class ExpertOutputs:
             What is held until :meth:`update`.
         """
         given = values[mixture.start].detach()
-        self._given = given.clone() if any(_in_place(step) for step in mixture.steps) else given
-        return self._given
+        held = given.clone() if any(_in_place(step) for step in mixture.steps) else given
+        self._given = held
+        return held
 
     @torch.no_grad()
     def update(self, mixture: Mixture, values: Mapping[Node, Any]) -> Tensor:
