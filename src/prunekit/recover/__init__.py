@@ -2,7 +2,17 @@
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
-from prunekit.recover.schedules import SCHEDULES, cubic, linear, oneshot, shares
+from prunekit.recover.schedules import (
+    SCHEDULES,
+    cubic,
+    exponential,
+    linear,
+    one_cycle,
+    oneshot,
+    schedule_of,
+    shares,
+    steps,
+)
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train, validate
@@ -17,10 +27,14 @@ __all__ = [
     "budget_in_epochs",
     "budget_in_steps",
     "cubic",
+    "exponential",
     "learning_rate",
     "linear",
+    "one_cycle",
     "oneshot",
+    "schedule_of",
     "shares",
+    "steps",
     "steps_per_epoch",
     "task_of",
     "train",
