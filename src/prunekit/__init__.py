@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         select_weights,
     )
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
+    from prunekit.recover import Followed, check_optimizer, follow, follow_average
     from prunekit.surgery import (
         Masked,
         Proof,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Choice",
+    "Followed",
     "Goal",
     "Granularity",
     "Graph",
@@ -61,10 +63,13 @@ __all__ = [
     "__version__",
     "allocate",
     "attach_masks",
+    "check_optimizer",
     "collect",
     "find_groups",
     "find_weights",
     "fold_masks",
+    "follow",
+    "follow_average",
     "input_norms",
     "load_mask_plan",
     "mask",
@@ -86,6 +91,7 @@ __all__ = [
 _ROOMS = {
     "Batch": "workload",
     "Choice": "reconstruction",
+    "Followed": "recover",
     "Goal": "plan",
     "Granularity": "types",
     "Graph": "graph",
@@ -103,10 +109,13 @@ _ROOMS = {
     "Weights": "importance",
     "allocate": "plan",
     "attach_masks": "surgery",
+    "check_optimizer": "recover",
     "collect": "importance",
     "find_groups": "graph",
     "find_weights": "importance",
     "fold_masks": "surgery",
+    "follow": "recover",
+    "follow_average": "recover",
     "input_norms": "importance",
     "load_mask_plan": "plan",
     "mask": "surgery",

@@ -1,6 +1,7 @@
 """Winning quality back by training."""
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.schedules import (
     SCHEDULES,
@@ -21,13 +22,17 @@ __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
     "EpochRecord",
+    "Followed",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
     "budget_in_epochs",
     "budget_in_steps",
+    "check_optimizer",
     "cubic",
     "exponential",
+    "follow",
+    "follow_average",
     "learning_rate",
     "linear",
     "one_cycle",

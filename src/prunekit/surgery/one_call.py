@@ -33,6 +33,7 @@ class Pruned:
         proof: the laws that were checked.
         groups: of the model given, for a next plan.
         moved: tensors that have another name than in the model given, as in :class:`Removal`.
+        scaled: parameters that took over a factor, as in :class:`Removal`.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Pruned:
     proof: Proof
     groups: Groups
     moved: Mapping[str, str] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
 
 
 def prune(
@@ -140,7 +142,9 @@ def prune(
             f"the pruned {type(model).__name__} breaks a law: {proof}",
             remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
         )
-    return Pruned(done.model, plan, groups.frozen, done.form, done.reason, proof, groups, done.moved)
+    return Pruned(
+        done.model, plan, groups.frozen, done.form, done.reason, proof, groups, done.moved, done.scaled
+    )
 
 
 def _why_nothing(groups: Groups) -> str:
