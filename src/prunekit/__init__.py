@@ -20,7 +20,14 @@ if TYPE_CHECKING:
         select_weights,
     )
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
-    from prunekit.recover import Followed, check_optimizer, follow, follow_average
+    from prunekit.recover import (
+        Followed,
+        Recalibrated,
+        check_optimizer,
+        follow,
+        follow_average,
+        recalibrate_norms,
+    )
     from prunekit.surgery import (
         Masked,
         Proof,
@@ -56,6 +63,7 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "PruningPlan",
+    "Recalibrated",
     "Reconstruction",
     "Removal",
     "Sweep",
@@ -76,6 +84,7 @@ __all__ = [
     "mask_weights",
     "measure_sensitivity",
     "prune",
+    "recalibrate_norms",
     "reconstruct",
     "reconstruct_weights",
     "remove",
@@ -103,6 +112,7 @@ _ROOMS = {
     "Pruned": "surgery",
     "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Recalibrated": "recover",
     "Reconstruction": "reconstruction",
     "Removal": "surgery",
     "Sweep": "reconstruction",
@@ -122,6 +132,7 @@ _ROOMS = {
     "mask_weights": "surgery",
     "measure_sensitivity": "surgery",
     "prune": "surgery",
+    "recalibrate_norms": "recover",
     "reconstruct": "reconstruction",
     "reconstruct_weights": "reconstruction",
     "remove": "surgery",

@@ -227,6 +227,7 @@ def test_a_state_dict_of_the_followed_optimizer_loads_into_a_new_one():
     new = torch.optim.AdamW(result.model.parameters())
     new.load_state_dict(optimizer.state_dict())
     for parameter in result.model.parameters():
+        assert new.state[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
         same_state(new.state[parameter], optimizer.state[parameter])
 
 

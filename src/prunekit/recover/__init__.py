@@ -3,6 +3,7 @@
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
+from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
 from prunekit.recover.schedules import (
     SCHEDULES,
     cubic,
@@ -23,6 +24,7 @@ __all__ = [
     "SCHEDULES",
     "EpochRecord",
     "Followed",
+    "Recalibrated",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
@@ -37,6 +39,7 @@ __all__ = [
     "linear",
     "one_cycle",
     "oneshot",
+    "recalibrate_norms",
     "schedule_of",
     "shares",
     "steps",

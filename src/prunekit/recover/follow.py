@@ -79,8 +79,8 @@ def follow(
     for parameter in held:
         cut.check(parameter)
     reset: dict[str, str] = {}
-    states = [(each, _new_state(each, cut, reset)) for each in chain]
-    for each, state in states:
+    states = [_new_state(each, cut, reset) for each in chain]
+    for each, state in zip(chain, states, strict=True):
         each.state.clear()
         each.state.update(state)
     for params in lists.values():  # The same list object: an optimizer may hold it elsewhere too.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
-from prunekit.importance import Statistics, check_batches, check_fit, check_seed, collect, needs_of, score
+from prunekit.importance import check_batches, check_fit, check_seed, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.surgery.proof import Proof, verify
 from prunekit.surgery.remove import remove
@@ -123,9 +123,7 @@ def prune(
             remedy=_why_nothing(groups),
         )
     check_fit(model, groups, criterion, fallback)
-    stats: Statistics | None = None
-    if needs:
-        stats = collect(model, batches, groups=groups, needs=needs, loss=loss)
+    stats = collect(model, batches, groups=groups, needs=needs, loss=loss) if needs else None
     scores = score(model, groups, criterion, stats=stats, fallback=fallback, seed=seed)
     plan = allocate(
         groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
