@@ -265,7 +265,7 @@ def test_training_keys_and_defaults_are_those_of_the_training_settings():
         field.name: field.default for field in dataclasses.fields(TrainingSettings) if field.name != "seed"
     }
     assert Parent().model_dump(exclude={"checkpoint"}) == settings
-    recovery = Recover().model_dump(exclude={"epochs", "share_of_original"})
+    recovery = Recover().model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
     assert recovery.keys() == settings.keys() - {"epochs"}
 
 

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import prunekit as pk
 from prunekit.errors import PlanError, TrainingError
 from prunekit.plan import Goal, allocate
-from prunekit.recover import check_optimizer, follow, follow_average
+from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, train, training
+from prunekit.recover.optimizers import make_optimizer
 from prunekit.surgery import Removal, remove
 
 TOYS = (
@@ -275,6 +276,25 @@ def test_a_stale_optimizer_is_found():
     check_optimizer(optimizer, model)
     with pytest.raises(TrainingError, match=r"are not the model's.*Call follow\(\)"):
         check_optimizer(optimizer, removal.model)
+
+
+def test_our_own_training_makes_an_optimizer_of_the_very_model_it_trains(workload, monkeypatch):
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(make_optimizer(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(training, "make_optimizer", make)
+    settings = TrainingSettings(epochs=1, batch_size=32, learning_rate=0.01)
+    model = workload.build()
+    train(model, workload, settings)
+    small = pk.prune(model, workload.example_inputs().args, sparsity=0.5).model
+    train(small, workload, settings)
+    check_optimizer(made[0], model)
+    check_optimizer(made[1], small)
+    with pytest.raises(TrainingError):
+        check_optimizer(made[0], small)
 
 
 def _left_as_it_was(optimizer, model) -> None:

@@ -262,6 +262,10 @@ class Recover(_Training):
     share_of_original: NotNegative | None = Field(
         default=None, description="the same budget as a share of what training the parent took, 0 or more"
     )
+    recalibrate: bool = Field(
+        default=False,
+        description="`true` recomputes the statistics of batch norms on calibration data before training",
+    )
 
     @model_validator(mode="after")
     def _has_one_budget(self) -> Recover:
