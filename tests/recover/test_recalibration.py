@@ -206,6 +206,18 @@ def test_data_that_cannot_be_used_is_refused_and_the_model_left_alone(data, mess
     assert all(module.training for module in model.modules())
 
 
+def test_compiled_norms_are_seen_and_scripted_ones_refused():
+    data = batches(4)
+    model = nn.Sequential(torch.compile(nn.BatchNorm1d(4), backend="eager"))
+    recalibrate_norms(model, data)
+    mean, _ = over_all_values([batch.args[0].double().numpy() for batch in data])
+    np.testing.assert_allclose(model[0].running_mean.numpy(), mean, rtol=1e-6, atol=1e-7)
+    with pytest.warns(DeprecationWarning):
+        scripted = nn.Sequential(torch.jit.script(nn.BatchNorm1d(4)))
+    with pytest.raises(CalibrationError, match=r"module '0': torch\.jit compiled it"):
+        recalibrate_norms(scripted, data)
+
+
 def test_a_pruned_network_gets_the_statistics_of_its_own_inputs():
     model = stacked().eval()
     data = batches(3, 8, 8)

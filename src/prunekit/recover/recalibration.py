@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -54,7 +55,7 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Recalibrate
 
     Raises:
         CalibrationError: there are no batches, a batch has a single value for each channel, or a norm is
-            given NaN or infinity. The model is as it was.
+            given NaN or infinity, or a module was compiled by torch.jit. The model is as it was.
 
     Source: Wu & Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN), and Ioffe & Szegedy,
     2015, algorithm 2, for the unbiased variance. Deviation: moments are pooled over values and not averaged
@@ -62,6 +63,13 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Recalibrate
     matter to them.
     """
     check_batches(batches)
+    scripted = next((name for name, each in model.named_modules() if isinstance(each, ScriptModule)), None)
+    if scripted is not None:
+        raise CalibrationError(
+            "torch.jit compiled it, and what it computes cannot be seen",
+            where=f"module {scripted!r}",
+            remedy="Recalibrate the model before it is compiled",
+        )
     device = device_of(model)
     owners = {id(buffer): name for name, buffer in model.named_buffers()}
     gathering = _Gathering(owners)
