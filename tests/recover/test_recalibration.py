@@ -212,7 +212,7 @@ def test_compiled_norms_are_seen_and_scripted_ones_refused():
     recalibrate_norms(model, data)
     mean, _ = over_all_values([batch.args[0].double().numpy() for batch in data])
     np.testing.assert_allclose(model[0].running_mean.numpy(), mean, rtol=1e-6, atol=1e-7)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         scripted = nn.Sequential(torch.jit.script(nn.BatchNorm1d(4)))
     with pytest.raises(CalibrationError, match=r"module '0': torch\.jit compiled it"):
         recalibrate_norms(scripted, data)
