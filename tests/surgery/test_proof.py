@@ -47,10 +47,10 @@ def test_the_toys_obey_all_laws(name):
     plan = plan_of(groups)
     proof = verify(model, remove(model, plan, groups).model, plan, groups)
     assert proof.passed, str(proof)
-    assert [law.law for law in proof.laws] == ["permutation", "mask", "form"]
+    assert [law.law for law in proof.laws] == ["permutation", "mask", "form", "use"]
     assert all(law.max_relative_error < 1e-9 for law in proof.laws)
-    assert all(len(set(law.batch_sizes)) == 2 for law in proof.laws)
-    assert set(proof.laws[2].groups) == set(plan.keep)
+    assert all(len(set(law.batch_sizes)) == 2 for law in proof.laws[:3])
+    assert set(proof.laws[2].groups) == set(proof.laws[3].groups) == set(plan.keep)
 
 
 class TestPermutationLaw:
@@ -194,7 +194,7 @@ class TestFormLaw:
         with torch.no_grad():
             next(small.parameters()).view(-1)[0] += 0.1
         proof = verify(model, small, plan, groups)
-        assert [law.passed for law in proof.laws] == [True, True, False]
+        assert [law.passed for law in proof.laws] == [True, True, False, True]
         assert "form law: BROKEN" in str(proof)
 
     def test_a_dead_activation_does_not_hide_a_wrong_class(self):

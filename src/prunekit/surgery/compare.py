@@ -51,6 +51,13 @@ def outputs(
     ]
 
 
+def fresh_inputs(graph: Graph) -> tuple[tuple, dict[str, Any]]:
+    """Copies of the example inputs, which a model may write to."""
+    return pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (graph.args, graph.kwargs)
+    )
+
+
 def max_relative_error(reference: list[Tensor], other: list[Tensor]) -> float:
     """Largest difference over the reference's largest magnitude, over all outputs; inf where shapes differ.
 

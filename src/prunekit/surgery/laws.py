@@ -51,7 +51,7 @@ class LawResult:
     """One law, checked.
 
     Attributes:
-        law: ``permutation``, ``mask``, ``bypass``, ``removal`` or ``form``.
+        law: ``permutation``, ``mask``, ``bypass``, ``removal``, ``form`` or ``use``.
         groups: the groups it was checked for.
         max_relative_error: over all outputs and batches, relative to the largest output.
         tolerance: what it was held against.

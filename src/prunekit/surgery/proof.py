@@ -1,6 +1,7 @@
 """The proof of one removal: the laws of its groups, and that the model given is the model proved.
 
 Form law: the model the user gets equals the pruned graph, and the dense model the graph it was traced into.
+Use law: it trains, is saved and loaded, and its outputs look as those of the dense model do.
 The other laws are those of :mod:`prunekit.surgery.laws`.
 """
 
@@ -15,12 +16,11 @@ from torch import nn
 from prunekit.graph import Groups
 from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.plan import PruningPlan
-from prunekit.surgery.compare import (
-    precision_of,
-)
+from prunekit.surgery.compare import precision_of
 from prunekit.surgery.laws import TOLERANCE, LawResult, Laws
 from prunekit.surgery.lengths import at_another_length
 from prunekit.surgery.remove import Removal, check_fits, reduced_graph
+from prunekit.surgery.use import check_use
 from prunekit.types import KeepMask
 
 
@@ -76,13 +76,14 @@ def verify(
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
     found = _all_laws(model, small, groups, keep, names, seed)
+    use = check_use(model, small, groups, tuple(keep))
     # A graph as a module runs at the length it was traced with.
     other = None if isinstance(small, PrunedGraph) else at_another_length(model, groups)
     if other is None:
-        return Proof(found)
+        return Proof((*found, use))
     longer = _all_laws(model, small, other[0], keep, names, seed)
     pairs = zip(found, longer, strict=True)
-    return Proof(tuple(_both(law, again, other[1]) for law, again in pairs))
+    return Proof((*(_both(law, again, other[1]) for law, again in pairs), use))
 
 
 def _all_laws(

@@ -8,6 +8,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph
+from prunekit.surgery.compare import fresh_inputs
 from prunekit.surgery.tensors import copied
 
 
@@ -57,8 +58,6 @@ def own_derivatives(model: nn.Module, graph: Graph) -> tuple[str, ...]:
 def _differentiable(model: nn.Module, graph: Graph) -> list[Tensor]:
     """The outputs of a copy in training mode that something can be differentiated by."""
     twin = copied(model).train()
-    args, kwargs = pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (graph.args, graph.kwargs)
-    )
+    args, kwargs = fresh_inputs(graph)
     leaves = pytree.tree_leaves(twin(*args, **kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
