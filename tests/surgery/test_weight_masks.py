@@ -365,3 +365,32 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert [(out.strip(), process.returncode) for (out, _), process in zip(ends, running, strict=True)] == [
         ("same", 0)
     ] * 2, ends
+
+
+@pytest.mark.parametrize("scope", [None, "row", "global"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_folding_at_once_is_folding_what_was_attached(scope, in_place):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = {"sparsity": 0.6, "scope": scope}
+    masked = pk.mask_weights(model, **asked)
+    found = pk.mask_weights(model, **asked, fold=True, in_place=in_place)
+    assert found.plan == masked.plan
+    assert (found.model is model) == in_place
+    expected = pk.fold_masks(masked.model).state_dict()
+    assert list(found.model.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
+    if not in_place:
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_parameters_scored_one_after_another_are_masked_as_together():
+    """The steps score all of them before anything is chosen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
+    weights = pk.find_weights(model)
+    scores = pk.score_weights(model, weights, "magnitude")
+    for asked in ({"sparsity": 0.37}, {"sparsity": 0.37, "scope": "row"}, {"pattern": "1:4"}):
+        expected = pk.select_weights(weights, scores, criterion="magnitude", **asked)
+        assert pk.mask_weights(model, **asked).plan == expected

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
 from prunekit.measure.session import Spinning, open_session, session_options
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 from google.protobuf.message import DecodeError, Message
 
 from prunekit.errors import MeasurementError
@@ -32,6 +31,8 @@ def external_files(path: Path) -> list[Path]:
     Raises:
         MeasurementError: the file is damaged.
     """
+    import onnx  # Loaded by whoever measures a file, and by nobody who prunes.
+
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
@@ -43,6 +44,8 @@ def external_files(path: Path) -> list[Path]:
 
 def _locations(message: Message) -> Iterator[str]:
     """Tensors lie in graphs, attributes, subgraphs and functions: every message is looked through."""
+    import onnx
+
     if isinstance(message, onnx.TensorProto):
         if message.data_location == onnx.TensorProto.EXTERNAL:
             yield from (entry.value for entry in message.external_data if entry.key == "location")

@@ -153,6 +153,31 @@ def parse_pattern(given: Pattern | str) -> Pattern:
     )
 
 
+def sparsity_of(given: float | None, pattern: Pattern) -> float:
+    """The fraction that goes: the one given, or the one that a pattern n:m has.
+
+    Raises:
+        SelectionError: it is no fraction, or contradicts the pattern.
+    """
+    if isinstance(pattern, NOfM):
+        if given is not None and abs(given - pattern.sparsity) > 1e-9:
+            raise pattern_alone(pattern)
+        return pattern.sparsity
+    if given is None or isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise SelectionError(f"The sparsity is {given!r}", expected="a number from 0 to 1", where="sparsity")
+    return float(given)
+
+
+def pattern_alone(pattern: NOfM) -> SelectionError:
+    """What is said where a sparsity or a scope is given beside n:m."""
+    return SelectionError(
+        f"The pattern {pattern} has the sparsity {pattern.sparsity:.4g} in every group",
+        expected="no other sparsity and no scope beside it",
+        where="pattern",
+        remedy="Leave sparsity and scope out",
+    )
+
+
 def score_pieces(scores: Tensor, piece: tuple[int, int], power: float) -> Tensor:
     """Score each piece by the power mean of its weights.
 

@@ -11,7 +11,17 @@ from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance import Weights, WeightScores, WeightTensor, weight_criterion
 from prunekit.plan.exact import keep_highest, keep_in_rows
 from prunekit.plan.mask_plan import MaskPlan, PackedMask
-from prunekit.plan.pattern import NOfM, Pattern, as_grid, from_grid, parse_pattern, score_pieces, spread
+from prunekit.plan.pattern import (
+    NOfM,
+    Pattern,
+    as_grid,
+    from_grid,
+    parse_pattern,
+    pattern_alone,
+    score_pieces,
+    sparsity_of,
+    spread,
+)
 from prunekit.plan.scope import Pieces, Scope, parse_scope, ranks_rows
 
 
@@ -52,7 +62,9 @@ def select_weights(
     """
     wanted = parse_pattern(pattern)
     name, chosen = parse_scope("tensor" if scope is None else scope)
-    asked = _sparsity(sparsity, wanted, scope)
+    if isinstance(wanted, NOfM) and scope is not None:
+        raise pattern_alone(wanted)
+    asked = sparsity_of(sparsity, wanted)
     if not len(weights):
         raise SelectionError("There are no weights to select from", remedy="Look at only= and ignore=")
     pieces = {weight.name: wanted.piece(weight) for weight in weights}
@@ -113,21 +125,6 @@ def _plan(
 ) -> MaskPlan:
     masks = {name: PackedMask.of(mask.cpu().contiguous().numpy()) for name, mask in kept.items()}
     return MaskPlan(masks, weights.fingerprint, str(pattern), scope, criterion, asked)
-
-
-def _sparsity(given: float | None, pattern: Pattern, scope: object) -> float:
-    if isinstance(pattern, NOfM):
-        if scope is not None or (given is not None and abs(given - pattern.sparsity) > 1e-9):
-            raise SelectionError(
-                f"The pattern {pattern} has the sparsity {pattern.sparsity:.4g} in every group",
-                expected="no other sparsity and no scope beside it",
-                where="pattern",
-                remedy="Leave sparsity and scope out",
-            )
-        return pattern.sparsity
-    if given is None or isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
-        raise SelectionError(f"The sparsity is {given!r}", expected="a number from 0 to 1", where="sparsity")
-    return float(given)
 
 
 def _power(given: float | None, criterion: str) -> float:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from prunekit.errors import CalibrationError
 
-PARTS = 4
-"""Into how many parts the inputs of a wide layer are cut, so that half of the products is left out."""
+PART = 192
+"""Into parts of about so many the inputs of a wide layer are cut, so that nearly half of the products is left
+out."""
 
-WIDE = 256
-"""Inputs from which on that pays."""
+ROWS = 4096
+"""Rows whose products are added up in their own dtype before they go to the sums in float64."""
 
 
 class Gram:
@@ -19,7 +20,7 @@ class Gram:
 
     Args:
         where: the layer's parameter, for messages.
-        products: dtype in which some rows at a time are multiplied; their sums are float64.
+        products: dtype in which up to :data:`ROWS` rows are multiplied; their sums are float64.
 
     Attributes:
         count: rows so far.
@@ -32,6 +33,8 @@ class Gram:
         self.products = products
         self._gram: Tensor | None = None
         self._sums: Tensor | None = None
+        self._recent: Tensor | None = None
+        self._recent_rows = 0
 
     def add(self, rows: Tensor) -> Tensor:
         """Take in ``[groups, n, in]``; gives them in the dtype of the products."""
@@ -41,30 +44,59 @@ class Gram:
         if self._gram is None or self._sums is None:
             self._gram = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=rows.device)
             self._sums = torch.zeros(groups, inputs, dtype=torch.float64, device=rows.device)
-        self._sums += rows.sum(1, dtype=torch.float64)
+        if self.products != torch.float64 and (self._recent is None or self._recent.dtype != rows.dtype):
+            self._flush()
+            self._recent = torch.zeros_like(self._gram, dtype=rows.dtype)
+        into = self._gram if self.products == torch.float64 or self._recent is None else self._recent
         self.count += number
-        step = inputs if inputs < WIDE else -(-inputs // PARTS)
-        for start in range(0, inputs, step):
-            stop = min(start + step, inputs)
-            self._gram[:, start:stop, :stop] += rows[:, :, start:stop].mT @ rows[:, :, :stop]
+        for some in rows.split(ROWS, 1):
+            self._sums += some.sum(1)
+            for start, stop in _parts(inputs):
+                into[:, start:stop, :stop].baddbmm_(some[:, :, start:stop].mT, some[:, :, :stop])
+            self._recent_rows += some.shape[1]
+            if self._recent_rows >= ROWS:
+                self._flush()
         return rows
+
+    def _flush(self) -> None:
+        if self._recent is not None and self._gram is not None:
+            self._gram += self._recent
+            self._recent.zero_()
+        self._recent_rows = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return 0 if self._gram is None else self._gram.nbytes
+        return sum(held.nbytes for held in (self._gram, self._recent) if held is not None)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """``[groups, in, in]`` and the means ``[groups, in]``.
+        """``[groups, in, in]`` and the means ``[groups, in]``, both float64 and not to be changed.
 
         Raises:
             CalibrationError: NaN or infinity among the inputs, or no inputs.
         """
+        self._flush()
+        self._recent = None
         if self._gram is None or self._sums is None:
             raise CalibrationError("It read nothing on the calibration data", where=self.where)
+        for start, stop in _parts(self._gram.shape[1]):
+            square = self._gram[:, start:stop, start:stop]
+            square.copy_(square.tril() + square.tril(-1).mT)
+            self._gram[:, start:stop, stop:] = self._gram[:, stop:, start:stop].mT
         check_finite(self._gram, self.where, "inputs")
-        lower = self._gram.tril()
-        return lower + self._gram.tril(-1).mT, self._sums / max(1, self.count)
+        return self._gram, self._sums / max(1, self.count)
+
+    def release(self) -> Tensor:
+        """``[groups, in, in]``, not held here any more."""
+        assert self._gram is not None
+        gram, self._gram = self._gram, None
+        return gram
+
+
+def _parts(inputs: int) -> list[tuple[int, int]]:
+    """Where each part begins and ends; all but the last of one size."""
+    step = -(-inputs // max(1, round(inputs / PART)))
+    return [(start, min(start + step, inputs)) for start in range(0, inputs, max(1, step))]
 
 
 class Residual:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
+
+from prunekit.plan import PackedMask
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Reconstruction:
         model: a copy; the models given are untouched.
         layers: what was updated, in the order in which the layers run.
         left_alone: what was not, and why.
-        keep: by parameter the mask, True = keep, where weights were masked.
+        masks: by parameter which weights stay, one bit each, where weights were masked.
         peak_bytes: the most that was held between stages: activations of all batches (none when parallel) and
             second moments.
     """
@@ -64,7 +66,7 @@ class Reconstruction:
     model: nn.Module
     layers: tuple[LayerChange, ...]
     left_alone: tuple[LeftAlone, ...]
-    keep: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, PackedMask] = field(default_factory=dict)
     peak_bytes: int = 0
 
     def __str__(self) -> str:

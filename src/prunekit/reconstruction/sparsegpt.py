@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
+from prunekit.plan import Block, NOfM, Pattern
+from prunekit.plan.pattern import parse_pattern, sparsity_of
 from prunekit.reconstruction.damping import DAMPING, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 
@@ -47,31 +49,33 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to go where no mask is given.
+    """What is to go where no mask is given; said as for :func:`prunekit.plan.select_weights`.
 
     Attributes:
         sparsity: the fraction of a layer's weights that goes, in ``[0, 1]``; exact up to rounding to a whole
-            number, whatever ties there are.
-        n_m: ``(n, m)``: of every ``m`` successive inputs of an output ``n`` are kept. One of the two.
+            number, whatever ties there are. A pattern n:m has its own.
+        pattern: ``element``, or n:m such as ``2:4``: of so many successive inputs of an output so many stay.
 
     Raises:
-        SelectionError: both or neither, or impossible numbers.
+        SelectionError: another pattern, a sparsity that is none or that contradicts the pattern.
     """
 
     sparsity: float | None = None
-    n_m: tuple[int, int] | None = None
+    pattern: Pattern | str = "element"
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (self.n_m is None):
+        pattern = parse_pattern(self.pattern)
+        if isinstance(pattern, Block):
             raise SelectionError(
-                f"The sparsity is {self.sparsity!r} and N:M {self.n_m!r}",
-                expected="one of the two",
-                where="choice",
+                f"The pattern is '{pattern}'", expected="'element', or n:m such as '2:4'", where="pattern"
             )
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise SelectionError(f"It is {self.sparsity!r}", expected="0 to 1", where="sparsity")
-        if self.n_m is not None and not 0 < self.n_m[0] < self.n_m[1]:
-            raise SelectionError(f"It is {self.n_m!r}", expected="(n, m) with 0 < n < m", where="n_m")
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "sparsity", sparsity_of(self.sparsity, pattern))
+
+    @property
+    def n_of_m(self) -> NOfM | None:
+        """The pattern, where it is n:m."""
+        return self.pattern if isinstance(self.pattern, NOfM) else None
 
     def check_inputs(self, inputs: int, where: str = "") -> None:
         """Refuse a number of inputs that the choice cannot be made over.
@@ -79,10 +83,10 @@ class Choice:
         Raises:
             ShapeError: the inputs do not divide by ``m``.
         """
-        if self.n_m is not None and inputs % self.n_m[1]:
+        if self.n_of_m is not None and inputs % self.n_of_m.m:
             raise ShapeError(
                 f"It has {inputs} inputs",
-                expected=f"a multiple of {self.n_m[1]} for {self.n_m[0]}:{self.n_m[1]}",
+                expected=f"a multiple of {self.n_of_m.m} for {self.n_of_m}",
                 where=where,
                 remedy="Leave the layer out with ignore=, or choose another pattern",
             )
@@ -101,9 +105,38 @@ class Swept:
     keep: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the sweeps of all layers that read the same inputs need.
+
+    Attributes:
+        moment: ``H``, ``[in, in]``.
+        order: of the columns, ``[in]``; None = as they are.
+        upper: ``U``, the upper Cholesky factor of ``(H + d I)^-1`` in that order, ``[in, in]``.
+        damping: that was used, as a fraction of the mean of the diagonal.
+    """
+
+    moment: Tensor
+    order: Tensor | None
+    upper: Tensor
+    damping: float
+
+
+def prepare(moment: Tensor, choice: Choice | None, sweep: Sweep) -> Prepared:
+    """Order and factor the second moments.
+
+    Raises:
+        CalibrationError: NaN or infinity in ``moment``.
+    """
+    moment = moment if moment.dtype == torch.float32 else moment.double()
+    order = None if sweep.order == "natural" else _by_size(moment, choice)
+    upper, used = _upper(moment if order is None else moment[order][:, order], sweep.damping)
+    return Prepared(moment, order, upper.to(moment.dtype), used)
+
+
 def sparsegpt(
     weight: Tensor,
-    moment: Tensor,
+    moment: Tensor | Prepared,
     *,
     choice: Choice | None = None,
     keep: Tensor | None = None,
@@ -117,7 +150,8 @@ def sparsegpt(
 
     Args:
         weight: ``[out, in]``, any float dtype.
-        moment: ``H = X.T X``, ``[in, in]``; of float64 or float32, in which all is then computed.
+        moment: ``H = X.T X``, ``[in, in]``; of float64 or float32, in which all is then computed. Or what
+            :func:`prepare` made of it for the same choice and sweep, where several layers read the same.
         choice: what goes; or
         keep: ``[out, in]`` bool, the mask where it was decided elsewhere.
         sweep: order, block sizes and dampening.
@@ -133,31 +167,31 @@ def sparsegpt(
     """
     sweep = sweep or Sweep()
     inputs = weight.shape[1] if weight.ndim == 2 else -1
-    if moment.shape != (inputs, inputs) or (keep is not None and keep.shape != weight.shape):
+    given = moment.moment if isinstance(moment, Prepared) else moment
+    if given.shape != (inputs, inputs) or (keep is not None and keep.shape != weight.shape):
         raise ShapeError(
-            f"The weight has the shape {list(weight.shape)}, the second moments {list(moment.shape)}",
+            f"The weight has the shape {list(weight.shape)}, the second moments {list(given.shape)}",
             expected="[out, in] and [in, in], and a mask like the weight",
         )
     if (choice is None) == (keep is None):
         raise SelectionError("Give what is to go or a mask", expected="one of choice and keep")
     if choice is not None:
         choice.check_inputs(inputs)
-    dtype = torch.float32 if moment.dtype == torch.float32 else torch.float64
-    order = _order(moment, sweep, choice)
-    upper, used = _upper(moment.to(dtype)[order][:, order], sweep.damping)
-    wide = weight.to(dtype)
-    left, kept = wide[:, order], None if keep is None else keep[:, order]
-    solved, mask = _sweep(left.clone(), upper.to(dtype), choice, kept, sweep)
-    back = torch.argsort(order)
-    mask = mask[:, back]
-    solved = torch.where(mask, solved[:, back], 0.0)
-    return Swept(guarded(wide, solved, mask, moment.to(dtype), used), mask)
+    ready = moment if isinstance(moment, Prepared) else prepare(moment, choice, sweep)
+    wide, order = weight.to(ready.moment.dtype), ready.order
+    columns, kept = wide.T, None if keep is None else keep.T
+    if order is not None:
+        columns, kept = columns[order], None if kept is None else kept[order]
+    solved, mask = _sweep(columns, ready.upper, choice, kept, sweep)
+    if order is not None:
+        back = torch.argsort(order)
+        solved, mask = solved[back], mask[back]
+    solved, mask = solved.masked_fill_(~mask, 0.0).T.contiguous(), mask.T.contiguous()
+    return Swept(guarded(wide, solved, mask, ready.moment, ready.damping), mask)
 
 
-def _order(moment: Tensor, sweep: Sweep, choice: Choice | None) -> Tensor:
-    if sweep.order == "natural":
-        return torch.arange(len(moment), device=moment.device)
-    together = 1 if choice is None or choice.n_m is None else choice.n_m[1]
+def _by_size(moment: Tensor, choice: Choice | None) -> Tensor:
+    together = 1 if choice is None or choice.n_of_m is None else choice.n_of_m.m
     size = moment.diagonal().reshape(-1, together).sum(1)
     first = torch.argsort(size, descending=True, stable=True) * together
     return (first[:, None] + torch.arange(together, device=moment.device)).flatten()
@@ -166,7 +200,10 @@ def _order(moment: Tensor, sweep: Sweep, choice: Choice | None) -> Tensor:
 def _upper(moment: Tensor, damping: float) -> tuple[Tensor, float]:
     """The upper Cholesky factor of the dampened inverse; in float64 where float32 does not do."""
     lower, used = factor(moment, damping)
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    del lower  # Of wide layers each of these is as large as their weights.
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    del inverse
     bad = int(failed) != 0 or not bool(torch.isfinite(upper).all())
     if moment.dtype == torch.float32 and (bad or used != damping):
         return _upper(moment.double(), damping)
@@ -176,35 +213,40 @@ def _upper(moment: Tensor, damping: float) -> tuple[Tensor, float]:
 def _sweep(
     weight: Tensor, upper: Tensor, choice: Choice | None, keep: Tensor | None, sweep: Sweep
 ) -> tuple[Tensor, Tensor]:
-    """The weights, not yet zeroed, and the mask, both in the order of the sweep."""
-    rows, inputs = weight.shape
-    mask = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.clone()
+    """The weights, not yet zeroed, and the mask, both ``[in, out]`` in the order of the sweep.
+
+    Turned like that, so that the numbers of one input lie together.
+    """
+    weight = weight.clone(memory_format=torch.contiguous_format)
+    inputs, rows = weight.shape
+    mask = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.contiguous()
     at_once = _selected_at_once(choice, sweep)
+    diagonal = upper.diagonal().tolist()
     for start in range(0, inputs, sweep.block_size):
         stop = min(start + sweep.block_size, inputs)
-        block = weight[:, start:stop]
+        block = weight[start:stop]
         errors = weight.new_zeros(stop - start, rows)
         for column in range(start, stop):
             if choice is not None and column % at_once == 0:
                 end = min(column + at_once, inputs)
-                ahead = weight[:, column:end]
+                ahead = weight[column:end]
                 if end > stop:  # The columns behind the block have not followed yet.
                     ahead = ahead.clone()
-                    done = errors[: column - start].T
-                    ahead[:, stop - column :] -= done @ upper[start:column, stop:end]
-                score = (ahead / upper.diagonal()[column:end]).square()
-                mask[:, column:end] = _choose(score, choice, column)
+                    ahead[stop - column :] -= upper[start:column, stop:end].T @ errors[: column - start]
+                score = (ahead / upper.diagonal()[column:end, None]).square()
+                mask[column:end] = _choose(score.T, choice, column).T
             place = column - start
-            error = torch.where(mask[:, column], 0.0, block[:, place]) / upper[column, column]
-            block[:, place:] -= torch.outer(error, upper[column, column:stop])
-            errors[place] = error
-        weight[:, stop:] -= errors.T @ upper[start:stop, stop:]
+            error = errors[place]
+            torch.div(block[place], diagonal[column], out=error)
+            error.masked_fill_(mask[column], 0.0)
+            block[place:].addr_(upper[column, column:stop], error, alpha=-1)
+        weight[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return weight, mask
 
 
 def _selected_at_once(choice: Choice | None, sweep: Sweep) -> int:
-    if choice is not None and choice.n_m is not None:
-        return choice.n_m[1]
+    if choice is not None and choice.n_of_m is not None:
+        return choice.n_of_m.m
     return sweep.selection_size or sweep.block_size
 
 
@@ -212,13 +254,12 @@ def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
     """``[out, columns]`` what stays of these columns; of equal scores the first go."""
     rows, columns = score.shape
     mask = torch.ones_like(score, dtype=torch.bool)
-    if choice.n_m is not None:
-        n, m = choice.n_m
-        gone = torch.argsort(score, dim=1, stable=True)[:, : m - n]
+    if choice.n_of_m is not None:
+        gone = torch.argsort(score, dim=1, stable=True)[:, : choice.n_of_m.m - choice.n_of_m.n]
         return mask.scatter_(1, gone, False)
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))
-    return ~lowest(score.flatten(), until - so_far).view_as(score)
+    return ~lowest(score.flatten(), until - so_far).view(score.shape)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from prunekit.graph.nodes import tensors_of
+from prunekit.reconstruction.shelf import Held, Shelf
 
 Watcher = Callable[[Mapping[Node, Any]], None]
 """Is given the values by node."""
@@ -23,9 +24,7 @@ def stages(nodes: Sequence[Node], targets: Collection[Node]) -> dict[str, int]:
     each other. Where an operator writes into a tensor the order of the graph is kept and each target begins a
     stage of its own.
     """
-    in_order = any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in nodes
-    )
+    in_order = _writes(nodes)
     found: dict[str, int] = {}
     latest = 0
     for node in nodes:
@@ -66,7 +65,11 @@ class Stream(Interpreter):
                     inputs.append(node)
                 else:
                     self._static[node] = self.fetch_attr(str(node.target)) if value is None else value
-        self._held = [dict(zip(inputs, leaves, strict=True)) for leaves in batches]
+        shelf = Shelf(len(batches)) if len(batches) > 1 and not _writes(nodes) else None
+        self._held: list[Held] = []
+        for leaves in batches:
+            given = dict(zip(inputs, leaves, strict=True))
+            self._held.append(Held(given, shelf, self._held[0] if self._held else None))
         self._by_stage: dict[int, list[Node]] = {}
         place: dict[Node, tuple[int, int]] = {}
         for number, node in enumerate(nodes):
@@ -90,7 +93,7 @@ class Stream(Interpreter):
         A watcher is called once its node has run, with what is held at that moment, before an operator can
         write into it.
         """
-        held = self._held[batch]
+        held = self._held[batch].values
         values = ChainMap(held, self._static)
         self.env = values  # type: ignore[assignment]
         for node in self._by_stage.get(stage, ()):
@@ -100,6 +103,7 @@ class Stream(Interpreter):
             for dead in self._dead_after.get(node, ()):
                 held.pop(dead, None)
         self.env = {}
+        self._held[batch].settle()
         return values
 
     @property
@@ -108,10 +112,17 @@ class Stream(Interpreter):
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for held in self._held
-            for value in held.values()
+            for value in held.values.values()
             for tensor in tensors_of(value)
         }
         return sum(storages.values())
+
+
+def _writes(nodes: Sequence[Node]) -> bool:
+    """Some operator writes into a tensor that is there."""
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in nodes
+    )
 
 
 def is_parameter(value: object) -> bool:

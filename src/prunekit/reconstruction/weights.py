@@ -16,14 +16,14 @@ from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import Graph
 from prunekit.graph.nodes import is_written_to, operator_name
 from prunekit.importance.untouched import untouched
-from prunekit.plan import MaskPlan
+from prunekit.plan import MaskPlan, PackedMask
 from prunekit.reconstruction.batches import ModelInputs, leaves_of_batches
 from prunekit.reconstruction.layers import Layer, layer_of, static_nodes
 from prunekit.reconstruction.least_squares import Solution, errors_of
 from prunekit.reconstruction.moments import Gram
 from prunekit.reconstruction.places import Place, Readers, place_of
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
-from prunekit.reconstruction.sparsegpt import Choice, Sweep, sparsegpt
+from prunekit.reconstruction.sparsegpt import Choice, Prepared, Sweep, prepare, sparsegpt
 from prunekit.reconstruction.stream import Stream, is_parameter, stages
 from prunekit.surgery.tensors import copied, read
 
@@ -41,6 +41,42 @@ class _Target:
     layer: Layer
     place: Place
     bias: Place | None
+
+
+class _Moments:
+    """The second moments of what some layers read, and their factors, made when they are asked for.
+
+    Args:
+        gram: of all batches.
+        choice: what goes, or None where masks are given.
+        sweep: how it goes.
+        centring: the inputs of some layers will be centred.
+
+    Attributes:
+        means: of the inputs, ``[groups, in]``.
+    """
+
+    def __init__(self, gram: Gram, choice: Choice | None, sweep: Sweep, centring: bool) -> None:
+        self.gram, self.sweep, self._choice = gram, sweep, choice
+        self._moments, self.means = gram.finish()
+        if not centring:
+            self._moments = gram.release().to(gram.products)
+        self._ready: dict[tuple[int, bool], Prepared] = {}
+
+    def plain(self, group: int) -> Tensor:
+        """``[in, in]``, in the dtype of the products."""
+        ready = self._ready.get((group, False))
+        return self._moments[group].to(self.gram.products) if ready is None else ready.moment
+
+    def prepared(self, group: int, centre: bool) -> Prepared:
+        """For the sweep; of inputs less their means where they are to be centred."""
+        if (group, centre) not in self._ready:
+            moment = self._moments[group]
+            if centre:
+                moment = moment - self.gram.count * torch.outer(self.means[group], self.means[group])
+            ready = prepare(moment.to(self.gram.products), self._choice, self.sweep)
+            self._ready[group, centre] = ready
+        return self._ready[group, centre]
 
 
 def reconstruct_weights(
@@ -98,14 +134,12 @@ def reconstruct_weights(
     Source: Frantar & Alistarh, 2023, https://arxiv.org/abs/2301.00774; see :func:`sparsegpt`.
     """
     sweep = sweep or Sweep()
-    if isinstance(given, MaskPlan):
-        given = {name: torch.from_numpy(mask.keep()) for name, mask in given.masks.items()}
     leaves = leaves_of_batches(graph, calibration)
-    work = _Work(model, graph, given, (only, ignore))
+    work = _Work(model, graph, given.masks if isinstance(given, MaskPlan) else given, (only, ignore))
     work.model = model if in_place else copied(model)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
         layers, peak = work.run(leaves, sweep, sequential, compensate_bias, products)
-    return Reconstruction(work.model, tuple(layers), tuple(work.left_alone), work.keep, peak)
+    return Reconstruction(work.model, tuple(layers), tuple(work.left_alone), work.masks, peak)
 
 
 class _Work:
@@ -115,11 +149,11 @@ class _Work:
         self,
         model: nn.Module,
         graph: Graph,
-        given: Mapping[str, Tensor] | Choice,
+        given: Mapping[str, Tensor] | Mapping[str, PackedMask] | Choice,
         patterns: tuple[str | Sequence[str], str | Sequence[str]],
     ) -> None:
         self.model, self._graph, self._given = model, graph, given
-        self.keep: dict[str, Tensor] = {}
+        self.masks: dict[str, PackedMask] = {}
         self.left_alone: list[LeftAlone] = []
         self.targets: list[_Target] = []
         static = static_nodes(graph.nodes, lambda node: node.name in graph.tensors)
@@ -149,15 +183,21 @@ class _Work:
         if not isinstance(self._given, Choice):
             return {self._graph.tied.get(name, name) for name in self._given}
         only, ignore = ((item,) if isinstance(item, str) else tuple(item) for item in patterns)
+        every = {name: [name] for name in names}
+        for tied, first in self._graph.tied.items():
+            every.get(first, []).append(tied)
+
+        def match(name: str, patterns: tuple[str, ...]) -> bool:
+            return any(_matches(place, pattern) for place in every[name] for pattern in patterns)
+
         for pattern in (*only, *ignore):
-            if not any(_matches(name, pattern) for name in names):
+            if not any(match(name, (pattern,)) for name in names):
                 raise SelectionError(
                     f"The pattern {pattern!r} matches no layer's weight",
                     expected=f"a shell-style pattern of one of {', '.join(names[:5])}",
                     where="only or ignore",
                 )
-        chosen = [name for name in names if not only or any(_matches(name, item) for item in only)]
-        return {name for name in chosen if not any(_matches(name, item) for item in ignore)}
+        return {name for name in names if (not only or match(name, only)) and not match(name, ignore)}
 
     def _take(self, layer: Layer, place: Place) -> None:
         tensor = self._tensor(place.name)
@@ -187,7 +227,7 @@ class _Work:
                 self._given.check_inputs(self._matrix(target).shape[2], name)
         else:
             reasons = {item.tensor: item.reason for item in self.left_alone}
-            for name, mask in self._given.items():
+            for name in self._given:
                 target = known.get(self._graph.tied.get(name, name))
                 if target is None:
                     raise SelectionError(
@@ -196,7 +236,7 @@ class _Work:
                         where=name,
                         remedy="Zero it by itself, and give the other masks",
                     )
-                shape = self._tensor(name).shape
+                shape, mask = self._tensor(name).shape, unpacked(self._given[name])
                 if mask.dtype != torch.bool or mask.shape != shape:
                     raise ShapeError(
                         f"Its mask has the shape {list(mask.shape)} and the dtype {mask.dtype}",
@@ -228,7 +268,7 @@ class _Work:
             for one in leaves:
                 self._stream(stage, [one]).advance(0, 0, watchers)
             peak = sum(gram.nbytes for gram in grams.values())
-            return [self._update(target, grams[_key(target)], sweep, bias) for target in self.targets], peak
+            return self._update_all(self.targets, grams, sweep, bias), peak
         stream = self._stream(stage, leaves)
         for now in range(max((stage[node.name] for node in nodes), default=0)):
             due = [target for target in self.targets if stage[target.layer.node.name] == now + 1]
@@ -236,8 +276,7 @@ class _Work:
             for batch in range(len(leaves)):
                 _add_all(due, grams, stream.advance(batch, now, {}))
             peak = max(peak, stream.held_bytes + sum(gram.nbytes for gram in grams.values()))
-            layers += [self._update(target, grams[_key(target)], sweep, bias) for target in due]
-            grams.clear()
+            layers += self._update_all(due, grams, sweep, bias)
         return layers, peak
 
     def _stream(self, stage: Mapping[str, int], leaves: list[list[Any]]) -> Stream:
@@ -253,8 +292,24 @@ class _Work:
         for target in targets:
             grams.setdefault(_key(target), Gram(target.place.name, products))
 
-    def _update(self, target: _Target, gram: Gram, sweep: Sweep, with_bias: bool) -> LayerChange:
-        moments, means = gram.finish()
+    def _update_all(
+        self, targets: list[_Target], grams: dict[tuple[Any, ...], Gram], sweep: Sweep, bias: bool
+    ) -> list[LayerChange]:
+        """Layers that read the same numbers together, so that these are factored once and then let go."""
+        found: dict[_Target, LayerChange] = {}
+        for key in dict.fromkeys(map(_key, targets)):
+            moments = _Moments(grams.pop(key), self._choice, sweep, bias)
+            for target in targets:
+                if _key(target) == key:
+                    found[target] = self._update(target, moments, bias)
+        return [found[target] for target in targets]
+
+    @property
+    def _choice(self) -> Choice | None:
+        return self._given if isinstance(self._given, Choice) else None
+
+    def _update(self, target: _Target, moments: _Moments, with_bias: bool) -> LayerChange:
+        gram, sweep = moments.gram, moments.sweep
         dense = self._matrix(target).clone()
         centre = with_bias and target.bias is not None
         masks = self._mask_of(target)
@@ -262,14 +317,11 @@ class _Work:
         kept: list[Tensor] = []
         wanted = 0.0
         for group, matrix in enumerate(dense):
-            moment, mean = moments[group], means[group]
-            wanted += float(errors_of(matrix.to(gram.products), moment.to(gram.products)).sum())
-            if centre:
-                moment = moment - gram.count * torch.outer(mean, mean)
+            wanted += float(errors_of(matrix.to(gram.products), moments.plain(group)).sum())
             swept = sparsegpt(
                 matrix,
-                moment.to(gram.products),
-                choice=self._given if isinstance(self._given, Choice) else None,
+                moments.prepared(group, centre),
+                choice=self._choice,
                 keep=None if masks is None else masks[group],
                 sweep=sweep,
             )
@@ -278,7 +330,7 @@ class _Work:
         new = torch.stack([solution.weight for solution in solutions]).to(dense.dtype)
         if not torch.isfinite(new).all():
             raise CalibrationError("Its new weights hold NaN or infinity", where=gram.where)
-        self._write(target, dense, new, torch.stack(kept), means if centre else None)
+        self._write(target, dense, new, torch.stack(kept), moments.means if centre else None)
         before, after = (sum(getattr(item, name) for item in solutions) for name in ("before", "after"))
         used = max(solution.damping for solution in solutions)
         return LayerChange(
@@ -295,8 +347,8 @@ class _Work:
     def _mask_of(self, target: _Target) -> Tensor | None:
         if isinstance(self._given, Choice):
             return None
-        names = {self._graph.tied.get(name, name): mask for name, mask in self._given.items()}
-        mask = names[target.place.name].to(self._tensor(target.place.name).device)
+        names = {self._graph.tied.get(name, name): name for name in self._given}
+        mask = unpacked(self._given[names[target.place.name]]).to(self._tensor(target.place.name).device)
         return target.layer.form.to_matrix(target.place.apply(mask))
 
     def _write(self, target: _Target, dense: Tensor, new: Tensor, kept: Tensor, means: Tensor | None) -> None:
@@ -305,7 +357,7 @@ class _Work:
         target.place.write(tensor, target.layer.form.from_matrix(new, shape))
         mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
         target.place.write(mask, target.layer.form.from_matrix(kept, shape))
-        self.keep[target.place.name] = mask
+        self.masks[target.place.name] = PackedMask.of(mask.cpu().numpy())
         if means is not None and target.bias is not None:
             shift = ((dense - new).double() @ means[:, :, None]).flatten()
             self._tensor(target.bias.name).add_(shift)
@@ -313,6 +365,11 @@ class _Work:
 
 _TURNS = frozenset({"aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", "aten.detach", "aten.alias"})
 """What leaves all of a parameter to be read."""
+
+
+def unpacked(mask: Tensor | PackedMask) -> Tensor:
+    """The mask itself: bool, True = keep."""
+    return torch.from_numpy(mask.keep()) if isinstance(mask, PackedMask) else mask
 
 
 def _key(target: _Target) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from prunekit.importance import (
     weight_criterion,
 )
 from prunekit.importance.untouched import untouched
-from prunekit.plan import MaskPlan, Pattern, Scope, select_weights
-from prunekit.surgery.weight_masks import attach_masks
+from prunekit.plan import MaskPlan, NOfM, Pattern, Scope, select_weights
+from prunekit.plan.pattern import parse_pattern
+from prunekit.surgery.weight_masks import attach_masks, zero_weights
 from prunekit.workload import Batch
 
 
@@ -52,6 +53,7 @@ def mask_weights(
     loss: Callable[[Any, Batch], Tensor] | None = None,
     seed: int = 0,
     in_place: bool = False,
+    fold: bool = False,
 ) -> Masked:
     """Mask single weights of a model; shapes stay, and zeros save no time unless a runtime makes use of them.
 
@@ -70,6 +72,10 @@ def mask_weights(
             mean over the batches.
         seed: of the random criterion.
         in_place: mask ``model`` itself.
+        fold: make the masks permanent at once, with exact zeros in plain parameters.
+
+    Where parameters do not compete (``tensor``, ``row``, n:m) they are scored one after another, so that the
+    scores of one are held; with ``in_place`` and ``fold`` no other copy of the weights is made.
 
     Raises:
         SelectionError: an unknown name, a pattern that matches nothing, nothing to mask.
@@ -85,11 +91,20 @@ def mask_weights(
         norms = input_norms(model, weights, batches)
     elif needs == "gradients":
         gradients = mean_gradients(model, weights, batches, loss)
-    scores = score_weights(model, weights, criterion, norms=norms, gradients=gradients, seed=seed)
-    plan = select_weights(
-        weights, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion
-    )
-    return Masked(attach_masks(model, plan, in_place=in_place), plan)
+    alone = isinstance(parse_pattern(pattern), NOfM) or scope in (None, "tensor", "row")
+    parts = [weights]
+    if alone and len(weights) and not weight_criterion(criterion).of_all:
+        parts = [Weights((weight,), weights.fingerprint) for weight in weights]
+    plans = []
+    for part in parts:
+        scores = score_weights(model, part, criterion, norms=norms, gradients=gradients, seed=seed)
+        plans.append(
+            select_weights(part, scores, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion)
+        )
+    masks = {name: mask for plan in plans for name, mask in plan.masks.items()}
+    plan = replace(plans[0], masks=masks)
+    finish = zero_weights if fold else attach_masks
+    return Masked(finish(model, plan, in_place=in_place), plan)
 
 
 def mean_gradients(

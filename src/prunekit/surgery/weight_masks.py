@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunekit.errors import PlanError
-from prunekit.importance import Weights, WeightTensor, find_weights
+from prunekit.importance import Weights, WeightTensor, find_weights, stored_parameter
 from prunekit.plan import MaskPlan, PackedMask
 from prunekit.surgery.tensors import copied
 
@@ -128,6 +128,32 @@ def fold_masks(model: nn.Module, *, in_place: bool = False) -> nn.Module:
             )
     model = model if in_place else copied(model)
     _unmask(list(masked_places(model)))
+    return model
+
+
+def zero_weights(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) -> nn.Module:
+    """Set what a plan does not keep to zero for good: the masks are never attached, nor the weights copied.
+
+    The same as :func:`fold_masks` of :func:`attach_masks`, without what these hold in between.
+
+    Args:
+        model: the model the plan was made on; masks that it has are folded first.
+        plan: from :func:`prunekit.plan.select_weights`.
+        in_place: change ``model`` itself.
+
+    Returns:
+        The plain model: a copy, or ``model``.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    check_masks_fit(model, plan)
+    model = fold_masks(model, in_place=in_place)
+    with torch.no_grad():
+        for weight in _planned(model, plan):
+            parameter = stored_parameter(model, weight)
+            gone = ~torch.from_numpy(plan.masks[weight.name].keep())
+            parameter.masked_fill_(gone.to(parameter.device), 0.0)
     return model
 
 

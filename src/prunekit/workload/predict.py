@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from prunekit.workload.protocol import DecidingWorkload
 from prunekit.workload.split import Split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def predict(
@@ -48,6 +51,8 @@ def predict(
             done += len(batch)
             if progress is not None:
                 progress(done, len(split))
+    import pandas as pd
+
     return pd.concat([pd.DataFrame(table) for table in tables], ignore_index=True)
 
 
