@@ -2,12 +2,13 @@
 
     python -m benchmarks.language [--calibration 64] [--test 16] [--jobs 1] [--out docs/benchmarks]
 
-SmolLM2-135M-Instruct loses half, 60 % and 70 % of the weights of its 210 linear layers, and two of every four;
-embedding, output layer and norms stay. Magnitudes are compared within each matrix, Wanda's scores within each
-output, SparseGPT chooses in its sweep, as in the papers. Calibration reads the calibration split of the
-editorials, perplexity is on the test split; nothing is tuned, so nothing is validated. Each row runs in a
-process of its own on one thread: CPU seconds (user and system) and peak memory are those of the whole process,
-with imports and loading, until the model is pruned. Writes ``language.json`` and ``language.md``.
+SmolLM2-135M-Instruct loses half, 60 % and 70 % of the weights of its 210 linear layers, and two of every
+four; embedding, output layer and norms stay. Magnitudes are compared within each matrix, Wanda's scores
+within each output, SparseGPT chooses in its sweep, as in the papers. Calibration reads the calibration
+split of the editorials, perplexity is on the test split; nothing is tuned, so nothing is validated. Each
+row runs in a process of its own on one thread: CPU seconds (user and system) and peak memory are those of
+the whole process, with imports and loading, until the model is pruned. Writes ``language.json`` and
+``language.md``.
 """
 
 from __future__ import annotations
@@ -68,12 +69,18 @@ def prune(model: Any, method: str, setting: str, calibration: Any) -> None:
     body = model.model  # The output layer reads nothing that is pruned.
     if method == "sparsegpt":
         graph = pk.trace(body, kwargs={"input_ids": calibration[:2]})
-        choice = pk.Choice(given.get("sparsity"), (2, 4) if "pattern" in given else None)
-        pk.reconstruct_weights(body, graph, batches, choice, only=LAYERS, in_place=True)
+        pk.reconstruct_weights(body, graph, batches, pk.Choice(**given), only=LAYERS, in_place=True)
         return
     scope = "row" if method == "wanda" and "sparsity" in given else None
     pk.mask_weights(
-        body, **given, criterion=method, scope=scope, only=LAYERS, calibration=batches, in_place=True, fold=True
+        body,
+        **given,
+        criterion=method,
+        scope=scope,
+        only=LAYERS,
+        calibration=batches,
+        in_place=True,
+        fold=True,
     )
 
 
@@ -91,6 +98,7 @@ def losses(model: Any, test: Any) -> list[float]:
 def measure(method: str, setting: str, calibration: int, test: int) -> dict[str, Any]:
     """One row: what pruning took, and the losses afterwards."""
     import torch
+
     from benchmarks import assets
 
     torch.set_num_threads(1)
@@ -119,13 +127,13 @@ def linear_layers(model: Any) -> list[Any]:
 
 
 def peak_bytes() -> int:
-    """``VmHWM``: the most resident memory so far, of this program alone, which ``ru_maxrss`` is not after exec."""
+    """The most resident memory so far, of this program alone, which ``ru_maxrss`` is not after exec."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def interval(first: list[float], second: list[float]) -> tuple[float, float, float]:
-    """Perplexity of the first over that of the second, with its 95 % interval: windows in pairs, resampled."""
+    """Perplexity of the first over that of the second and its 95 % interval, from windows in pairs."""
     differences = np.array(first) - np.array(second)
     draws = np.random.default_rng(SEED).integers(0, len(differences), (RESAMPLES, len(differences)))
     low, high = np.exp(np.quantile(differences[draws].mean(1), (0.025, 0.975)))
@@ -146,6 +154,9 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, load: float) ->
             f"| {method} | {setting} | {perplexity(row):,.1f} | {over} | {beside} | {row['cpu_s']:.0f} | "
             f"{row['peak_gb']:.2f} |"
         )
+    missing = 1 + len(METHODS) * len(SETTINGS) - len(rows)
+    if missing:
+        lines.append(f"\n{missing} rows of this run are not there yet.")
     return HEAD.format(**vars(asked), tokens=asked.test * (TOKENS - 1), load=load) + "\n".join(lines) + "\n"
 
 
@@ -161,20 +172,22 @@ def shown(found: tuple[float, float, float]) -> str:
 
 HEAD = """# Single weights of a real decoder
 
-SmolLM2-135M-Instruct without a share of the weights of its 210 linear layers, or without two of every four
-(`python -m benchmarks.language`; the environment is in `language.json`). Calibrated on {calibration} windows of 512
-tokens of the calibration editorials, evaluated on {test} windows of the test editorials, {tokens:,} tokens predicted;
-no editorial is in both. Nothing is trained, and the output layer, tied to the embedding, stays. Magnitudes are
-compared within each matrix, Wanda's scores within each output, on the inputs of the dense model; SparseGPT goes layer
-by layer, each reading what the pruned layers before it give.
+SmolLM2-135M-Instruct without a share of the weights of its 210 linear layers, or without two of every
+four (`python -m benchmarks.language`; the environment is in `language.json`). Calibrated on {calibration}
+windows of 512 tokens of the calibration editorials, evaluated on {test} windows of the test editorials,
+{tokens:,} tokens predicted; no editorial is in both. Nothing is trained, and the output layer, tied to
+the embedding, stays. Magnitudes are compared within each matrix, Wanda's scores within each output, on
+the inputs of the dense model; SparseGPT goes layer by layer, each reading what the pruned layers before
+it give.
 
-In brackets 95 % intervals of a paired bootstrap over the {test} windows, 10,000 resamples, seed 0; they say how much
-the texts matter, not other calibration data: that is one draw. The weights come dequantised from 4 bits; some are
-exactly zero before anything is pruned (the dense row of `language.json` says how many), and equal magnitudes are
-common, which ties by position decide.
+In brackets 95 % intervals of a paired bootstrap over the {test} windows, 10,000 resamples, seed 0; they
+say how much the texts matter, not other calibration data: that is one draw. The weights come dequantised
+from 4 bits; some are exactly zero before anything is pruned (the dense row of `language.json` says how
+many), and equal magnitudes are common, which ties by position decide.
 
-CPU seconds and peak memory are those of the whole process on one thread, with imports and loading, until the model
-is pruned; {load:.1f} processes wanted the cores when it began, and CPU seconds grow when cores are shared.
+CPU seconds and peak memory are those of the whole process on one thread, with imports and loading, until
+the model is pruned; {load:.1f} processes wanted the cores when it began, and CPU seconds grow when cores
+are shared.
 
 | method | removed | perplexity | over dense | Wanda over SparseGPT | CPU s | peak, GB |
 |---|---|---|---|---|---|---|

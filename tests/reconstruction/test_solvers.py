@@ -6,6 +6,7 @@ import torch
 from tests.reconstruction import oracles
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
+from prunekit.plan import Block
 from prunekit.reconstruction import (
     Choice,
     Sweep,
@@ -109,9 +110,9 @@ def test_masked_least_squares_is_the_optimum_of_every_row():
 SWEEPS = [
     {"choice": Choice(sparsity=0.5)},
     {"choice": Choice(sparsity=0.37)},
-    {"choice": Choice(n_m=(2, 4))},
-    {"choice": Choice(n_m=(4, 8))},
-    {"choice": Choice(n_m=(1, 4))},
+    {"choice": Choice(pattern="2:4")},
+    {"choice": Choice(pattern="4:8")},
+    {"choice": Choice(pattern="1:4")},
     {"keep": True},
 ]
 
@@ -132,8 +133,8 @@ def test_sparsegpt_follows_the_papers_equations(given, block_size):
         moment,
         0.02,
         keep=mask,
-        sparsity=None if choice is None else choice.sparsity,
-        n_m=None if choice is None else choice.n_m,
+        sparsity=None if choice is None or choice.n_of_m else choice.sparsity,
+        n_m=None if choice is None or choice.n_of_m is None else (choice.n_of_m.n, choice.n_of_m.m),
     )
     np.testing.assert_array_equal(found.keep, expected_mask)
     plain = np.where(expected_mask, w, 0)
@@ -166,7 +167,7 @@ def test_the_order_by_the_diagonal_is_a_permuted_natural_one():
         sweep=Sweep(selection_size=4),
     )
     np.testing.assert_allclose(found.solution.weight[:, order], by_hand.solution.weight, atol=TOLERANCE)
-    kept = sparsegpt(*tensors(w, x.T @ x), choice=Choice(n_m=(2, 4)), sweep=Sweep("diagonal")).keep
+    kept = sparsegpt(*tensors(w, x.T @ x), choice=Choice(pattern="2:4"), sweep=Sweep("diagonal")).keep
     assert (kept.reshape(6, 4, 4).sum(2) == 2).all()
 
 
@@ -200,7 +201,7 @@ def test_weights_and_blocks_go_as_in_brute_force(block, share):
     sets = np.arange(8).reshape(-1, block[1]).tolist()
     groups = w.reshape(-1, block[0], 8)
     count = round(share * len(groups) * len(sets))
-    found = remove_weights(*tensors(w, x.T @ x), count=count, block=block)
+    found = remove_weights(*tensors(w, x.T @ x), count=count, pattern=Block(*block))
     traces = [oracles.greedy_row(group, moment, sets, len(sets))[:2] for group in groups]
     losses = [np.diff([0.0, *errors]) for _, errors in traces]
     taken = [0] * len(groups)
@@ -219,7 +220,7 @@ def test_weights_and_blocks_go_as_in_brute_force(block, share):
 def test_n_of_m_goes_as_in_brute_force():
     w, x = oracles.layer(rows=4, inputs=8, seed=8)
     moment = oracles.damped(x.T @ x, 0.01)
-    found = remove_weights(*tensors(w, x.T @ x), n_m=(2, 4))
+    found = remove_weights(*tensors(w, x.T @ x), pattern="2:4")
     for row in range(4):
 
         def allowed(gone, candidate):
@@ -238,20 +239,22 @@ def test_greedy_costs_no_more_than_the_sweep():
 
 
 BAD = {
-    "both": (SelectionError, lambda w, h: Choice(sparsity=0.5, n_m=(2, 4))),
+    "both": (SelectionError, lambda w, h: Choice(sparsity=0.4, pattern="2:4")),
     "neither": (SelectionError, lambda w, h: Choice()),
     "sparsity": (SelectionError, lambda w, h: Choice(sparsity=1.5)),
-    "n_m": (SelectionError, lambda w, h: Choice(n_m=(4, 4))),
+    "n of m": (SelectionError, lambda w, h: Choice(pattern="4:4")),
+    "block": (SelectionError, lambda w, h: Choice(sparsity=0.5, pattern="1x4")),
     "order": (SelectionError, lambda w, h: Sweep("random")),
     "block_size": (SelectionError, lambda w, h: Sweep(block_size=0)),
+    "count beside n:m": (SelectionError, lambda w, h: remove_weights(w, h, count=1, pattern="2:4")),
     "nothing": (SelectionError, lambda w, h: sparsegpt(w, h)),
     "damping": (SelectionError, lambda w, h: least_squares(w, h, torch.ones(8) > 0, damping=-1.0)),
-    "not divisible": (ShapeError, lambda w, h: sparsegpt(w, h, choice=Choice(n_m=(2, 3)))),
+    "not divisible": (ShapeError, lambda w, h: sparsegpt(w, h, choice=Choice(pattern="2:3"))),
     "moments": (ShapeError, lambda w, h: sparsegpt(w, h[:4], choice=Choice(sparsity=0.5))),
     "mask": (ShapeError, lambda w, h: least_squares(w, h, torch.ones(7) > 0)),
     "sets overlap": (ShapeError, lambda w, h: remove_sets(w, h, [[0, 1], [1]], 1)),
     "too many": (SelectionError, lambda w, h: remove_sets(w, h, [[0, 1]], 2)),
-    "block": (ShapeError, lambda w, h: remove_weights(w, h, count=1, block=(2, 2))),
+    "does not divide": (ShapeError, lambda w, h: remove_weights(w, h, count=1, pattern="2x3")),
     "count": (SelectionError, lambda w, h: remove_weights(w, h, count=99)),
 }
 

@@ -1,6 +1,7 @@
 """Single weights swept layer after layer: against hooks and the solver, layer by layer."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.graph import trace
-from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, sparsegpt
+from prunekit.reconstruction import Choice, Sweep, reconstruct_weights, shelf, sparsegpt
 from prunekit.reconstruction.sparsegpt import lowest
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery import fold_masks, mask_weights
@@ -126,7 +127,7 @@ def by_hand(model, x, given, sweep, sequential):
 
 
 @pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize("choice", [Choice(sparsity=0.5), Choice(n_m=(2, 4)), "masks"], ids=str)
+@pytest.mark.parametrize("choice", [Choice(sparsity=0.5), Choice(pattern="2:4"), "masks"], ids=str)
 @pytest.mark.parametrize("name", NETS)
 @torch.no_grad()
 def test_it_is_the_solver_layer_by_layer(name, choice, sequential):
@@ -232,6 +233,32 @@ def test_layers_that_read_the_same_are_of_one_stage():
     assert max(held) <= 2 * 6 * x.nbytes  # of both batches: the hidden state, and three times it at most
 
 
+@torch.no_grad()
+def test_what_waits_in_pieces_is_the_same(monkeypatch):
+    """Pieces of three values, of seven batches: the last one is smaller, and the last batch too."""
+    model, graph, x = net("decoder")
+    batches = cut(torch.cat([x, x + 1])[:20], 3)
+    given = reconstruct_weights(model, graph, batches, Choice(sparsity=0.5))
+    monkeypatch.setattr(shelf, "PIECE", 3 * x[:3].nbytes)
+    found = reconstruct_weights(model, graph, batches, Choice(sparsity=0.5))
+    assert found.peak_bytes != given.peak_bytes
+    assert found.masks == given.masks
+    for left, right in zip(found.model.parameters(), given.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_piece_is_free_once_its_values_are(monkeypatch):
+    monkeypatch.setattr(shelf, "PIECE", 3 * 8 * 4)
+    held = shelf.Shelf(7)
+    slots = [held.put("node", torch.full((8,), float(number))) for number in range(7)]
+    assert [slot.tolist() for slot in slots] == [[float(number)] * 8 for number in range(7)]
+    pieces = [slot.untyped_storage() for slot in slots]
+    assert sorted({piece.data_ptr(): piece.nbytes() for piece in pieces}.values()) == [32 * 3, 32 * 4]
+    watched = [weakref.ref(slot._base) for slot in slots]
+    del slots, pieces
+    assert all(piece() is None for piece in watched)
+
+
 def test_in_place_operators_keep_the_order():
     _, graph, _ = net("images")
     convolutions = {node for node in graph.nodes if "conv2d" in str(node.target)}
@@ -265,6 +292,9 @@ def test_weights_that_others_read_are_left_alone():
         "aten.embedding reads its weight too",
         "aten.linear reads its weight too",
     }
+    batches = [Batch(args=(tokens,))]
+    without = reconstruct_weights(model, graph, batches, Choice(sparsity=0.5), ignore="head")
+    assert without.masks == found.masks
     mask = torch.ones(8, 8, dtype=torch.bool)
     with pytest.raises(SelectionError, match="reads its weight too"):
         reconstruct_weights(model, graph, [Batch(args=(tokens,))], {"twice.weight": mask})
@@ -313,8 +343,12 @@ BAD = {
         "traced with",
         lambda x: ([Batch(args=(x[:, :3],))], Choice(sparsity=0.5), {}),
     ),
-    "nan": (CalibrationError, r"0\.query\.weight", lambda x: (cut(x * torch.nan, 4), Choice(n_m=(2, 4)), {})),
-    "does not divide": (ShapeError, "weight", lambda x: (cut(x, 4), Choice(n_m=(2, 3)), {})),
+    "nan": (
+        CalibrationError,
+        r"0\.query\.weight",
+        lambda x: (cut(x * torch.nan, 4), Choice(pattern="2:4"), {}),
+    ),
+    "does not divide": (ShapeError, "weight", lambda x: (cut(x, 4), Choice(pattern="2:3"), {})),
     "no such pattern": (SelectionError, "matches", lambda x: (cut(x, 4), Choice(0.5), {"only": "nothing"})),
     "nothing left": (SelectionError, "no layer", lambda x: (cut(x, 4), Choice(0.5), {"ignore": "*"})),
     "unknown mask": (SelectionError, "nothing", lambda x: (cut(x, 4), {"nothing": x > 0}, {})),

@@ -256,39 +256,6 @@ def test_modules_that_read_their_weights_in_their_own_way_see_the_zeros(build, r
     assert list(folded.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_recurrent_module_that_has_run_is_copied_trained_folded_and_masked_again(kind, layers):
-    """Oracle: a plain module that gets the same state."""
-    torch.manual_seed(0)
-    x = torch.randn(3, 2, 4)
-    plain = nn.Sequential(kind(4, 6, layers, bidirectional=layers > 1))
-    masked = pk.mask_weights(plain, sparsity=0.5).model
-    optimizer = torch.optim.Adam(masked.parameters(), 0.05)
-
-    def train(model, steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            model(x)[0].square().mean().backward()
-            optimizer.step()
-
-    train(masked, 2)
-    twin = copy.deepcopy(masked)
-    wanted = masked(x)[0]
-    assert torch.equal(twin(x)[0], wanted)
-    folded, thinner = pk.fold_masks(masked), pk.mask_weights(masked, sparsity=0.8).model
-    assert type(folded[0]) is kind
-    assert list(folded.state_dict()) == list(plain.state_dict())
-    assert thinner(x)[0].shape == wanted.shape
-    plain.load_state_dict(folded.state_dict())
-    assert torch.equal(plain(x)[0], folded(x)[0])
-    torch.testing.assert_close(plain(x)[0], wanted)
-    train(masked, 1)
-    assert torch.equal(twin(x)[0], wanted), "the copy has weights of its own"
-    pk.fold_masks(twin, in_place=True)
-    assert torch.equal(copy.deepcopy(twin)(x)[0], plain(x)[0])
-
-
 def test_a_plan_for_another_model_is_refused():
     plan = pk.mask_weights(mixed(), sparsity=0.5).plan
     for other in (nn.Linear(4, 4), nn.ReLU(), nn.Sequential(mixed())):
@@ -398,3 +365,32 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert [(out.strip(), process.returncode) for (out, _), process in zip(ends, running, strict=True)] == [
         ("same", 0)
     ] * 2, ends
+
+
+@pytest.mark.parametrize("scope", [None, "row", "global"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_folding_at_once_is_folding_what_was_attached(scope, in_place):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = {"sparsity": 0.6, "scope": scope}
+    masked = pk.mask_weights(model, **asked)
+    found = pk.mask_weights(model, **asked, fold=True, in_place=in_place)
+    assert found.plan == masked.plan
+    assert (found.model is model) == in_place
+    expected = pk.fold_masks(masked.model).state_dict()
+    assert list(found.model.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
+    if not in_place:
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_parameters_scored_one_after_another_are_masked_as_together():
+    """The steps score all of them before anything is chosen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
+    weights = pk.find_weights(model)
+    scores = pk.score_weights(model, weights, "magnitude")
+    for asked in ({"sparsity": 0.37}, {"sparsity": 0.37, "scope": "row"}, {"pattern": "1:4"}):
+        expected = pk.select_weights(weights, scores, criterion="magnitude", **asked)
+        assert pk.mask_weights(model, **asked).plan == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -150,6 +151,31 @@ def parse_pattern(given: Pattern | str) -> Pattern:
         f"There is no pattern {given!r}",
         expected="'element', 'row', 'column', such as '2:4' (n of m) or '4x8' (rows x columns)",
         where="pattern",
+    )
+
+
+def sparsity_of(given: float | None, pattern: Pattern) -> float:
+    """The fraction that goes: the one given, or the one that a pattern n:m has.
+
+    Raises:
+        SelectionError: it is no fraction, or contradicts the pattern.
+    """
+    if isinstance(pattern, NOfM):
+        if given is not None and abs(given - pattern.sparsity) > 1e-9:
+            raise pattern_alone(pattern)
+        return pattern.sparsity
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) <= 1:
+        raise SelectionError(f"The sparsity is {given!r}", expected="a number from 0 to 1", where="sparsity")
+    return float(given)
+
+
+def pattern_alone(pattern: NOfM) -> SelectionError:
+    """What is said where a sparsity or a scope is given beside n:m."""
+    return SelectionError(
+        f"The pattern {pattern} has the sparsity {pattern.sparsity:.4g} in every group",
+        expected="no other sparsity and no scope beside it",
+        where="pattern",
+        remedy="Leave sparsity and scope out",
     )
 
 

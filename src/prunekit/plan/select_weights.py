@@ -20,7 +20,9 @@ from prunekit.plan.pattern import (
     as_grid,
     from_grid,
     parse_pattern,
+    pattern_alone,
     score_pieces,
+    sparsity_of,
     spread,
 )
 from prunekit.plan.scope import Pieces, Scope, parse_scope, ranks_rows
@@ -132,7 +134,9 @@ def check_selection(
     """
     wanted = parse_pattern(pattern)
     mean = _power(power, criterion)
-    share = _sparsity(sparsity, wanted, scope)
+    if isinstance(wanted, NOfM) and scope is not None:
+        raise pattern_alone(wanted)
+    share = sparsity_of(sparsity, wanted)
     if not len(weights):
         raise SelectionError("There are no weights to select from", remedy="Look at only= and ignore=")
     if scope is None:
@@ -171,21 +175,6 @@ def _plan(weights: Weights, kept: Mapping[str, Tensor], asked: Asked, criterion:
     return MaskPlan(
         masks, weights.fingerprint, str(asked.pattern), asked.scope_name, criterion, asked.sparsity
     )
-
-
-def _sparsity(given: float | None, pattern: Pattern, scope: object) -> float:
-    if isinstance(pattern, NOfM):
-        if scope is not None or (given is not None and abs(given - pattern.sparsity) > 1e-9):
-            raise SelectionError(
-                f"The pattern {pattern} has the sparsity {pattern.sparsity:.4g} in every group",
-                expected="no other sparsity and no scope beside it",
-                where="pattern",
-                remedy="Leave sparsity and scope out",
-            )
-        return pattern.sparsity
-    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= given <= 1:
-        raise SelectionError(f"The sparsity is {given!r}", expected="a number from 0 to 1", where="sparsity")
-    return float(given)
 
 
 def _power(given: float | None, criterion: str) -> float:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
+from prunekit.plan import Block, NOfM, Pattern
+from prunekit.plan.pattern import parse_pattern
 from prunekit.reconstruction.damping import DAMPING, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 from prunekit.reconstruction.sparsegpt import Choice, Swept
@@ -84,22 +86,20 @@ def remove_weights(
     moment: Tensor,
     *,
     count: int | None = None,
-    n_m: tuple[int, int] | None = None,
-    block: tuple[int, int] = (1, 1),
+    pattern: Pattern | str = "element",
     damping: float = DAMPING,
 ) -> Swept:
     """Remove single weights or blocks one by one, updating the others of their rows each time.
 
-    Every output (every ``block[0]`` successive ones, which share a mask) is emptied greedily; of all these
+    Every output (of blocks, so many successive ones, which share a mask) is emptied greedily; of all these
     sequences together the ``count`` steps that cost least are taken, each sequence from its beginning. With
-    ``n_m`` each output keeps ``n`` of every ``m`` successive inputs.
+    n:m each output keeps ``n`` of every ``m`` successive inputs.
 
     Args:
         weight: ``[out, in]``.
         moment: ``H = X.T X``, ``[in, in]``.
-        count: how many weights (blocks) go; or
-        n_m: ``(n, m)``, for blocks of one weight.
-        block: outputs and successive inputs that go together; they divide ``[out, in]``.
+        count: how many weights (blocks) go; n:m has its own count.
+        pattern: ``element``, n:m such as ``2:4``, or blocks such as ``2x4``, which divide ``[out, in]``.
         damping: as a fraction of the mean of the diagonal.
 
     Returns:
@@ -107,7 +107,7 @@ def remove_weights(
 
     Raises:
         ShapeError: shapes that do not fit or do not divide.
-        SelectionError: not one of ``count`` and ``n_m``, or impossible ones.
+        SelectionError: no pattern, a count beside n:m or none without, or an impossible one.
         CalibrationError: NaN or infinity in ``moment``.
 
     Source: Frantar & Alistarh, 2022 (OBC), Algorithms 1 and 2, eqs. 3-5, https://arxiv.org/abs/2208.11580.
@@ -115,17 +115,21 @@ def remove_weights(
     """
     weight, moment = weight.cpu(), moment.cpu()
     inputs = _check(weight, moment)
-    high, wide = block
+    wanted = parse_pattern(pattern)
+    high, wide = 1, 1
+    if isinstance(wanted, Block):
+        high, wide = wanted.rows or len(weight), wanted.columns or inputs
     if len(weight) % high or inputs % wide:
-        raise ShapeError(f"{list(weight.shape)} does not divide by blocks of {block}", where="block")
-    steps = _steps(weight, count, n_m, block)
+        raise ShapeError(f"{list(weight.shape)} does not divide by blocks of {wanted}", where="pattern")
+    n_of_m = wanted if isinstance(wanted, NOfM) else None
+    steps = _steps(weight, count, n_of_m, (high, wide))
     inverse, used = inverse_of(moment, damping)
     sets = torch.arange(inputs).reshape(-1, wide)
     groups = weight.double().reshape(-1, high, inputs)
     at_once = max(1, AT_ONCE // max(1, inputs * inputs))
-    found = [_emptied(part, inverse, sets, steps, n_m) for part in groups.split(at_once)]
+    found = [_emptied(part, inverse, sets, steps, n_of_m) for part in groups.split(at_once)]
     orders, costs = (torch.cat(parts) for parts in zip(*found, strict=True))
-    taken = torch.full((len(groups),), steps) if n_m is not None else _cheapest(costs, count or 0)
+    taken = torch.full((len(groups),), steps) if n_of_m is not None else _cheapest(costs, count or 0)
     several = zip(groups.split(at_once), orders.split(at_once), taken.split(at_once), strict=True)
     parts = [_replayed(part, inverse, sets, goes, until) for part, goes, until in several]
     gone = torch.zeros(len(groups), inputs // wide, dtype=torch.bool)
@@ -192,7 +196,7 @@ class Trace:
 
 
 def _emptied(
-    part: Tensor, inverse: Tensor, sets: Tensor, steps: int, n_m: tuple[int, int] | None
+    part: Tensor, inverse: Tensor, sets: Tensor, steps: int, n_of_m: NOfM | None
 ) -> tuple[Tensor, Tensor]:
     """``[problems, steps]`` which set goes at each step, and at what cost."""
     trace = Trace(part, inverse[None], sets)
@@ -201,10 +205,9 @@ def _emptied(
     costs = torch.zeros(len(part), steps, dtype=torch.float64)
     for step in range(steps):
         free = ~gone
-        if n_m is not None:
-            n, m = n_m
-            full = gone.reshape(len(part), -1, m).sum(2) >= m - n
-            free &= ~full.repeat_interleave(m, 1)
+        if n_of_m is not None:
+            full = gone.reshape(len(part), -1, n_of_m.m).sum(2) >= n_of_m.m - n_of_m.n
+            free &= ~full.repeat_interleave(n_of_m.m, 1)
         orders[:, step], costs[:, step] = trace.step(free)
         gone.scatter_(1, orders[:, step : step + 1], True)
     return orders, costs
@@ -232,16 +235,14 @@ def _cheapest(costs: Tensor, count: int) -> Tensor:
     return torch.tensor(taken, dtype=torch.int64)
 
 
-def _steps(weight: Tensor, count: int | None, n_m: tuple[int, int] | None, block: tuple[int, int]) -> int:
+def _steps(weight: Tensor, count: int | None, n_of_m: NOfM | None, block: tuple[int, int]) -> int:
     """The steps of each sequence that may be needed."""
     rows, inputs = weight.shape
-    if (count is None) == (n_m is None):
-        raise SelectionError("Give how many go or N:M", expected="one of count and n_m")
-    if n_m is not None:
-        if block != (1, 1):
-            raise SelectionError("N:M counts single weights", expected="block=(1, 1)", where="block")
-        Choice(n_m=n_m).check_inputs(inputs)
-        return inputs // n_m[1] * (n_m[1] - n_m[0])
+    if (count is None) == (n_of_m is None):
+        raise SelectionError("Give how many go or n:m", expected="one of count and a pattern n:m")
+    if n_of_m is not None:
+        Choice(pattern=n_of_m).check_inputs(inputs)
+        return inputs // n_of_m.m * (n_of_m.m - n_of_m.n)
     assert count is not None
     pieces = rows // block[0] * (inputs // block[1])
     if not 0 <= count <= pieces:

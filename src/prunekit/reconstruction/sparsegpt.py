@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import SelectionError, ShapeError
+from prunekit.plan import Block, NOfM, Pattern
+from prunekit.plan.pattern import parse_pattern, sparsity_of
 from prunekit.reconstruction.damping import DAMPING, factor
 from prunekit.reconstruction.least_squares import Solution, guarded
 
@@ -47,31 +49,33 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to go where no mask is given.
+    """What is to go where no mask is given; said as for :func:`prunekit.plan.select_weights`.
 
     Attributes:
         sparsity: the fraction of a layer's weights that goes, in ``[0, 1]``; exact up to rounding to a whole
-            number, whatever ties there are.
-        n_m: ``(n, m)``: of every ``m`` successive inputs of an output ``n`` are kept. One of the two.
+            number, whatever ties there are. A pattern n:m has its own.
+        pattern: ``element``, or n:m such as ``2:4``: of so many successive inputs of an output so many stay.
 
     Raises:
-        SelectionError: both or neither, or impossible numbers.
+        SelectionError: another pattern, a sparsity that is none or that contradicts the pattern.
     """
 
     sparsity: float | None = None
-    n_m: tuple[int, int] | None = None
+    pattern: Pattern | str = "element"
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (self.n_m is None):
+        pattern = parse_pattern(self.pattern)
+        if isinstance(pattern, Block):
             raise SelectionError(
-                f"The sparsity is {self.sparsity!r} and N:M {self.n_m!r}",
-                expected="one of the two",
-                where="choice",
+                f"The pattern is '{pattern}'", expected="'element', or n:m such as '2:4'", where="pattern"
             )
-        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise SelectionError(f"It is {self.sparsity!r}", expected="0 to 1", where="sparsity")
-        if self.n_m is not None and not 0 < self.n_m[0] < self.n_m[1]:
-            raise SelectionError(f"It is {self.n_m!r}", expected="(n, m) with 0 < n < m", where="n_m")
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "sparsity", sparsity_of(self.sparsity, pattern))
+
+    @property
+    def n_of_m(self) -> NOfM | None:
+        """The pattern, where it is n:m."""
+        return self.pattern if isinstance(self.pattern, NOfM) else None
 
     def check_inputs(self, inputs: int, where: str = "") -> None:
         """Refuse a number of inputs that the choice cannot be made over.
@@ -79,10 +83,10 @@ class Choice:
         Raises:
             ShapeError: the inputs do not divide by ``m``.
         """
-        if self.n_m is not None and inputs % self.n_m[1]:
+        if self.n_of_m is not None and inputs % self.n_of_m.m:
             raise ShapeError(
                 f"It has {inputs} inputs",
-                expected=f"a multiple of {self.n_m[1]} for {self.n_m[0]}:{self.n_m[1]}",
+                expected=f"a multiple of {self.n_of_m.m} for {self.n_of_m}",
                 where=where,
                 remedy="Leave the layer out with ignore=, or choose another pattern",
             )
@@ -187,7 +191,7 @@ def sparsegpt(
 
 
 def _by_size(moment: Tensor, choice: Choice | None) -> Tensor:
-    together = 1 if choice is None or choice.n_m is None else choice.n_m[1]
+    together = 1 if choice is None or choice.n_of_m is None else choice.n_of_m.m
     size = moment.diagonal().reshape(-1, together).sum(1)
     first = torch.argsort(size, descending=True, stable=True) * together
     return (first[:, None] + torch.arange(together, device=moment.device)).flatten()
@@ -241,8 +245,8 @@ def _sweep(
 
 
 def _selected_at_once(choice: Choice | None, sweep: Sweep) -> int:
-    if choice is not None and choice.n_m is not None:
-        return choice.n_m[1]
+    if choice is not None and choice.n_of_m is not None:
+        return choice.n_of_m.m
     return sweep.selection_size or sweep.block_size
 
 
@@ -250,9 +254,8 @@ def _choose(score: Tensor, choice: Choice, start: int) -> Tensor:
     """``[out, columns]`` what stays of these columns; of equal scores the first go."""
     rows, columns = score.shape
     mask = torch.ones_like(score, dtype=torch.bool)
-    if choice.n_m is not None:
-        n, m = choice.n_m
-        gone = torch.argsort(score, dim=1, stable=True)[:, : m - n]
+    if choice.n_of_m is not None:
+        gone = torch.argsort(score, dim=1, stable=True)[:, : choice.n_of_m.m - choice.n_of_m.n]
         return mask.scatter_(1, gone, False)
     assert choice.sparsity is not None
     until, so_far = (round(choice.sparsity * rows * end) for end in (start + columns, start))

@@ -134,10 +134,8 @@ def reconstruct_weights(
     Source: Frantar & Alistarh, 2023, https://arxiv.org/abs/2301.00774; see :func:`sparsegpt`.
     """
     sweep = sweep or Sweep()
-    if isinstance(given, MaskPlan):
-        given = given.masks
     leaves = leaves_of_batches(graph, calibration)
-    work = _Work(model, graph, given, (only, ignore))
+    work = _Work(model, graph, given.masks if isinstance(given, MaskPlan) else given, (only, ignore))
     work.model = model if in_place else copied(model)
     with torch.inference_mode(False), untouched(model, ()), torch.no_grad():
         layers, peak = work.run(leaves, sweep, sequential, compensate_bias, products)
@@ -185,15 +183,21 @@ class _Work:
         if not isinstance(self._given, Choice):
             return {self._graph.tied.get(name, name) for name in self._given}
         only, ignore = ((item,) if isinstance(item, str) else tuple(item) for item in patterns)
+        every = {name: [name] for name in names}
+        for tied, first in self._graph.tied.items():
+            every.get(first, []).append(tied)
+
+        def match(name: str, patterns: tuple[str, ...]) -> bool:
+            return any(_matches(place, pattern) for place in every[name] for pattern in patterns)
+
         for pattern in (*only, *ignore):
-            if not any(_matches(name, pattern) for name in names):
+            if not any(match(name, (pattern,)) for name in names):
                 raise SelectionError(
                     f"The pattern {pattern!r} matches no layer's weight",
                     expected=f"a shell-style pattern of one of {', '.join(names[:5])}",
                     where="only or ignore",
                 )
-        chosen = [name for name in names if not only or any(_matches(name, item) for item in only)]
-        return {name for name in chosen if not any(_matches(name, item) for item in ignore)}
+        return {name for name in names if (not only or match(name, only)) and not match(name, ignore)}
 
     def _take(self, layer: Layer, place: Place) -> None:
         tensor = self._tensor(place.name)
