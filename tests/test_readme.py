@@ -8,6 +8,7 @@ import pytest
 import torch
 
 README = Path(__file__).parents[1] / "README.md"
+RECOVERY = README.parent / "docs" / "recovery.md"
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,15 @@ def test_the_steps_are_all_there(example):
     steps = ("trace", "find_groups", "collect", "score", "allocate", "mask", "remove", "verify")
     assert [step for step in steps if f"pk.{step}(" not in text] == []
     assert example["groups"].frozen
+
+
+def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", RECOVERY.read_text(encoding="utf-8"), flags=re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text("\n\n".join(blocks))
+    torch.manual_seed(0)
+    example = runpy.run_path(str(path))
+    assert example["report"].narrowed == ("0.weight", "0.bias", "2.weight")
+    assert (example["report"].gone, dict(example["report"].reset)) == ((), {})
+    assert int(example["average"].n_averaged) == 2
+    assert example["net"][1].num_batches_tracked == 4

@@ -228,11 +228,36 @@ def test_the_recipe_knows_what_the_rooms_know():
 
     assert set(choices(GoalSection, "kind")) == set(GOAL_KINDS)
     assert set(choices(GoalSection, "scope")) == set(SCOPES)
-    assert set(choices(Schedule, "curve")) == set(SCHEDULES)
+    for curve in SCHEDULES:
+        assert Schedule(curve=curve).curve == curve
     for number in (OPSETS[0], OPSETS[-1]):
         assert Export(opset=number).opset == number
     with pytest.raises(ValidationError):
         Export(opset=OPSETS[-1] + 1)
+
+
+def test_a_curve_is_a_name_or_pairs(tmp_path):
+    pairs = SHORT + "schedule: {cycles: 2, curve: [[0.5, 0.3], [1, 1]]}\n"
+    assert load(tmp_path, pairs).schedule.curve == ((0.5, 0.3), (1.0, 1.0))
+    assert load(tmp_path, SHORT + "schedule: {cycles: 4, curve: one_cycle}\n").schedule.curve == "one_cycle"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{curve: one-cycle}", r"schedule\.curve.*did you mean 'one_cycle'.*or pairs such as"),
+        ("{cycles: 2, curve: 0.5}", r"schedule\.curve.*It is 0\.5\. Expected a list of pairs"),
+        ("{cycles: 2, curve: [[0.5, 0.3], [1, 0.9]]}", r"schedule\.curve.*the last of them 1"),
+        (
+            "{cycles: 3, curve: [[0.34, 0.3], [0.6, 0.6], [1, 1]]}",
+            "Cycle 1 of 3 .progress 0.3333. removes nothing",
+        ),
+        ("{cycles: 4, curve: [[0.25, 0.3], [1, 1]]}", "Cycle 2 of 4 .progress 0.5000. removes nothing"),
+    ],
+)
+def test_curves_that_are_mistakes(tmp_path, schedule, message):
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path, SHORT + f"schedule: {schedule}\n")
 
 
 def test_training_keys_and_defaults_are_those_of_the_training_settings():
@@ -240,7 +265,7 @@ def test_training_keys_and_defaults_are_those_of_the_training_settings():
         field.name: field.default for field in dataclasses.fields(TrainingSettings) if field.name != "seed"
     }
     assert Parent().model_dump(exclude={"checkpoint"}) == settings
-    recovery = Recover().model_dump(exclude={"epochs", "share_of_original"})
+    recovery = Recover().model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
     assert recovery.keys() == settings.keys() - {"epochs"}
 
 

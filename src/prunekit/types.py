@@ -25,9 +25,6 @@ KeepMask = Mapping[str, BoolArray]
 class Granularity(StrEnum):
     """The kind of a unit."""
 
-    ELEMENT = "element"
-    N_M = "n_m"
-    BLOCK = "block"
     CHANNEL = "channel"
     CHANNEL_GROUP = "channel_group"
     NEURON = "neuron"
@@ -48,6 +45,12 @@ WIDTHS = frozenset(
 
 DEPTH = frozenset({Granularity.LAYER, Granularity.BRANCH})
 """The kinds whose units are left out of the computation whole."""
+
+
+def lies_in(name: str, pattern: str) -> bool:
+    """A shell-style pattern matches a qualified name or that of a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,7 @@ class Group:
 
     def matches(self, pattern: str) -> bool:
         """A shell-style pattern matches its name, one of its tensors or a module around one."""
-        names = [self.name, *self.tensors]
-        for tensor in self.tensors:
-            parts = tensor.split(".")
-            names.extend(".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(fnmatchcase(name, pattern) for name in names)
+        return fnmatchcase(self.name, pattern) or any(lies_in(tensor, pattern) for tensor in self.tensors)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.plan import Goal, PruningPlan, allocate
+from prunekit.recover import follow
 from prunekit.surgery import Removal, remove
 from prunekit.types import WIDTHS
 
@@ -69,6 +70,25 @@ def test_removed_equals_masked(case):
         for inputs in (case.inputs(), oracles.more(case.inputs())):
             inputs = oracles.in_double(inputs)
             assert oracles.error(oracles.run(masked, inputs), oracles.run(removed, inputs)) < TOLERANCE
+
+
+def test_an_optimizer_follows(case):
+    """Its momentum is cut out like the parameters, and it holds the smaller model's parameters only."""
+    model, groups = case.model(), groups_of(case.name)
+    for level in LEVELS:
+        plan, removal = make_plan(case.name, *level), make_removal(case, *level)
+        dense = dict(model.named_parameters())
+        optimizer = torch.optim.SGD(dense.values(), lr=0.1, momentum=0.9)
+        momentum = {name: torch.randn_like(each) for name, each in dense.items()}
+        for name, each in dense.items():
+            optimizer.state[each]["momentum_buffer"] = momentum[name]
+        report = follow(optimizer, model, removal, plan, groups)
+        small = dict(removal.model.named_parameters())
+        assert (set(report.gone), report.reset) == (dense.keys() - small.keys(), {})
+        assert {id(each) for each in optimizer.param_groups[0]["params"]} == set(map(id, small.values()))
+        for name in small.keys() - set(removal.scaled):
+            expected = oracles.cut_out(groups, plan.keep_mask(), name, momentum[name])
+            assert torch.equal(optimizer.state[small[name]]["momentum_buffer"], expected)
 
 
 LONGER = (

@@ -14,7 +14,7 @@ from prunekit.importance.magnitude import (
     score_lamp,
     score_linf,
 )
-from prunekit.importance.view import GroupView
+from prunekit.importance.view import GroupView, ModelTensors
 from prunekit.types import Granularity, Group, Slice
 
 WEIGHT = np.random.default_rng(0).normal(size=(7, 11))
@@ -107,6 +107,6 @@ def test_units_without_part_in_a_slice_are_not_compared_with(formula):
     """Unit 3 has no row in the tensor: the others score as if it did not exist, and it scores nothing."""
     model = nn.ParameterDict({"w": torch.from_numpy(WEIGHT[:3].copy())})
     group = Group("w:0", Granularity.NEURON, 4, 1, (Slice("w", 0, np.arange(3), "producer"),))
-    (row,) = per_slice(formula)(GroupView(group, model, ("producer",), None, 0))
+    (row,) = per_slice(formula)(GroupView(group, ModelTensors(model), ("producer",), None, 0))
     np.testing.assert_allclose(row[:3], formula(torch.from_numpy(WEIGHT[:3])), rtol=1e-7)
     assert np.isnan(row[3])

@@ -93,6 +93,32 @@ def test_what_does_not_fit_is_refused():
     assert enough < small.peak_bytes <= enough + 500_000
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return x + self.linear(self.norm(x))
+
+
+def test_copies_for_layers_are_counted_as_long_as_they_are_held():
+    """Oracle: by hand; a layer holds its input, a copy of it and two results, and what others have added."""
+    torch.manual_seed(0)
+    layers = 4
+    model, data = nn.Sequential(*[Residual() for _ in range(layers)]).eval(), batch(1000)
+    activation = 1000 * 64 * 4
+    groups = groups_of(model, batch(4)).select(granularity="layer")
+
+    def peak(*needs):
+        return collect(model, [data], groups=groups, needs=set(needs), loss=loss).peak_bytes
+
+    assert peak("block_influence") == WORKING + 4 * activation
+    assert peak("bypass_loss") >= WORKING + 4 * activation
+    added = peak("first_order", "layer_gate") - peak("first_order", "block_influence")
+    assert added == (layers - 1) * activation
+
+
 def test_a_storage_counts_once_however_often_it_is_held():
     ledger = Ledger(None)
     ledger.start(100)

@@ -45,6 +45,7 @@ def test_roles_choose_the_slices(model, group):
     conv, *_, head = rows_by_hand(model)
     for roles, expected in [
         (["producer"], np.linalg.norm(conv, axis=1)),
+        ("producer", np.linalg.norm(conv, axis=1)),
         (["consumer"], np.linalg.norm(head, axis=1)),
         (["consumer", "producer"], np.linalg.norm(conv, axis=1) + np.linalg.norm(head, axis=1)),
     ]:
@@ -110,7 +111,7 @@ def test_taylor_reads_the_statistics(model, group, batches, loss):
 
 
 def test_taylor_without_its_statistics_says_what_to_call(model, group, batches, loss):
-    with pytest.raises(CalibrationError, match=r"Call collect\(model, batches"):
+    with pytest.raises(CalibrationError, match=r"Call collect\(model, calibration"):
         score(model, [group], "taylor")
     stats = collect(
         model, batches, groups=[group], needs={"first_order"}, loss=loss, roles=["producer", "consumer"]

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from prunekit.errors import GoalError
@@ -40,6 +41,7 @@ def test_other_wrong_goals_are_explained(arguments, message):
         (Goal("macs", remove=0.5), 7, 4),  # a half stays
         (Goal("params", remove=0.1), 10, 9),  # 10 * (1 - 0.1) is exact only after rounding
         (Goal("params", reach=123), 1000, 123),
+        (Goal("params", remove=np.float32(0.5)), 10, 5),
         (Goal("sparsity", remove=0.0), 9, 9),
     ],
 )

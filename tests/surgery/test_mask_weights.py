@@ -3,14 +3,17 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import prunekit as pk
-from prunekit.errors import CalibrationError, SelectionError
-from prunekit.importance import WEIGHT_CRITERIA
+from prunekit.errors import CalibrationError, SelectionError, ShapeError
+from prunekit.importance import WEIGHT_CRITERIA, mean_gradients
 from prunekit.plan import BySensitivity
+from prunekit.workload import Batch
 
 
 def network():
@@ -50,14 +53,96 @@ def test_one_call_is_the_steps(criterion):
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "taylor", "snip"])
-def test_the_same_data_in_other_batches_of_one_size_gives_the_same_masks(criterion):
-    """Means over equal batches are the mean over the data, but for the last bits."""
+def test_the_same_data_in_other_batches_gives_the_same_masks(criterion):
+    """Means weighted by examples are the mean over the data, but for the last bits."""
     asked = {"sparsity": 0.5, "criterion": criterion, "loss": loss}
     plans = [
         pk.mask_weights(network(), calibration=batches(sizes), **asked).plan
-        for sizes in ((8,), (4, 4), (2, 2, 2, 2), (1,) * 8)
+        for sizes in ((8,), (4, 4), (1, 7), (3, 4, 1), (1,) * 8)
     ]
     assert len({plan.digest for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_of_many_batches_are_summed_without_losing_digits(dtype):
+    """Oracle: the same per-example gradients, torch's backward, averaged in float64."""
+    model = network().to(dtype).eval()
+    data = [
+        Batch(args=(part.args[0].to(dtype),), target=part.target)
+        for part in batches((1,) * 8)
+        for _ in range(64)
+    ]
+    weights = pk.find_weights(model)
+    found = mean_gradients(model, weights, data, loss)
+    for weight in weights:
+        parameter = model.get_parameter(weight.name)
+        parts = []
+        for batch in data[::64]:
+            (part,) = torch.autograd.grad(loss(model(*batch.args), batch), parameter)
+            parts.append(part.double())
+        wanted = torch.stack(parts).mean(0)
+        assert found[weight.name].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(found[weight.name].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_counts_by_its_ids_or_else_by_its_first_input():
+    """Oracle: torch's backward of the mean over all examples."""
+    model = network().eval()
+    x, y = torch.ones(4, 8), torch.tensor([0, 1, 2, 3])
+    data = [Batch(args=(x[:3],), target=y[:3], ids=("a", "b", "c")), Batch(args=(x[3:],), target=y[3:])]
+    found = mean_gradients(model, pk.find_weights(model), data, loss)
+    (wanted,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), model[0].weight)
+    torch.testing.assert_close(found["0.weight"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"pattern": "4:8"}, ShapeError),
+        ({"pattern": "2:4", "scope": "global"}, SelectionError),
+        ({}, SelectionError),
+        ({"sparsity": 1.5}, SelectionError),
+        ({"sparsity": 0.5, "scope": "best"}, SelectionError),
+        ({"sparsity": 0.5, "pattern": "best"}, SelectionError),
+        ({"sparsity": 0.5, "pattern": "5x5"}, ShapeError),
+        ({"sparsity": 0.5, "seed": -1}, SelectionError),
+    ],
+)
+def test_what_cannot_be_selected_is_refused_before_the_model_runs(asked, error):
+    def unused():
+        raise AssertionError("the data were read")
+        yield
+
+    with pytest.raises(error):
+        pk.mask_weights(network(), criterion="wanda", calibration=unused(), **asked)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "pattern", "scope"),
+    [
+        ("magnitude", "element", "tensor"),
+        ("wanda", "element", "row"),
+        ("wanda", "4x4", "tensor"),
+        ("wanda", "2:4", "n:m"),
+        ("lamp", "element", "global"),
+        ("taylor", "element", "tensor"),
+    ],
+)
+def test_without_a_scope_weights_compete_as_the_source_of_the_criterion_says(criterion, pattern, scope):
+    asked = {"criterion": criterion, "pattern": pattern, "calibration": batches(), "loss": loss}
+    share = {} if pattern == "2:4" else {"sparsity": np.float32(0.5)}
+    assert pk.mask_weights(network(), **asked, **share).plan.scope == scope
+
+
+def test_names_narrow_the_choice_and_what_cannot_be_masked_is_said():
+    """Oracle: the rule of find_weights; biases and scales of the modules named stay as they are."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), spectral_norm(nn.Linear(8, 8)))
+    result = pk.mask_weights(model, sparsity=0.5, only="0")
+    assert list(result.plan.masks) == ["0.weight"]
+    assert torch.equal(result.model[0].bias, model[0].bias)
+    assert list(pk.mask_weights(model, sparsity=0.5).left_out) == ["2.weight"]
+    with pytest.raises(SelectionError, match="'1' matches no parameter that can be masked"):
+        pk.mask_weights(model, sparsity=0.5, only=("0", "1"))
 
 
 def test_what_is_missing_is_said():
@@ -67,7 +152,7 @@ def test_what_is_missing_is_said():
         pk.mask_weights(network(), sparsity=0.5, criterion="taylor", loss=loss)
     with pytest.raises(CalibrationError, match="no calibration batches"):
         pk.mask_weights(network(), sparsity=0.5, criterion="wanda")
-    with pytest.raises(CalibrationError, match="no scalar"):
+    with pytest.raises(CalibrationError, match="does not depend on any parameter"):
         pk.mask_weights(
             network(),
             sparsity=0.5,
@@ -75,6 +160,14 @@ def test_what_is_missing_is_said():
             calibration=batches(),
             loss=lambda o, b: torch.tensor(1.0),
         )
+    asked = {"sparsity": 0.5, "criterion": "taylor"}
+    for value, says in ((1.0, "one scalar tensor"), (torch.tensor(torch.nan), "It is nan")):
+        with pytest.raises(CalibrationError, match=says):
+            pk.mask_weights(network(), **asked, calibration=batches(), loss=lambda o, b, v=value: v)
+    with pytest.raises(CalibrationError, match="calibration batch 0: It is a Tensor"):
+        pk.mask_weights(network(), **asked, calibration=[torch.ones(2, 8)], loss=loss)
+    with pytest.raises(CalibrationError, match="calibration batch 1: It has no examples"):
+        pk.mask_weights(network(), **asked, calibration=batches((8, 0)), loss=loss)
     with pytest.raises(SelectionError, match="no weights"):
         pk.mask_weights(nn.ReLU(), sparsity=0.5)
 

@@ -277,7 +277,7 @@ class TestErrors:
         model = BY_NAME["perceptron"].model()
         with torch.no_grad():
             model[0].weight[0, 0] = math.nan
-        with pytest.raises(ProofError, match="not finite"):
+        with pytest.raises(ProofError, match=r"not finite; the parameter '0\.weight' holds NaN"):
             pk.prune(model, torch.randn(2, 6))
 
     def test_errors_leave_the_model_alone(self):

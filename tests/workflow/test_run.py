@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch.nn import functional
 
 import prunekit.workflow.run as workflow_run
 from prunekit.errors import ProofError, RecipeError, WorkloadError
@@ -20,6 +21,7 @@ from prunekit.workflow.order import stages_of
 from prunekit.workload import DecidingSplits, load_workload
 
 from .conftest import STAGES, Project
+from .tiny_workload import workload
 
 
 def result(project: Project, stage: str) -> dict:
@@ -201,6 +203,37 @@ def test_a_checkpoint_in_place_of_training(first_run, project):
         project.file(f"cycle-01/{stage}/weights.safetensors") for stage in ("prune", "recover")
     )
     assert pruned.read_bytes() == recovered.read_bytes()
+
+
+def test_norms_are_recalibrated_on_calibration_data_where_the_recipe_asks_for_it(first_run, project):
+    # Oracle: mean and variance, in NumPy and float64, of what the first convolution gives for the split.
+    trained = first_run[0].file("baseline/weights.safetensors")
+    (project.path / "dense.safetensors").write_bytes(trained.read_bytes())
+    project.edit("parent: {epochs: 3, batch_size: 16}", "parent: {checkpoint: dense.safetensors}")
+    project.edit("share_of_original: 0.5", "epochs: 0, recalibrate: true")
+    project.edit("cycles: 2", "cycles: 1")
+    project.run()
+    found = result(project, "cycle-01/recover")
+    assert (found["training"], found["recalibrated"]["batches"]) == (None, 3)
+    assert found["recalibrated"]["norms"] == ["stem.1", "body.1"]
+    pruned, recovered = (
+        load_file(project.file(f"cycle-01/{stage}/weights.safetensors")) for stage in ("prune", "recover")
+    )
+    changed = {name for name in pruned if not np.array_equal(pruned[name], recovered[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+    images = workload().splits.calibration
+    given = functional.conv2d(
+        images.batch(images.order()).args[0],
+        *(torch.from_numpy(pruned[f"stem.0.{leaf}"]) for leaf in ("weight", "bias")),
+        padding=1,
+    )
+    values = given.double().numpy()
+    np.testing.assert_allclose(recovered["stem.1.running_mean"], values.mean(axis=(0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(recovered["stem.1.running_var"], values.var(axis=(0, 2, 3), ddof=1), rtol=1e-5)
 
 
 def test_a_share_of_an_unknown_budget_is_refused(project):

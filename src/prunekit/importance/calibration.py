@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
+from prunekit.importance.batches import ModelInputs, check_batches, checked_batches
 from prunekit.importance.criteria import CRITERIA, Criterion
 from prunekit.importance.derivatives import Derivatives
 from prunekit.importance.experts import EXPERT_OUTPUT
@@ -36,23 +37,9 @@ CALIBRATED: dict[str, Criterion] = {name: row for name, row in CRITERIA.items() 
 """The criteria that need no more than calibration, no training."""
 
 
-class ModelInputs(Protocol):
-    """What calibration asks of a batch: how to call the model on it."""
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """Positional arguments of the model."""
-        ...
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        """Keyword arguments of the model."""
-        ...
-
-
 def collect(
     model: nn.Module,
-    batches: Iterable[ModelInputs],
+    calibration: Iterable[ModelInputs],
     *,
     groups: Iterable[Group],
     needs: Collection[str],
@@ -81,7 +68,7 @@ def collect(
 
     Args:
         model: the model the groups were found on.
-        batches: calibration data, on the model's device; never test data.
+        calibration: batches, on the model's device; never test data.
         groups: the groups that will be scored; for statistics of activations a
             :class:`prunekit.graph.Groups`, which knows its graph.
         needs: a subset of :data:`NEEDS`; empty gathers and runs nothing.
@@ -99,16 +86,16 @@ def collect(
     taking_part = _checked(needs, roles, memory_bytes)
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
-    check_batches(batches)
+    check_batches(calibration)
     if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
-        return _gather(model, batches, groups, needs, loss, taking_part, memory_bytes)
+        return _gather(model, calibration, groups, needs, loss, taking_part, memory_bytes)
 
 
 def _gather(
     model: nn.Module,
-    batches: Iterable[ModelInputs],
+    calibration: Iterable[ModelInputs],
     groups: Iterable[Group],
     needs: Collection[str],
     loss: Callable[[Any, Any], Tensor] | None,
@@ -124,8 +111,7 @@ def _gather(
     observer = None if traced is None else Observer(model, traced, needs, ledger)
     seen = 0
     with untouched(model, () if derivatives is None else derivatives.parameters.values()):
-        for number, batch in enumerate(batches):
-            _check_batch(batch, number)
+        for number, batch in checked_batches(calibration):
             ledger.ignore((batch.args, batch.kwargs))
             if derivatives is not None:
                 _differentiate(model, observer, derivatives, ledger, batch, loss, number)
@@ -134,12 +120,6 @@ def _gather(
             if observer is not None:
                 observer.finish_batch(batch, loss, number)
             seen += 1
-    if not seen:
-        raise CalibrationError(
-            "There are no calibration batches",
-            where="batches",
-            remedy="Give at least one batch; an iterator that was used before is empty",
-        )
     values: dict[str, Any] = {} if derivatives is None else derivatives.finish()
     if observer is not None and EXPERT_OUTPUT in needs:
         values[EXPERT_OUTPUT] = observer.expert_outputs()
@@ -201,33 +181,3 @@ def _check_loss(loss: object, needs: Collection[str]) -> None:
         expected="loss(outputs, batch) that returns the mean loss of the batch",
         where="loss",
     )
-
-
-def check_batches(batches: object) -> None:
-    """Refuse what cannot be a series of batches, before anything is run.
-
-    Raises:
-        CalibrationError: it cannot be iterated over, or is a single tensor.
-    """
-    steps = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
-    if not steps or isinstance(batches, Tensor | str | Mapping):
-        raise CalibrationError(
-            f"The calibration data are a {type(batches).__name__}",
-            expected="an iterable of batches",
-            where="calibration",
-            remedy=_AS_BATCH,
-        )
-
-
-_AS_BATCH = "Wrap the inputs and put the batches in a list: [Batch(args=(x,), target=y)]"
-
-
-def _check_batch(batch: object, number: int) -> None:
-    args, kwargs = getattr(batch, "args", None), getattr(batch, "kwargs", None)
-    if not isinstance(args, Sequence) or not isinstance(kwargs, Mapping):
-        raise CalibrationError(
-            f"It is a {type(batch).__name__}",
-            expected="a batch with args, a tuple, and kwargs, a mapping",
-            where=f"calibration batch {number}",
-            remedy=_AS_BATCH,
-        )

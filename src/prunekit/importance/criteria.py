@@ -90,7 +90,7 @@ _DATA_FREE = (
         "l2",
         per_slice(score_l2),
         "Euclidean norm of the unit's parameters",
-        "Fang et al., 2023, https://arxiv.org/abs/2301.12900",
+        "He et al., 2018, https://arxiv.org/abs/1808.06866",
     ),
     Criterion(
         "linf",

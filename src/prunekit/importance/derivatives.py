@@ -102,7 +102,7 @@ class Derivatives:
         both = OUTPUT_VARIANCE in self._needs and self._loss
         if self._loss:
             assert loss is not None
-            value = _checked_loss(loss(outputs, batch), number)
+            value = checked_loss(loss(outputs, batch), number)
             self.losses.append(float(value.detach()))
             gradients = self._gradients(value, f"loss of calibration batch {number}", number, keep=both)
             for need in self.of_the_loss:
@@ -205,7 +205,12 @@ def _consumers(group: Group, parameters: Mapping[str, Tensor]) -> tuple[Slice, .
     )
 
 
-def _checked_loss(value: Any, number: int) -> Tensor:
+def checked_loss(value: Any, number: int) -> Tensor:
+    """The loss of a batch as a tensor without dimensions.
+
+    Raises:
+        CalibrationError: it is no scalar tensor, not finite, or does not depend on a parameter.
+    """
     where = f"loss of calibration batch {number}"
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the type {type(value)}"

@@ -164,14 +164,23 @@ class ExpertOutputs:
         """Bytes that :meth:`update` holds for a moment: four copies of the experts' outputs."""
         return 0 if self._given is None else 4 * self._given.nbytes
 
-    def hold(self, mixture: Mixture, values: Mapping[Node, Any]) -> None:
-        """Keep the experts' outputs as they are before anything follows; some steps work in place."""
+    def hold(self, mixture: Mixture, values: Mapping[Node, Any]) -> Tensor:
+        """Keep the experts' outputs as they are before anything follows; some steps work in place.
+
+        Returns:
+            What is held until :meth:`update`.
+        """
         given = values[mixture.start].detach()
-        self._given = given.clone() if any(_in_place(step) for step in mixture.steps) else given
+        held = given.clone() if any(_in_place(step) for step in mixture.steps) else given
+        self._given = held
+        return held
 
     @torch.no_grad()
-    def update(self, mixture: Mixture, values: Mapping[Node, Any]) -> None:
+    def update(self, mixture: Mixture, values: Mapping[Node, Any]) -> Tensor:
         """Take in one forward pass, once the experts' outputs have come together.
+
+        Returns:
+            What was held and is let go.
 
         Raises:
             CalibrationError: they come together otherwise than in a sum of products, or hold NaN or infinity.
@@ -199,6 +208,7 @@ class ExpertOutputs:
                 )
             self._total[expert] += norms.sum().cpu()
             self._tokens[expert] += (weight != 0).any(dim=-1).sum().cpu()
+        return given
 
     def finish(self) -> np.ndarray:
         """``[experts]`` float64; 0 for experts that no token was routed to."""

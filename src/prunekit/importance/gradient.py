@@ -145,7 +145,7 @@ def score_snip(view: GroupView) -> Rows:
     Raises:
         CalibrationError: the statistic was not gathered.
 
-    Source: Lee et al., 2019, SNIP: Single-shot Network Pruning based on Connection Sensitivity, eqs. 5 and 6,
+    Source: Lee et al., 2019, SNIP: Single-shot Network Pruning based on Connection Sensitivity,
     https://arxiv.org/abs/1810.02340. Deviations: sensitivities are added per unit; not divided by their sum
     over the network, which changes no order; with several batches, which the paper does not use, the mean
     over the batches' sensitivities; on the model as it is, not at initialisation.
@@ -165,8 +165,8 @@ def score_fisher(view: GroupView) -> Rows:
     Raises:
         CalibrationError: the statistic was not gathered.
 
-    Source: LeCun et al., 1989, Optimal Brain Damage, eq. 5 (``1/2 h_kk u_k ** 2``), with the empirical Fisher
-    information in place of the Hessian as in Theis et al., 2018, Faster gaze prediction with dense
+    Source: LeCun et al., 1989, Optimal Brain Damage, the saliency ``1/2 h_kk u_k ** 2``, with the empirical
+    Fisher information in place of the Hessian as in Theis et al., 2018, Faster gaze prediction with dense
     networks and Fisher pruning, section 3, https://arxiv.org/abs/1801.05787. Deviations: added per unit,
     where Theis et al. square the derivative of a gate; batches in place of examples, whose mean gradients are
     smaller: a batch of one example is the empirical Fisher itself, a larger one shrinks all scores of a model

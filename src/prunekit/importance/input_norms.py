@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
-from prunekit.importance.calibration import ModelInputs, check_batches
+from prunekit.importance.batches import ModelInputs, check_batches, checked_batches
+from prunekit.importance.matrix import is_transposed_linear
 from prunekit.importance.untouched import untouched
-from prunekit.importance.weight_tensors import Weights, WeightTensor, is_transposed_linear, owners_of
+from prunekit.importance.weight_tensors import Weights, WeightTensor, owners_of
 
 AT_ONCE = 2**20
 """Values that are turned into float64 at once."""
@@ -20,7 +21,7 @@ AT_ONCE = 2**20
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInputs]) -> dict[str, Tensor]:
+def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelInputs]) -> dict[str, Tensor]:
     """Gather the Euclidean norm of every input of every parameter, in one pass of the model.
 
     ``norm[j] = sqrt(sum_t x[t, j] ** 2)`` over all examples and positions ``t`` that the modules with the
@@ -30,36 +31,29 @@ def input_norms(model: nn.Module, weights: Weights, batches: Iterable[ModelInput
     Args:
         model: the model the weights were found on.
         weights: in modules like ``nn.Linear`` or ``nn.ConvNd``.
-        batches: calibration data, on the model's device; never test data.
+        calibration: batches, on the model's device; never test data.
 
     Returns:
         By parameter ``[in]`` float64; of a convolution one for each input channel.
 
     Raises:
         SelectionError: a parameter whose module does not say what its inputs are.
-        CalibrationError: no batches; a module that was never called; NaN or infinity in its inputs.
+        CalibrationError: no batches, or something else than batches; a module that was never called; NaN or
+            infinity in its inputs.
 
     Source: ``||X_j||_2`` of Sun et al., 2024, eq. 1, https://arxiv.org/abs/2306.11695. Deviation: the
     published code divides the squares by the number of examples, one factor for all parameters.
     """
-    check_batches(batches)
+    check_batches(calibration)
     squares: dict[str, Tensor] = {}
-    count = 0
     with untouched(model, ()), torch.no_grad(), ExitStack() as hooks:
         for weight in weights:
             for owner in dict.fromkeys(owners_of(model, weight)):
                 _check_owner(owner, weight)
                 handle = owner.register_forward_pre_hook(_adding(squares, weight, owner), with_kwargs=True)
                 hooks.callback(handle.remove)
-        for batch in batches:
+        for _, batch in checked_batches(calibration):
             model(*batch.args, **batch.kwargs)
-            count += 1
-    if not count:
-        raise CalibrationError(
-            "There are no calibration batches",
-            where="batches",
-            remedy="Give at least one batch; an iterator that was used before is empty",
-        )
     return {weight.name: _norms(squares, weight) for weight in weights}
 
 

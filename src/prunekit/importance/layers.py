@@ -37,7 +37,8 @@ OF_LAYERS = frozenset({BLOCK_INFLUENCE, LAYER_GATE, BYPASS_LOSS})
 class LayerEffects:
     """Gathers what layers and branches do, batch by batch.
 
-    Memory: one float64 per layer and statistic, and a layer's input while it runs.
+    Memory: one float64 per layer and statistic, a copy of a layer's input while it runs and, for
+    ``layer_gate``, what each layer changes until the batch has been differentiated.
 
     Args:
         groups: the groups that will be scored; those that are no layers or branches are passed over.
@@ -69,13 +70,14 @@ class LayerEffects:
         def enter(node: Node, values: Mapping[Node, Any]) -> None:
             given[node] = values[node].detach().clone()  # An operator may write into it afterwards.
             pending[node] = readers[node]
-            ledger.charge(values[node].nbytes, node.name)
+            ledger.add(given[node], node.name)
 
         def leave(name: str, unit: int, part: Bypass, dim: int, values: Mapping[Node, Any]) -> None:
-            self._leave(name, unit, given[part.entry], values[part.exit], dim)
+            change = self._leave(name, unit, given[part.entry], values[part.exit], dim)
+            ledger.add(change, f"what {name} {unit} changes")
             pending[part.entry] -= 1
             if not pending[part.entry]:
-                del given[part.entry]
+                ledger.remove(given.pop(part.entry))
 
         watching: dict[Node, list[Watcher]] = {}
         for name, unit, part in parts:  # One layer is left before the next is entered.
@@ -85,8 +87,8 @@ class LayerEffects:
             watching.setdefault(node, []).append(partial(enter, node))
         return watching
 
-    def _leave(self, name: str, unit: int, given: Tensor, gives: Tensor, dim: int) -> None:
-        """A layer has run."""
+    def _leave(self, name: str, unit: int, given: Tensor, gives: Tensor, dim: int) -> Tensor | None:
+        """A layer has run; what it changed, where that is held until the loss is differentiated."""
         if BLOCK_INFLUENCE in self._needs:
             alike = torch.nn.functional.cosine_similarity(given.double(), gives.detach().double(), dim=dim)
             if not torch.isfinite(alike).all():
@@ -100,6 +102,8 @@ class LayerEffects:
         if LAYER_GATE in self._needs and gives.requires_grad:
             change = gives.detach() - given
             gives.register_hook(lambda gradient: self._gates.append((name, unit, (change * gradient).sum())))
+            return change
+        return None
 
     def differentiated(self) -> None:
         """One more batch was taken in, and its loss differentiated where that was asked for."""

@@ -47,9 +47,10 @@ def why_no_bn_scale(view: GroupView) -> str:
 
 
 def _scales(view: GroupView) -> list[Slice]:
-    owners = {
-        f"{name}.weight" if name else "weight"
-        for name, module in view.model.named_modules(remove_duplicate=False)
-        if isinstance(module, _NormBase) and isinstance(module.weight, nn.Parameter)
-    }
-    return [part for part in view.group.slices if part.tensor in owners]
+    found = []
+    for part in view.group.slices:
+        path, _, leaf = part.tensor.rpartition(".")
+        owner = view.tensors.modules.get(path)
+        if leaf == "weight" and isinstance(owner, _NormBase) and isinstance(owner.weight, nn.Parameter):
+            found.append(part)
+    return found

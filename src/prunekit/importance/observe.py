@@ -182,7 +182,7 @@ class Observer:
             watchers.setdefault(point.after, []).append(self._watch(moments, point))
         for mixture in mixtures_of(groups, points) if self._experts else ():
             found = self._experts[mixture.group]
-            watchers.setdefault(mixture.start, []).append(lambda v, m=mixture, e=found: e.hold(m, v))
+            watchers.setdefault(mixture.start, []).append(lambda v, m=mixture, e=found: self._hold(e, m, v))
             watchers.setdefault(mixture.end, []).append(lambda v, m=mixture, e=found: self._compare(e, m, v))
             keep |= dict.fromkeys(mixture.needs, mixture.end)
             if mixture.ends is not None:
@@ -196,9 +196,12 @@ class Observer:
 
         return watch
 
+    def _hold(self, found: ExpertOutputs, mixture: Mixture, values: Mapping[Node, Any]) -> None:
+        self.ledger.add(found.hold(mixture, values), mixture.start.name)
+
     def _compare(self, found: ExpertOutputs, mixture: Mixture, values: Mapping[Node, Any]) -> None:
         self.ledger.charge(found.working_bytes, mixture.end.name)
-        found.update(mixture, values)
+        self.ledger.remove(found.update(mixture, values))
 
     def _scene(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Scene, list[Any]]:
         """The graph that takes these inputs, and the inputs as it takes them."""

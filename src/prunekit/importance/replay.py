@@ -179,12 +179,15 @@ class Replay(Interpreter):
                 outputs: Any = node.args[0]
                 given = [self.env[item] if isinstance(item, Node) else item for item in outputs]
                 assert self._spec is not None
+                for value in before.values():
+                    ledger.remove(value)
                 return pytree.tree_unflatten(given[len(given) - self._outputs :], self._spec)
             self.env[node] = self.run_node(node)
             if instead and node in instead:
                 self.env[node] = before[instead[node]]
             if instead and node in instead.values():
                 before[node] = self.env[node].clone()  # An operator may write into it afterwards.
+                ledger.add(before[node], node.name)
             ledger.add(self.env[node], node.name)
             for watcher in self._watchers.get(node, ()) if watched else ():
                 watcher(self.env)

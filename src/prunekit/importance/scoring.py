@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit.errors import SelectionError
 from prunekit.importance.criteria import CRITERIA, Criterion
-from prunekit.importance.view import ROLES, GroupView, Rows, Statistics, check_roles, check_seed
+from prunekit.importance.view import ROLES, GroupView, ModelTensors, Rows, Statistics, check_roles, check_seed
 from prunekit.types import FloatArray, Group
 
 _PerUnit = npt.NDArray[np.float64]
@@ -109,7 +109,8 @@ def score(
     normalise = NORMALIZATIONS[_known(normalization, NORMALIZATIONS, "normalization")]
     taking_part = check_roles(roles)
     check_seed(seed)
-    views = [GroupView(group, model, taking_part, stats, seed) for group in groups]
+    tensors = ModelTensors(model)
+    views = [GroupView(group, tensors, taking_part, stats, seed) for group in groups]
     chosen = _choose(views, criterion, fallback)
     scores: dict[str, FloatArray] = {}
     for view in views:
@@ -134,7 +135,8 @@ def check_fit(model: nn.Module, groups: Iterable[Group], criterion: str, fallbac
     Raises:
         SelectionError: an unknown name, or such groups, which it names.
     """
-    _choose([GroupView(group, model, ROLES, None, 0) for group in groups], criterion, fallback)
+    tensors = ModelTensors(model)
+    _choose([GroupView(group, tensors, ROLES, None, 0) for group in groups], criterion, fallback)
 
 
 def _choose(views: list[GroupView], criterion: str, fallback: str | None) -> dict[str, Criterion]:

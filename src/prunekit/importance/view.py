@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance.gather import gather_present
-from prunekit.types import BoolArray, Granularity, Group, IntArray, Slice
+from prunekit.types import BoolArray, Group, IntArray, Slice
 
 Role = Literal["producer", "consumer", "follower"]
 ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
@@ -88,11 +88,12 @@ class Reading:
 
 
 def check_roles(roles: Collection[str]) -> tuple[Role, ...]:
-    """Return the roles in the order of :data:`ROLES`.
+    """Return the roles in the order of :data:`ROLES`; one may be given as a string.
 
     Raises:
         SelectionError: there is none, or one that no slice can have.
     """
+    roles = (roles,) if isinstance(roles, str) else roles
     unknown = set(roles) - set(ROLES)
     if unknown or not roles:
         raise SelectionError(
@@ -159,7 +160,33 @@ READINGS = "readings"
 
 
 def _how_to_collect(need: str) -> str:
-    return f"Call collect(model, batches, groups=groups, needs={{'{need}'}}, loss=loss) with these groups"
+    return f"Call collect(model, calibration, groups=groups, needs={{'{need}'}}, loss=loss) with these groups"
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """The tensors of a model by name, listed once for all groups.
+
+    Attributes:
+        model: only read.
+    """
+
+    model: nn.Module
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by every qualified name it has."""
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        """Every name of a buffer."""
+        return frozenset(name for name, _ in self.model.named_buffers(remove_duplicate=False))
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by every name it has."""
+        return dict(self.model.named_modules(remove_duplicate=False))
 
 
 @dataclass(frozen=True)
@@ -168,14 +195,14 @@ class GroupView:
 
     Attributes:
         group: the group to score.
-        model: the model the groups were found on; only read.
+        tensors: those of the model the groups were found on; only read.
         roles: the roles of the slices that take part.
         stats: what calibration gathered, if it ran.
         seed: for criteria that draw.
     """
 
     group: Group
-    model: nn.Module
+    tensors: ModelTensors
     roles: tuple[Role, ...]
     stats: Statistics | None
     seed: int
@@ -197,13 +224,12 @@ class GroupView:
     @property
     def parts(self) -> tuple[Slice, ...]:
         """The slices that take part (:func:`scored_slices`)."""
-        buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
-        return scored_slices(self.group, self.parameters, buffers, self.roles)
+        return scored_slices(self.group, self.parameters, self.tensors.buffers, self.roles)
 
-    @cached_property
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the model by every qualified name it has."""
-        return dict(self.model.named_parameters(remove_duplicate=False))
+        return self.tensors.parameters
 
     def checked(self, name: str, values: Tensor) -> Tensor:
         """Return the values of a parameter in float64.
@@ -274,8 +300,8 @@ class GroupView:
 
     def why_no_common_slice(self) -> str:
         """Say why units cannot be compared inside a slice, or ""."""
-        whole = self.group.granularity in (Granularity.LAYER, Granularity.BRANCH)
-        return "its units are whole layers or branches, no two of which share a tensor" if whole else ""
+        whole = "its units are whole layers or branches, no two of which share a tensor"
+        return whole if self.group.is_depth else ""
 
     def generator(self) -> np.random.Generator:
         """Return a generator that depends on the seed and the group's name, and on nothing else."""

@@ -40,7 +40,7 @@ class WeightView:
 def score_magnitude(view: WeightView) -> Tensor:
     """Score each weight by its magnitude.
 
-    ``score[i] = |w[i]|``
+    ``score[i] = |w[i]|``; ``l1`` in :data:`WEIGHT_CRITERIA` is another name for ``magnitude``.
 
     Returns:
         In the shape and dtype of the parameter, >= 0.
@@ -65,7 +65,7 @@ def score_draw(view: WeightView) -> Tensor:
     because ``torch.nn.utils.prune.random_unstructured`` removes the largest draws. Deviation: none.
     """
     generator = torch.Generator().manual_seed(seed_of(view.weight.name, view.seed))
-    drawn = torch.rand(view.weight.shape, generator=generator)
+    drawn = torch.rand(view.weight.shape, generator=generator, dtype=torch.float32)
     return drawn.neg_().add_(1.0).to(view.values.device)
 
 
@@ -161,8 +161,10 @@ def score_first_order(view: WeightView) -> Tensor:
         In the shape of the parameter, float32 (float64 for float64), >= 0, in units of the loss.
 
     Source: Molchanov et al., 2019, Importance Estimation for Neural Network Pruning, eq. 8 before it is
-    squared, https://arxiv.org/abs/1906.10771. Deviation: the magnitude in place of the square: the same
-    order.
+    squared, https://arxiv.org/abs/1906.10771, and Lee et al., 2019, SNIP,
+    https://arxiv.org/abs/1810.02340. Deviations: the magnitude in place of the square; not divided by the sum
+    over all weights as in SNIP (neither changes an order); with the gradient of :func:`mean_gradients` the
+    average over the data is taken before the magnitude, where Molchanov et al. average squares.
     """
     assert view.gradient is not None
     return (_widened(view.values) * _widened(view.gradient)).abs_()
@@ -174,16 +176,16 @@ class WeightCriterion:
 
     Laws, tested for every row of :data:`WEIGHT_CRITERIA`: scores are finite and >= 0, higher = keep; the
     model is only read; the same inputs give the same scores; a parameter's scores do not depend on which
-    others are scored (``of_all`` excepted).
+    others are scored.
 
     Attributes:
         name: its key in :data:`WEIGHT_CRITERIA`.
         needs: ``norms`` or ``gradients``, or "" where the weights are enough.
         formula: one parameter's scores.
         power: ``p`` in ``(mean_i score[i] ** p) ** (1 / p)``, the score of a block or row.
-        of_all: the scores are divided by their sum over all parameters.
         summary: one line for tables and reports.
         source: where the formula comes from.
+        scope: a key of :data:`prunekit.plan.WEIGHT_SCOPES`: what the source compares with each other.
     """
 
     name: str
@@ -192,7 +194,7 @@ class WeightCriterion:
     power: float
     summary: str
     source: str
-    of_all: bool = False
+    scope: str = "tensor"
 
 
 WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
@@ -228,7 +230,7 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
             score_magnitude,
             math.inf,
             "magnitude; of a piece the largest",
-            "torch.nn.utils.prune.ln_structured",
+            "He et al., 2018, https://arxiv.org/abs/1808.06866",
         ),
         WeightCriterion(
             "lamp",
@@ -237,6 +239,7 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
             1.0,
             "share of the squares of the weights that are no smaller",
             "Lee et al., 2021, https://arxiv.org/abs/2010.07611",
+            scope="global",
         ),
         WeightCriterion(
             "wanda",
@@ -245,6 +248,7 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
             1.0,
             "magnitude times the norm of the input",
             "Sun et al., 2024, https://arxiv.org/abs/2306.11695",
+            scope="row",
         ),
         WeightCriterion(
             "taylor",
@@ -259,9 +263,8 @@ WEIGHT_CRITERIA: dict[str, WeightCriterion] = {
             "gradients",
             score_first_order,
             1.0,
-            "first-order change of the loss, as a share of all",
-            "Lee et al., 2019, eq. 5, https://arxiv.org/abs/1810.02340",
-            of_all=True,
+            "first-order change of the loss: the order of taylor",
+            "Lee et al., 2019, https://arxiv.org/abs/1810.02340",
         ),
         WeightCriterion(
             "random",
@@ -320,10 +323,6 @@ def score_weights(
                 seed,
             )
             scores[weight.name] = _finite(chosen.formula(view), weight, "score")
-        if chosen.of_all:
-            total = sum(float(values.sum(dtype=torch.float64)) for values in scores.values())
-            for values in scores.values():
-                values.div_(total or 1.0)
     return scores
 
 

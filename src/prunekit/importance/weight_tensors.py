@@ -6,14 +6,20 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from prunekit.errors import SelectionError, ShapeError
+from prunekit.importance.matrix import Matrix, matrix_in
+from prunekit.importance.recomputed import computed_by
+from prunekit.types import lies_in
+
+MASKABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes whose values are scored and ranked; float8 has no arithmetic of its own."""
 
 
 @runtime_checkable
@@ -22,22 +28,6 @@ class Masking(Protocol):
 
     keep: Tensor
     packed: Tensor
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """How a tensor is read as a matrix whose columns are its inputs.
-
-    Attributes:
-        rows: the dimensions that make the rows (outputs), the last running fastest.
-        columns: the dimensions that make the columns (inputs), the last running fastest; of a convolution the
-            kernel's positions and then the input channels, so that neighbours are channels of one position.
-        groups: into how many blocks of rows that read different inputs a convolution falls.
-    """
-
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,10 +103,12 @@ class Weights:
         tensors: the parameters, in the order in which the model has them.
         fingerprint: of the names, ties and shapes of all parameters of the model; values take no part, and a
             model that is masked already has the fingerprint that it had before.
+        left_out: weights that the choice meant and that cannot be masked, by name the reason.
     """
 
     tensors: tuple[WeightTensor, ...]
     fingerprint: str
+    left_out: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __iter__(self) -> Iterator[WeightTensor]:
         return iter(self.tensors)
@@ -139,9 +131,12 @@ def find_weights(
 ) -> Weights:
     """List the parameters whose single weights are to be masked.
 
-    Without ``only`` these are the float parameters with at least two dimensions longer than 1, but for
-    embeddings (a looked-up row is no sum of products; an output layer tied to one is left alone with it).
-    With ``only`` they are the float parameters that it matches, whatever their module.
+    Rule 1: these are the float parameters with at least two dimensions longer than 1, but for embeddings (a
+    looked-up row is no sum of products; an output layer tied to one is left alone with it).
+    Rule 2: ``only`` narrows them to those that one of its patterns matches.
+    Rule 3: an item of ``only`` that is the full name of a parameter takes that one, whatever it is.
+    Rule 4: what a module computes from other parameters before each call (weight norm, spectral norm, other
+    parametrizations, ``torch.nn.utils.prune``) is left out, and :attr:`Weights.left_out` says so.
 
     Args:
         model: any module; it is only read.
@@ -152,37 +147,52 @@ def find_weights(
             ``Conv1D``, not for parameters in modules of one's own.
 
     Raises:
-        SelectionError: a pattern that matches nothing, a dimension that a parameter does not have.
+        SelectionError: a pattern that matches nothing, or of ``only`` nothing that can be masked; a dimension
+            that a parameter does not have; a weight of a dtype that cannot be ranked.
     """
     found = list(_parameters(model))
+    computed = _computed(model)
+    every = [places for places, _, _ in found] + [(name,) for name in computed]
     chosen_by, left_out, dims = _patterns(only), _patterns(ignore), dict(input_dims or {})
     for pattern in (*chosen_by, *left_out, *dims):
-        if not any(_matches(places, pattern) for places, _, _ in found):
+        if not any(_matches(places, pattern) for places in every):
             raise SelectionError(
                 f"The pattern '{pattern}' matches no parameter",
                 expected=f"the name of a parameter or a module around one, such as '{_example(found)}'",
                 where="only, ignore or input_dims",
             )
-    tensors: list[WeightTensor] = []
-    for places, parameter, owners in found:
-        named = any(_matches(places, pattern) for pattern in chosen_by)
-        wanted = named if chosen_by else _is_weight(parameter, owners)
-        if wanted and not any(_matches(places, pattern) for pattern in left_out):
-            if not parameter.is_floating_point() or not parameter.numel():
-                if any(pattern in places for pattern in chosen_by):
-                    raise SelectionError(
-                        f"It has {parameter.numel()} weights of {parameter.dtype}",
-                        expected="a parameter with float weights",
-                        where=f"weight '{places[0]}'",
-                    )
-                continue
-            tensors.append(
-                WeightTensor(
-                    places[0], places, tuple(parameter.shape), _matrix(places, parameter, owners, dims)
-                )
-            )
-    content = json.dumps(sorted([sorted(places), list(parameter.shape)] for places, parameter, _ in found))
-    return Weights(tuple(tensors), hashlib.sha256(content.encode()).hexdigest())
+    meant = [entry for entry in found if _is_meant(entry, chosen_by)]
+    known = {place for places, _, _ in found for place in places}
+    names = [name for name in computed if name not in known and _is_named((name,), chosen_by)]
+    reasons = {
+        places[0]: f"{computed[place]} computes the module's weight from it before each call"
+        for places, _, _ in meant
+        for place in places
+        if place in computed
+    } | {name: f"{computed[name]} computes it before each call" for name in names}
+    reasons = {n: reason for n, reason in reasons.items() if not any(_matches((n,), p) for p in left_out)}
+    _check_only(chosen_by, meant, reasons)
+    tensors = tuple(
+        WeightTensor(places[0], places, _shape(places, parameter), _matrix(places, parameter, owners, dims))
+        for places, parameter, owners in meant
+        if not any(_matches(places, pattern) for pattern in left_out) and places[0] not in reasons
+    )
+    return Weights(tensors, _fingerprint(found), reasons)
+
+
+def every_parameter(model: nn.Module) -> Weights:
+    """Every parameter with float weights, whether it is one that :func:`find_weights` would choose or not.
+
+    Raises:
+        SelectionError: a parameter that has no shape yet.
+    """
+    found = list(_parameters(model))
+    tensors = tuple(
+        WeightTensor(places[0], places, tuple(parameter.shape), _matrix(places, parameter, owners, {}))
+        for places, parameter, owners in found
+        if parameter.is_floating_point() and parameter.numel()
+    )
+    return Weights(tensors, _fingerprint(found))
 
 
 def read_weight(model: nn.Module, weight: WeightTensor) -> Tensor:
@@ -257,9 +267,69 @@ def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     return own
 
 
+def _computed(model: nn.Module) -> dict[str, str]:
+    """By qualified name, what computes tensors of the model before each call."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if "parametrizations" not in path.split("."):
+            prefix = f"{path}." if path else ""
+            found |= {f"{prefix}{leaf}": what for leaf, what in computed_by(module, Masking).items()}
+    return found
+
+
+def _is_meant(entry: Found, chosen_by: Sequence[str]) -> bool:
+    """Rules 1 to 3 of :func:`find_weights`."""
+    places, parameter, owners = entry
+    if any(pattern in places for pattern in chosen_by):
+        return True
+    return _is_weight(parameter, owners) and _is_named(places, chosen_by)
+
+
+def _is_named(places: Sequence[str], chosen_by: Sequence[str]) -> bool:
+    return not chosen_by or any(_matches(places, pattern) for pattern in chosen_by)
+
+
+def _check_only(chosen_by: Sequence[str], meant: Sequence[Found], reasons: Mapping[str, str]) -> None:
+    """Refuse a pattern of ``only`` that leaves nothing to mask."""
+    usable = [places for places, _, _ in meant if places[0] not in reasons]
+    for pattern in chosen_by:
+        if not any(_matches(places, pattern) for places in usable):
+            because = [f": {name}, {why}" for name, why in reasons.items() if _matches((name,), pattern)]
+            what = because[0] if because else ", but biases, scales or embeddings"
+            raise SelectionError(
+                f"The pattern '{pattern}' matches no parameter that can be masked{what}",
+                expected="a float parameter with at least two dimensions, or the full name of another",
+                where="only",
+                remedy="Take off what computes it (remove_parametrizations, remove_weight_norm)"
+                * bool(because),
+            )
+
+
+def _shape(places: Sequence[str], parameter: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter that is to be masked.
+
+    Raises:
+        SelectionError: it has no weights, or of a dtype that cannot be ranked.
+    """
+    if parameter.dtype not in MASKABLE or not parameter.numel():
+        raise SelectionError(
+            f"It has {parameter.numel()} weights of {parameter.dtype}",
+            expected="a parameter with float weights of 16 bits or more",
+            where=f"weight '{places[0]}'",
+            remedy="Leave it out with ignore=, or mask the model before its weights are quantized",
+        )
+    return tuple(parameter.shape)
+
+
+def _fingerprint(found: Sequence[Found]) -> str:
+    content = json.dumps(sorted([sorted(places), list(parameter.shape)] for places, parameter, _ in found))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _is_weight(parameter: Tensor, owners: Sequence[nn.Module]) -> bool:
     return (
         parameter.is_floating_point()
+        and parameter.numel() > 0
         and sum(size > 1 for size in parameter.shape) >= 2
         and not any(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in owners)
     )
@@ -279,38 +349,12 @@ def _matrix(
                 where=f"weight '{places[0]}'",
             )
         return Matrix(tuple(other for other in others if other != dim), (dim,))
-    known = {_matrix_in(owner, parameter.ndim) for owner in owners}
+    known = {matrix_in(owner, parameter.ndim) for owner in owners}
     return known.pop() if len(known) == 1 else None
 
 
-def is_transposed_linear(owner: nn.Module) -> bool:
-    """It is transformers' ``Conv1D``: a linear layer whose weight is ``[in, out]``."""
-    return type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers.")
-
-
-def _matrix_in(owner: nn.Module, dims: int) -> Matrix | None:
-    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return Matrix((0,), (*range(2, dims), 1), owner.groups) if dims > 2 else None
-    if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return Matrix((1,), (*range(2, dims), 0)) if dims > 2 and owner.groups == 1 else None
-    if isinstance(owner, nn.Bilinear):
-        return Matrix((0,), (1, 2)) if dims == 3 else None
-    if is_transposed_linear(owner):
-        return Matrix((1,), (0,)) if dims == 2 else None
-    if isinstance(
-        owner,
-        nn.Linear | nn.Embedding | nn.EmbeddingBag | nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention,
-    ):
-        return Matrix((0,), (1,)) if dims == 2 else None
-    return None
-
-
 def _matches(places: Sequence[str], pattern: str) -> bool:
-    for place in places:
-        parts = place.split(".")
-        if any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1)):
-            return True
-    return False
+    return any(lies_in(place, pattern) for place in places)
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

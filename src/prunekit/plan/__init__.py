@@ -19,6 +19,7 @@ from prunekit.plan.pruning_plan import PruningPlan as PruningPlan
 from prunekit.plan.scope import WEIGHT_SCOPES as WEIGHT_SCOPES
 from prunekit.plan.scope import OutlierWeighted as OutlierWeighted
 from prunekit.plan.scope import Scope as Scope
+from prunekit.plan.select_weights import check_selection as check_selection
 from prunekit.plan.select_weights import select_weights as select_weights
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "PruningPlan",
     "Scope",
     "allocate",
+    "check_selection",
     "load_mask_plan",
     "save_mask_plan",
     "select_weights",

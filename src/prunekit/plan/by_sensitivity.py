@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, eye_array, hstack
 
 from prunekit.errors import GoalError, SelectionError
 from prunekit.plan.scope import Pieces, Pool
@@ -34,10 +35,11 @@ class BySensitivity:
     Raises:
         SelectionError: curves that are none, or an unknown method.
 
-    Source: greedy: Dong et al., 2017, Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain
-    Surgeon, shares by layer, https://arxiv.org/abs/1705.07565; exact: multiple-choice knapsack as in Aflalo
-    et al., 2020, Knapsack Pruning with Inner Distillation, https://arxiv.org/abs/2002.08258. Deviation: lines
-    between the points, so that the total is met exactly.
+    Source: greedy: the hull of each curve as in Shoham and Gersho, 1988, Efficient Bit Allocation for an
+    Arbitrary Set of Quantizers, https://doi.org/10.1109/29.90373; exact: a knapsack as in Aflalo et al.,
+    2020, Knapsack Pruning with Inner Distillation, https://arxiv.org/abs/2002.08258. Deviations: measured
+    losses in place of both papers' terms; several sparsities for each parameter, of which one is chosen;
+    lines between the points, so that the total is met exactly.
     """
 
     curves: Mapping[str, Mapping[float, float]]
@@ -139,11 +141,12 @@ def _exact(curves: Mapping[str, Curve], counts: Mapping[str, int], removed: floa
     share = np.array([counts[name] / total for name, _, _ in stretches])
     base = share * [before[0] for _, before, _ in stretches]
     slope = share * [after[0] - before[0] for _, before, after in stretches]
-    one_each = np.array([[float(name == owner) for owner, _, _ in stretches] for name in curves])
-    zeros = np.zeros_like(one_each)
-    on_chosen = np.hstack([-np.eye(count), np.eye(count)])
+    row = {name: number for number, name in enumerate(curves)}
+    of_curve = ([row[name] for name, _, _ in stretches], list(range(count)))
+    one_each = csr_array((np.ones(count), of_curve), shape=(len(curves), 2 * count))
+    on_chosen = hstack([-eye_array(count), eye_array(count)], format="csr")
     constraints = [
-        LinearConstraint(np.hstack([one_each, zeros]), 1, 1),
+        LinearConstraint(one_each, 1, 1),
         LinearConstraint(on_chosen, -np.inf, 0),
         LinearConstraint(np.concatenate([base, slope])[None, :], removed / total, removed / total),
     ]

@@ -32,8 +32,8 @@ def keep_highest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     copied; beside the masks there are two tables of 65536 counts and :data:`AT_ONCE` integers.
 
     Args:
-        scores: each ``[n]``, any float dtypes, finite; higher = keep. Different dtypes are compared as the
-            widest of them.
+        scores: each ``[n]``, any float dtypes, finite; higher = keep. Different dtypes are compared in
+            one that holds all of them, float32 or float64.
         keep: in ``[0, sum of n]``.
 
     Returns:
@@ -50,6 +50,8 @@ def keep_highest(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     if keep == total:
         return [mask.fill_(True) for mask in masks]
     bits = max(_BITS[part.dtype] for part in scores)
+    if len({part.dtype for part in scores}) > 1:
+        bits = max(bits, _BITS[torch.float32])  # the bits of float16 and bfloat16 mean different numbers
     threshold, of_equal = _threshold(scores, keep, bits)
     for part, mask in zip(scores, masks, strict=True):
         for start, keys in _keys(part, bits):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 from prunekit.errors import GoalError
@@ -59,6 +60,8 @@ class Goal:
                 expected="a number from 0 (remove nothing) to below 1",
                 where="remove",
             )
+        if self.remove is not None:  # a NumPy number would not go into JSON
+            object.__setattr__(self, "remove", float(self.remove))
         if self.reach is not None:
             self._check_reach(self.reach)
         if not _is_share(self.tolerance):
@@ -103,4 +106,4 @@ class Goal:
 
 
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1

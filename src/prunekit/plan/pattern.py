@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def sparsity_of(given: float | None, pattern: Pattern) -> float:
         if given is not None and abs(given - pattern.sparsity) > 1e-9:
             raise pattern_alone(pattern)
         return pattern.sparsity
-    if given is None or isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) <= 1:
         raise SelectionError(f"The sparsity is {given!r}", expected="a number from 0 to 1", where="sparsity")
     return float(given)
 

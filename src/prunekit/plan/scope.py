@@ -158,7 +158,8 @@ class OutlierWeighted:
 
     Source: Yin et al., 2024, Outlier Weighed Layerwise Sparsity (OWL), section 3.2 and its published code,
     https://arxiv.org/abs/2310.05175, with Wanda's scores. Deviations: the mean density is weighted by the
-    layers' sizes, so that the total is right where they differ; any scores.
+    layers' sizes, so that the total is right where they differ; any scores; within a parameter all weights
+    compete, where the published code, as Wanda, compares within each row.
     """
 
     factor: float = 5.0

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
 from prunekit.errors import RecipeError
-from prunekit.recipe.sections import MistakeError, Recipe, Section, nearest, shown
+from prunekit.recipe.mistakes import MistakeError, nearest, shown
+from prunekit.recipe.sections import Recipe, Section
 
 MAX_RECIPE_BYTES = 1_000_000
 

@@ -5,13 +5,10 @@ The description of a field says what is expected of it, in the documentation and
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,48 +20,37 @@ from pydantic import (
 from prunekit.errors import UsageError
 from prunekit.evaluate import GATES, Gate, make_gate
 from prunekit.importance import CALIBRATED, NORMALIZATIONS, REDUCTIONS
+from prunekit.recipe.mistakes import MistakeError, nearest, one_of, shown
+from prunekit.recover import SCHEDULES, shares, steps
 from prunekit.types import WIDTHS, Granularity
-
-
-class MistakeError(ValueError):
-    """Settings that contradict each other; ``key`` is the place, relative to their section."""
-
-    def __init__(self, key: str, given: str, expected: str) -> None:
-        super().__init__(given)
-        self.key, self.given, self.expected = key, given, expected
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean '...'?)", or "" where nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def shown(value: object) -> str:
-    """Return a value as the user may recognise it, 80 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _one_of(table: Mapping[str, object]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in table:
-            raise MistakeError(
-                "", f"There is no {name!r}{nearest(name, table)}", f"one of {', '.join(table)}"
-            )
-        return name
-
-    return AfterValidator(check)
 
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-Criterion = Annotated[str, _one_of(CALIBRATED)]
-Reduction = Annotated[str, _one_of(REDUCTIONS)]
-Normalization = Annotated[str, _one_of(NORMALIZATIONS)]
-Kind = Annotated[str, _one_of({kind.value: kind for kind in Granularity})]
+def _curve(value: object) -> object:
+    """A name stays what it is; pairs become a tuple of pairs of floats."""
+    if isinstance(value, str):
+        if value not in SCHEDULES:
+            raise MistakeError(
+                "",
+                f"There is no {value!r}{nearest(value, SCHEDULES)}",
+                f"one of {', '.join(SCHEDULES)}, or pairs such as [[0.5, 0.3], [1, 1]]",
+            )
+        return value
+    try:
+        steps(value)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise MistakeError("", f"It is {shown(value)}", error.expected) from error
+    return tuple((float(start), float(level)) for start, level in value)  # type: ignore[attr-defined]
+
+
+Criterion = Annotated[str, one_of(CALIBRATED)]
+Curve = Annotated[str | tuple[tuple[float, float], ...], BeforeValidator(_curve)]
+Reduction = Annotated[str, one_of(REDUCTIONS)]
+Normalization = Annotated[str, one_of(NORMALIZATIONS)]
+Kind = Annotated[str, one_of({kind.value: kind for kind in Granularity})]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -174,18 +160,27 @@ class Schedule(Section):
     """In how many cycles of score, plan, prune and recover the goal is reached."""
 
     cycles: Annotated[int, Field(ge=1, le=99)] = Field(default=1, description="a whole number from 1 to 99")
-    curve: Literal["oneshot", "linear", "cubic"] = Field(
+    curve: Curve = Field(
         default="cubic",
-        description="how much is gone after each cycle: `oneshot` (one cycle), `linear` or `cubic`",
+        description="how much is gone after each cycle: `oneshot` (one cycle), `linear`, `cubic`, "
+        "`exponential`, `one_cycle`, or steps as pairs of progress and share such as [[0.5, 0.3], [1, 1]]",
     )
 
     @model_validator(mode="after")
-    def _one_shot_is_one_cycle(self) -> Schedule:
+    def _every_cycle_removes_something(self) -> Schedule:
         if self.curve == "oneshot" and self.cycles != 1:
             raise MistakeError(
                 "curve",
                 f"It is oneshot with {self.cycles} cycles",
-                "cycles of 1, or the curve linear or cubic",
+                "cycles of 1, or another curve",
+            )
+        reached = (0.0, *shares(self.curve, self.cycles))
+        idle = [cycle for cycle in range(1, len(reached)) if reached[cycle] <= reached[cycle - 1]]
+        if idle:
+            raise MistakeError(
+                "curve",
+                f"Cycle {idle[0]} of {self.cycles} (progress {idle[0] / self.cycles:.4f}) removes nothing",
+                "pairs with a higher share at or before each cycle's progress",
             )
         return self
 
@@ -266,6 +261,10 @@ class Recover(_Training):
     )
     share_of_original: NotNegative | None = Field(
         default=None, description="the same budget as a share of what training the parent took, 0 or more"
+    )
+    recalibrate: bool = Field(
+        default=False,
+        description="`true` recomputes the statistics of batch norms on calibration data before training",
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,20 @@
 """Winning quality back by training."""
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
-from prunekit.recover.schedules import SCHEDULES, cubic, linear, oneshot, shares
+from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
+from prunekit.recover.schedules import (
+    SCHEDULES,
+    cubic,
+    exponential,
+    linear,
+    one_cycle,
+    oneshot,
+    schedule_of,
+    shares,
+    steps,
+)
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train, validate
@@ -11,16 +23,26 @@ __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
     "EpochRecord",
+    "Followed",
+    "Recalibrated",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
     "budget_in_epochs",
     "budget_in_steps",
+    "check_optimizer",
     "cubic",
+    "exponential",
+    "follow",
+    "follow_average",
     "learning_rate",
     "linear",
+    "one_cycle",
     "oneshot",
+    "recalibrate_norms",
+    "schedule_of",
     "shares",
+    "steps",
     "steps_per_epoch",
     "task_of",
     "train",

@@ -253,8 +253,10 @@ class Laws:
                 )
             if all(bool(torch.isfinite(tensor).all()) for batch in found for tensor in batch):
                 return candidate, found
+        bad = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
         raise ProofError(
-            f"the outputs of {type(model).__name__} on the example inputs are not finite",
+            f"the outputs of {type(model).__name__} on the example inputs are not finite"
+            + (f"; the parameter '{bad[0]}' holds NaN or infinity" if bad else ""),
             expected="finite outputs, so that removal can be proved",
             remedy="Look for NaN or inf in the weights and in the example inputs",
         )

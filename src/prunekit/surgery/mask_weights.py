@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from prunekit.errors import CalibrationError
 from prunekit.importance import (
     Weights,
-    check_batches,
+    check_seed,
     find_weights,
     input_norms,
+    mean_gradients,
     score_weights,
-    stored_parameter,
     weight_criterion,
 )
-from prunekit.importance.untouched import untouched
-from prunekit.plan import MaskPlan, NOfM, Pattern, Scope, select_weights
-from prunekit.plan.pattern import parse_pattern
+from prunekit.plan import MaskPlan, Pattern, Scope, check_selection, select_weights
 from prunekit.surgery.weight_masks import attach_masks, zero_weights
 from prunekit.workload import Batch
 
@@ -33,10 +29,12 @@ class Masked:
     Attributes:
         model: the masked model; :func:`prunekit.surgery.fold_masks` makes the masks permanent.
         plan: which weights stay.
+        left_out: weights that were meant and cannot be masked, by name the reason.
     """
 
     model: nn.Module
     plan: MaskPlan
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def mask_weights(
@@ -63,13 +61,15 @@ def mask_weights(
         pattern: ``element``, ``2:4`` (n of m inputs stay), ``4x8`` (blocks, rows x columns), ``row``,
             ``column``.
         criterion: a key of :data:`prunekit.importance.WEIGHT_CRITERIA`.
-        scope: a key of :data:`prunekit.plan.WEIGHT_SCOPES` or a value; default each parameter by itself.
-        only: patterns of the parameters or modules to mask; default :func:`find_weights`.
+        scope: a key of :data:`prunekit.plan.WEIGHT_SCOPES` or a value; default the criterion's: each row by
+            itself for ``wanda``, the whole model for ``lamp``, else each parameter by itself.
+        only: patterns of the parameters or modules, which narrow what :func:`find_weights` chooses; the full
+            name of a parameter takes it whatever it is.
         ignore: patterns of what to leave alone.
         input_dims: by pattern, which dimension is the input where that is not known.
         calibration: batches for ``wanda``, ``taylor`` and ``snip``.
-        loss: ``loss(outputs, batch)``, a scalar mean, for ``taylor`` and ``snip``; their gradients are the
-            mean over the batches.
+        loss: ``loss(outputs, batch)``, the mean loss of a batch, for ``taylor`` and ``snip``; their gradients
+            are the mean over the examples.
         seed: of the random criterion.
         in_place: mask ``model`` itself.
         fold: make the masks permanent at once, with exact zeros in plain parameters.
@@ -84,16 +84,17 @@ def mask_weights(
         PlanError: the model cannot be copied, or a parameter cannot be parametrized.
     """
     needs = weight_criterion(criterion).needs
+    check_seed(seed)
     weights = find_weights(model, only=only, ignore=ignore, input_dims=input_dims)
+    asked = check_selection(weights, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion)
     batches = () if calibration is None else calibration
     norms = gradients = None
     if needs == "norms":
         norms = input_norms(model, weights, batches)
     elif needs == "gradients":
         gradients = mean_gradients(model, weights, batches, loss)
-    alone = isinstance(parse_pattern(pattern), NOfM) or scope in (None, "tensor", "row")
     parts = [weights]
-    if alone and len(weights) and not weight_criterion(criterion).of_all:
+    if asked.each_alone:
         parts = [Weights((weight,), weights.fingerprint) for weight in weights]
     plans = []
     for part in parts:
@@ -104,43 +105,4 @@ def mask_weights(
     masks = {name: mask for plan in plans for name, mask in plan.masks.items()}
     plan = replace(plans[0], masks=masks)
     finish = zero_weights if fold else attach_masks
-    return Masked(finish(model, plan, in_place=in_place), plan)
-
-
-def mean_gradients(
-    model: nn.Module,
-    weights: Weights,
-    batches: Iterable[Batch],
-    loss: Callable[[Any, Batch], Tensor] | None,
-) -> dict[str, Tensor]:
-    """The gradient of the loss, averaged over the batches, by parameter; the model is left as found.
-
-    Raises:
-        CalibrationError: no loss, no batches, or a loss that does not depend on the parameters.
-    """
-    if not callable(loss):
-        raise CalibrationError(
-            "The criterion needs a loss and none was given",
-            expected="loss(outputs, batch) that returns the mean loss of the batch",
-            where="loss",
-        )
-    check_batches(batches)
-    parameters = {weight.name: stored_parameter(model, weight) for weight in weights}
-    sums: dict[str, Tensor] = {}
-    count = 0
-    with untouched(model, parameters.values()):
-        for batch in batches:
-            value = loss(model(*batch.args, **batch.kwargs), batch)
-            if not value.requires_grad or value.numel() != 1:
-                raise CalibrationError(
-                    "The loss is no scalar that depends on the parameters",
-                    where=f"loss of calibration batch {count}",
-                )
-            found = torch.autograd.grad(value.reshape(()), list(parameters.values()), allow_unused=True)
-            for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
-                part = torch.zeros_like(parameter) if gradient is None else gradient
-                sums[name] = sums[name].add_(part) if name in sums else part.clone()
-            count += 1
-    if not count:
-        raise CalibrationError("There are no calibration batches", where="batches")
-    return {name: total.div_(count) for name, total in sums.items()}
+    return Masked(finish(model, plan, in_place=in_place), plan, weights.left_out)

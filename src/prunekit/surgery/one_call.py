@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ProofError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
-from prunekit.importance import Statistics, check_batches, check_fit, check_seed, collect, needs_of, score
+from prunekit.importance import check_batches, check_fit, check_seed, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.surgery.proof import Proof, verify
 from prunekit.surgery.remove import remove
@@ -33,6 +33,7 @@ class Pruned:
         proof: the laws that were checked.
         groups: of the model given, for a next plan.
         moved: tensors that have another name than in the model given, as in :class:`Removal`.
+        scaled: parameters that took over a factor, as in :class:`Removal`.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Pruned:
     proof: Proof
     groups: Groups
     moved: Mapping[str, str] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
 
 
 def prune(
@@ -121,9 +123,7 @@ def prune(
             remedy=_why_nothing(groups),
         )
     check_fit(model, groups, criterion, fallback)
-    stats: Statistics | None = None
-    if needs:
-        stats = collect(model, batches, groups=groups, needs=needs, loss=loss)
+    stats = collect(model, batches, groups=groups, needs=needs, loss=loss) if needs else None
     scores = score(model, groups, criterion, stats=stats, fallback=fallback, seed=seed)
     plan = allocate(
         groups, scores, asked, scope=scope, criterion=criterion, limits=limits, per_group=per_group
@@ -140,7 +140,9 @@ def prune(
             f"the pruned {type(model).__name__} breaks a law: {proof}",
             remedy="Nothing was changed. Leave the groups named here out with ignore=, and please report it",
         )
-    return Pruned(done.model, plan, groups.frozen, done.form, done.reason, proof, groups, done.moved)
+    return Pruned(
+        done.model, plan, groups.frozen, done.form, done.reason, proof, groups, done.moved, done.scaled
+    )
 
 
 def _why_nothing(groups: Groups) -> str:

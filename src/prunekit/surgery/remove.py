@@ -51,6 +51,8 @@ class Removal:
             inf where the class could not run.
         moved: tensors that have another name than in the dense model, because layers before them went: their
             name -> the one they had.
+        scaled: parameters of queries and keys, by their names in the dense model, that took over a factor
+            from a class that divides by the root of its width: :mod:`prunekit.surgery.scales`.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Removal:
     reason: str
     form_error: float
     moved: Mapping[str, str] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
 
 
 def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
@@ -107,7 +110,7 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
         error, reason = float("inf"), "does not get through a step of training once pruned"
     if error <= rivals.tolerance:
         configuration = _described(own, keep, groups, rivals) if describes else ""
-        return Removal(own, "own class", reason + configuration, error, moved)
+        return Removal(own, "own class", reason + configuration, error, moved, tuple(rivals.scaled))
     rivals.graph_module.train(model.training)
     lost = own_derivatives(model, groups.graph) if describes else ()
     if lost:

@@ -39,6 +39,7 @@ class Rivals:
         scales: factors for the class's parameters while it is compared.
         most_attempts: combinations of guessed attributes that are tried.
         names: of the class's tensors by their names in the graph, where those differ.
+        scaled: the class's parameters that were scaled for good.
     """
 
     own: nn.Module
@@ -48,6 +49,7 @@ class Rivals:
     scales: dict[str, Tensor] = field(default_factory=dict)
     most_attempts: int = ATTEMPTS
     names: Mapping[str, str] = field(default_factory=dict)
+    scaled: list[str] = field(default_factory=list)
 
     @property
     def tolerance(self) -> float:
@@ -91,6 +93,7 @@ class Rivals:
         if error > self.tolerance or not self._survives_rounding(scales):
             return first
         scale(self.own, scales)
+        self.scaled.extend(scales)
         return error, f"{reason}, its queries and keys scaled for their new width"
 
     def _survives_rounding(self, scales: Mapping[str, Tensor]) -> bool:

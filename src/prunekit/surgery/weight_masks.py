@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunekit.errors import PlanError
-from prunekit.importance import Weights, WeightTensor, find_weights, stored_parameter
+from prunekit.importance import WeightTensor, every_parameter, stored_parameter
 from prunekit.plan import MaskPlan, PackedMask
 from prunekit.surgery.tensors import copied
 
@@ -163,7 +164,7 @@ def check_masks_fit(model: nn.Module, plan: MaskPlan) -> None:
     Raises:
         PlanError: other names, ties or shapes of parameters.
     """
-    everything = _everything(model)
+    everything = every_parameter(model)
     shapes = {weight.name: weight.shape for weight in everything}
     wrong = [name for name, mask in plan.masks.items() if shapes.get(name) != mask.shape]
     if wrong or everything.fingerprint != plan.fingerprint:
@@ -202,14 +203,8 @@ def masked_places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                     yield module, leaf
 
 
-def _everything(model: nn.Module) -> Weights:
-    return (
-        find_weights(model, only="*") if next(model.parameters(), None) is not None else find_weights(model)
-    )
-
-
 def _planned(model: nn.Module, plan: MaskPlan) -> list[WeightTensor]:
-    return [weight for weight in _everything(model) if weight.name in plan.masks]
+    return [weight for weight in every_parameter(model) if weight.name in plan.masks]
 
 
 def _holder(model: nn.Module, place: str) -> tuple[nn.Module, str]:
@@ -244,6 +239,24 @@ def _register(holder: nn.Module, leaf: str, mask: WeightMask, weight: WeightTens
             where=f"weight '{weight.name}'",
             remedy="Leave it out with find_weights(model, ignore=...)",
         ) from error
+    if isinstance(holder, nn.RNNBase):
+        type(holder).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
+
+
+def _copied_recurrent(self: nn.RNNBase, memo: dict[int, Any]) -> nn.RNNBase:
+    """A deep copy of a masked recurrent module.
+
+    Such a module holds the tensors of its last call in ``_flat_weights``; masked ones have a gradient
+    history, and those torch does not copy. The copy makes its own.
+    """
+    made: nn.RNNBase = self.__new__(type(self))
+    memo[id(self)] = made
+    held = ("_flat_weights", "_flat_weight_refs")
+    state = {name: value for name, value in self.__dict__.items() if name not in held}
+    made.__dict__ = copy.deepcopy(state, memo)
+    made._flat_weights = []
+    made._init_flat_weights()
+    return made
 
 
 def _unmask(places: list[tuple[nn.Module, str]]) -> None:
@@ -266,6 +279,9 @@ def _unmask(places: list[tuple[nn.Module, str]]) -> None:
             holder.__class__ = type(holder).__bases__[0]
         holder.register_parameter(leaf, original)
         _reorder(holder._parameters, mask.order)
+    for holder, _ in places:
+        if isinstance(holder, nn.RNNBase):
+            holder._init_flat_weights()
 
 
 def _reorder(parameters: dict[str, Any], order: tuple[str, ...]) -> None:

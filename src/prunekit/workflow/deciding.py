@@ -13,7 +13,16 @@ from prunekit.errors import GoalError, ProofError
 from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
 from prunekit.recipe import Recipe
-from prunekit.recover import TrainingRecord, TrainingSettings, budget_in_epochs, shares, train
+from prunekit.recover import (
+    Recalibrated,
+    TrainingRecord,
+    TrainingSettings,
+    budget_in_epochs,
+    recalibrate_norms,
+    shares,
+    train,
+)
+from prunekit.recover.training import training_batches
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
 from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
@@ -222,7 +231,13 @@ def run_recover(cycle: int) -> Callable[[Job], Result]:
         plan = read_plan(job.files[f"{name_of(cycle)}/plan/plan.json"])
         model = pruned_model(job, plan, job.files[f"{name_of(cycle)}/prune/weights.safetensors"])
         epochs = _recovery_epochs(job)
-        settings = job.recipe.recover.model_dump(exclude={"epochs", "share_of_original"})
+        chosen = job.recipe.recover
+        settings = chosen.model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
+        recalibrated: Recalibrated | None = None
+        if chosen.recalibrate:
+            calibration = job.workload.splits.calibration
+            batches = training_batches(calibration, chosen.batch_size, shuffle_seed=job.seed)
+            recalibrated = recalibrate_norms(model, batches)
         training: TrainingRecord | None = None
         if epochs > 0:
             training = train(
@@ -235,6 +250,7 @@ def run_recover(cycle: int) -> Callable[[Job], Result]:
         spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
         seen = epochs * len(job.workload.splits.train)
         return {
+            "recalibrated": asdict(recalibrated) if recalibrated else None,
             "training": asdict(training) if training else None,
             "budget": {"epochs": epochs, "share_of_original": seen / spent if spent else None},
             "quality": quality(model, job),
