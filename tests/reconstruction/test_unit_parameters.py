@@ -65,6 +65,41 @@ def test_one_number_for_all_outputs_is_left_alone():
     assert torch.equal(found.model.bias, model.bias)
 
 
+def normed(*, bias):
+    """A convolution with or without a bias, of zeros, before a batch norm; otherwise the same numbers."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=bias), nn.BatchNorm2d(6), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(54, 3)).double().eval()
+    draw = torch.Generator().manual_seed(1)
+    for name, tensor in sorted(model.state_dict().items()):
+        if name == "2.bias":
+            tensor.zero_()
+        elif tensor.is_floating_point():
+            drawn = torch.randn(tensor.shape, generator=draw, dtype=torch.float64) * 0.4
+            tensor.copy_(drawn.abs() + 0.1 if name.endswith("var") else drawn)
+    return model
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_batch_norm_takes_over_the_bias_that_a_layer_lacks(sequential):
+    """Oracle: the same network with a bias of zeros there, whose update moves it."""
+    x = torch.randn(30, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = {}
+    for bias in (True, False):
+        model = normed(bias=bias)
+        groups = find_groups(trace(model, (x[:2],)))
+        plan = plan_of(groups)
+        given = batches(((x,), {}))
+        removal = remove(model, plan, groups)
+        found[bias] = reconstruct(model, removal, plan, groups, given, sequential=sequential).model
+    with torch.no_grad():
+        torch.testing.assert_close(found[True](x), found[False](x))
+    one, other = state(found[True]), state(found[False])
+    assert one["2.bias"].abs().max() > 1e-3
+    torch.testing.assert_close(one["3.running_mean"] - one["2.bias"], other["3.running_mean"])
+    torch.testing.assert_close(one["2.weight"], other["2.weight"])
+
+
 def test_weights_too_large_for_the_dtype_name_the_layer():
     model, _, _, _, _ = between()
     with torch.no_grad():

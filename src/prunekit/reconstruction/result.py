@@ -22,7 +22,7 @@ class LayerChange:
             to the model's dtype.
         damping: that was used, a fraction of the mean of the diagonal of the second moments.
         dampened_more: it is more than was asked for and than few rows need, because they are singular.
-        bias: the bias was updated too.
+        bias: the bias was updated too, or the running mean of the batch norm behind.
         rows: inputs that were seen: examples times positions.
         inputs: numbers in each of them. With fewer rows than that the calibration data is fitted exactly, and
             ``after`` says nothing about other data.

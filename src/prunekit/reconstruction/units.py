@@ -15,7 +15,7 @@ from torch.fx import Node
 from prunekit.errors import ShapeError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Fixed
-from prunekit.graph.nodes import operator_name, static_nodes
+from prunekit.graph.nodes import bind, operator_name, static_nodes
 from prunekit.graph.pruned_graph import PrunedGraph, attribute
 from prunekit.importance.calibration import ModelInputs
 from prunekit.importance.untouched import untouched
@@ -43,13 +43,16 @@ class _Target:
         layer: in the pruned graph.
         dense: the same in the dense graph.
         place: of its weight.
-        bias: of its bias, where it may be changed.
+        bias: of its bias, or, without one, of the means that a batch norm behind it takes away; where it may
+            be changed.
+        sign: 1 where ``bias`` is added to the outputs, -1 where it is taken away.
     """
 
     layer: Layer
     dense: Layer
     place: Place
     bias: Place | None
+    sign: int
 
 
 def reconstruct(
@@ -67,7 +70,8 @@ def reconstruct(
     For every linear layer and convolution that lost inputs, ``min |Y - X V.T - b|^2 + d |V - W|^2``
     over ``V`` and ``b``: ``Y`` the dense layer's outputs, ``X`` what the layer reads of the units that are
     left, ``W`` its weights before the update. Nothing but weights and biases of these layers changes; a layer
-    without a bias gets none. No labels are needed.
+    without a bias gets none, but where a batch norm alone reads it, ``b`` is taken from the norm's running
+    mean, which is the same. No labels are needed.
 
     All batches go through both models side by side, stage by stage, so that each operator runs once per batch
     whatever the depth. Held at once: what later stages read of all batches, in both models, and in float64
@@ -167,7 +171,10 @@ class _Work:
         if reason:
             self.left_alone.append(LeftAlone(place.name, reason))
             return
-        self.targets.append(_Target(layer, dense, place, self._bias(layer, outputs)))
+        bias, sign = self._bias(layer, outputs), 1
+        if layer.bias is None:
+            bias, sign = self._mean_behind(layer, outputs), -1
+        self.targets.append(_Target(layer, dense, place, bias, sign))
 
     def _bias(self, layer: Layer, outputs: int) -> Place | None:
         """Where the bias lies, if it may be changed."""
@@ -181,6 +188,21 @@ class _Work:
         if reason:
             self.left_alone.append(LeftAlone(place.name, reason))
         return None if reason else place
+
+    def _mean_behind(self, layer: Layer, outputs: int) -> Place | None:
+        """Where the mean lies that a batch norm, which alone reads the outputs, takes away from them."""
+        norm = next(iter(layer.node.users), None)
+        if norm is None or len(layer.node.users) > 1 or operator_name(norm) != "aten.batch_norm":
+            return None
+        given = bind(norm)
+        mean = given.get("running_mean")
+        if given.get("input") is not layer.node or not isinstance(mean, Node):
+            return None
+        found = self._added(mean, outputs)
+        if found is None or found[1].numel() != outputs:
+            return None
+        tensor = self._tensors[found[0].name]
+        return None if self._readers.objection(found[0], norm, tensor.shape) else found[0]
 
     def _added(self, bias: Node, outputs: int) -> tuple[Place, Tensor] | None:
         """The place and the values of what is added: one number for each output, or one for all."""
@@ -291,7 +313,7 @@ class _Work:
         gram, residual = sums
         moments, means = gram.finish()
         check_finite(residual.squares, gram.where, "outputs")
-        matrix, bias = self._matrix(target)
+        matrix, _ = self._matrix(target)
         asked = for_rows(damping, matrix.shape[2], gram.count)
         count, after, used = max(1, gram.count), 0.0, asked
         shifts = residual.sums / count
@@ -310,11 +332,12 @@ class _Work:
         new = target.layer.form.from_matrix(matrix, shape).to(tensor.dtype)
         check_new(new, gram.where)
         target.place.write(tensor, new)
-        if target.bias is not None and bias is not None:
+        if target.bias is not None:
             tensor = self._tensors[target.bias.name]
-            added = (bias + shifts).flatten().to(tensor.dtype)
-            check_new(added, self._new_name(target.bias))
-            target.bias.write(tensor, added)
+            old = target.bias.apply(tensor).double()
+            moved = (old + target.sign * shifts.flatten().view_as(old)).to(tensor.dtype)
+            check_new(moved, self._new_name(target.bias))
+            target.bias.write(tensor, moved)
         before, wanted = float(residual.squares.sum()), residual.wanted
         return LayerChange(
             name=gram.where,
