@@ -70,6 +70,7 @@ def test_only_consumers_change_and_none_gets_worse(case):
         biases = {name.removesuffix("weight") + "bias" for name in updated}
         biases |= {name.replace("weight", "bias") for name in updated}
         biases |= {name for name in small if small[name].ndim == 1 and name not in after}
+        biases |= {name for name in small if name.endswith("running_mean")}
         changed = {name for name in small if not torch.equal(small[name], after[name])}
         loose = {name for name in changed - updated if after[name].ndim > 1}
         assert not loose
@@ -145,14 +146,20 @@ def test_the_update_is_numpys_least_squares(name, sequential):
         if start.bias is not None:
             y = y - start.bias.detach().numpy()
         squares = as_rows(module, read, wanted)[1].square().sum().item()
-        centre = (lambda m: m - m.mean(0)) if start.bias is not None else (lambda m: m)
+        centre = (lambda m: m - m.mean(0)) if layer.bias else (lambda m: m)
         cx, residual = centre(x), centre(y - x @ w.T)
-        ridge = layer.damping * np.square(cx).sum(0).mean()
+        cx = cx * (np.square(cx).sum(0) > 1e-12 * np.square(x).sum(0))  # The rest is rounding.
+        ridge = layer.damping * (np.square(cx).sum(0).mean() or 1.0)
         change = np.linalg.solve(cx.T @ cx + ridge * np.eye(cx.shape[1]), cx.T @ residual).T
         np.testing.assert_allclose(module.weight.detach().flatten(1), w + change, atol=1e-6)
+        shift = (y - x @ (w + change).T).mean(0)
         if start.bias is not None:
-            shift = (y - x @ (w + change).T).mean(0)
             np.testing.assert_allclose(module.bias.detach() - start.bias.detach(), shift, atol=1e-6)
+        elif layer.bias:
+            now, before = dict(found.model.named_buffers()), dict(removal.model.named_buffers())
+            means = [before[name] - now[name] for name in now if name.endswith("running_mean")]
+            shifts = [mean.numpy() for mean in means if len(mean) == len(shift)]
+            assert any(np.allclose(mean, shift, atol=1e-6) for mean in shifts)
         assert layer.before == pytest.approx(np.square(y - x @ w.T).sum() / squares, rel=1e-6)
         left = centre(y - x @ (w + change).T)
         assert layer.after == pytest.approx(np.square(left).sum() / squares, rel=1e-5, abs=1e-12)

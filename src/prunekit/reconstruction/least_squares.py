@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunekit.errors import ShapeError
 from prunekit.reconstruction.damping import DAMPING, factor
+from prunekit.reconstruction.moments import centred
 
 ROWS_AT_ONCE = 2**22
 """Numbers in the matrices that are solved at once where every row has its own."""
@@ -94,13 +95,13 @@ def least_squares(
     Deviation: the mean of the diagonal is that of the kept inputs.
     """
     wide, full = _checked(weight, moment, keep, mean)
-    centred = full if mean is None else full - count * torch.outer(mean.double(), mean.double())
+    about = full if mean is None else centred(full, mean.double(), count)
     kept, gone = torch.where(keep)[0], torch.where(~keep)[0]
-    cross = centred[kept][:, gone] @ wide[:, gone].T
+    cross = about[kept][:, gone] @ wide[:, gone].T
     lost = wide[:, gone]
     before = float((lost @ full[gone][:, gone] * lost).sum())
-    constant = float((lost @ centred[gone][:, gone] * lost).sum())
-    change, after, used = correct(centred[kept][:, kept], cross, constant, damping)
+    constant = float((lost @ about[gone][:, gone] * lost).sum())
+    change, after, used = correct(about[kept][:, kept], cross, constant, damping)
     bias = None
     if mean is not None:
         bias = lost @ mean.double()[gone] - change @ mean.double()[kept]

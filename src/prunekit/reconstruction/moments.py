@@ -15,6 +15,25 @@ ROWS = 4096
 """Rows whose products are added up in their own dtype before they go to the sums in float64."""
 
 
+CONSTANT = 1e-12
+"""Share of its second moment below which the variance of an input is taken for rounding."""
+
+
+def centred(moment: Tensor, means: Tensor, count: float) -> Tensor:
+    """``H - n m m.T``, second moments about the means; zero for inputs that are constant but for rounding.
+
+    Args:
+        moment: ``H``, ``[in, in]`` float64.
+        means: ``m``, ``[in]``.
+        count: ``n``, rows.
+    """
+    found = moment - count * torch.outer(means, means)
+    constant = found.diagonal() <= CONSTANT * moment.diagonal()
+    found[constant] = 0.0
+    found[:, constant] = 0.0
+    return found
+
+
 class Gram:
     """``X.T X`` and the sums of ``X``, per group of channels.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from prunekit.reconstruction.moments import Gram
+from prunekit.reconstruction.moments import Gram, centred
 from prunekit.reconstruction.sparsegpt import Choice, Prepared, Sweep, prepare
 
 
@@ -39,7 +38,7 @@ class Shared:
         if (group, centre) not in self._ready:
             moment = self._moments[group]
             if centre:
-                moment = moment - self.gram.count * torch.outer(self.means[group], self.means[group])
+                moment = centred(moment, self.means[group], self.gram.count)
             ready = prepare(moment.to(self.gram.products), self._choice, self.sweep)
             self._ready[group, centre] = ready
         return self._ready[group, centre]

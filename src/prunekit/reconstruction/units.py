@@ -24,7 +24,7 @@ from prunekit.reconstruction.batches import leaves_of_batches
 from prunekit.reconstruction.damping import DAMPING, check_damping, for_rows
 from prunekit.reconstruction.layers import Layer, layer_of
 from prunekit.reconstruction.least_squares import correct
-from prunekit.reconstruction.moments import Gram, Residual, check_finite, check_new
+from prunekit.reconstruction.moments import Gram, Residual, centred, check_finite, check_new
 from prunekit.reconstruction.places import Place, Readers, behind, model_tensors, place_of, unfit
 from prunekit.reconstruction.result import LayerChange, LeftAlone, Reconstruction
 from prunekit.reconstruction.stream import Stream, stages
@@ -320,8 +320,9 @@ class _Work:
         for group in range(len(matrix)):
             moment, cross, squares = moments[group], residual.cross[group], residual.squares[group]
             if target.bias is not None:
-                moment = moment - count * torch.outer(means[group], means[group])
+                moment = centred(moment, means[group], count)
                 cross = cross - count * torch.outer(means[group], shifts[group])
+                cross[moment.diagonal() == 0] = 0.0
                 squares = (squares - count * shifts[group].square().sum()).clamp_min(0)
             change, left, raised = correct(moment, cross, squares, asked)
             matrix[group] += change
