@@ -123,8 +123,13 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """What was measured: the commit, and whether the sources differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return f"{head}-dirty" if _git("status", "--porcelain", "--", "src", "tests", "benchmarks") else head
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _part(text: str) -> tuple[int, int]:
