@@ -21,7 +21,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.importance import score
 from prunekit.measure import environment
 from prunekit.plan import Goal, allocate
-from prunekit.reconstruction import reconstruct, score_by_removal
+from prunekit.reconstruction import reconstruct, removal_errors
 from prunekit.recover import TrainingSettings, train
 from prunekit.surgery import remove
 from prunekit.types import WIDTHS
@@ -39,10 +39,8 @@ def cut(parent: torch.nn.Module, workload: Workload, criterion: str, sparsity: f
     example = workload.example_inputs(2)
     groups = find_groups(trace(parent, example.args, example.kwargs)).select(granularity=WIDTHS)
     calibration = list(workload.splits.deciding.calibration.batches(32))
-    if criterion == "removal":
-        scores = score_by_removal(parent, groups, calibration)
-    else:
-        scores = score(parent, groups, criterion, seed=seed)
+    stats = removal_errors(parent, groups, calibration) if criterion == "removal" else None
+    scores = score(parent, groups, criterion, stats=stats, seed=seed)
     plan = allocate(groups, scores, Goal(kind="sparsity", remove=sparsity), criterion=criterion)
     removal = remove(parent, plan, groups)
     test = workload.splits.open_test()

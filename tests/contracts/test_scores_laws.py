@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.importance import CRITERIA, Movement, collect, needs_of, score
+from prunekit.reconstruction import removal_errors
 
 
 class Residual(nn.Module):
@@ -112,8 +113,11 @@ def case(name):
 def scores_of(model, groups, batches, criterion, **arguments):
     """Scores; groups that the criterion says nothing about are scored by L2."""
     needs = needs_of(criterion, "l2")
-    stats = trained(model, groups, batches) if criterion == "movement" else None
-    if stats is None:
+    if criterion == "movement":
+        stats = trained(model, groups, batches)
+    elif criterion == "removal":
+        stats = removal_errors(model, groups, batches)
+    else:
         stats = collect(model, batches, groups=groups, needs=needs, loss=loss)
     return score(model, groups, criterion, stats=stats, fallback="l2", **arguments)
 

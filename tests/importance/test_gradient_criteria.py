@@ -176,7 +176,7 @@ def test_movement_without_steps_or_gradients_is_an_error():
     with pytest.raises(CalibrationError, match=r"gradient of the parameter '0\.weight' holds NaN"):
         movement.update(gradients={"0.weight": torch.full((4, 5), float("nan"))})
     assert movement.steps == 0
-    with pytest.raises(SelectionError, match=r"while a model is trained.*Movement\(model, groups\)"):
+    with pytest.raises(SelectionError, match=r"does not gather 'movement'.*Movement\(model, groups\)"):
         collect(model, batches, groups=groups, needs={"movement"}, loss=squares)
 
 

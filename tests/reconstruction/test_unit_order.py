@@ -9,7 +9,8 @@ from torch import nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError, WorkloadError
 from prunekit.graph import find_groups, trace
-from prunekit.reconstruction import score_by_removal
+from prunekit.importance import score
+from prunekit.reconstruction import removal_errors
 from prunekit.workload import Batch
 
 
@@ -70,8 +71,8 @@ def test_units_go_as_in_brute_force(name):
         gone.append(min(best, key=best.get))
         total.append(best[gone[-1]])
     (group,) = groups
-    found = score_by_removal(model, groups, [Batch(args=(x[:4],)), Batch(args=(x[4:],))], damping=0.05)
-    scores = found[group.name]
+    stats = removal_errors(model, groups, [Batch(args=(x[:4],)), Batch(args=(x[4:],))], damping=0.05)
+    scores = score(model, groups, "removal", stats=stats, normalization="none")[group.name]
     assert np.argsort(scores).tolist() == gone
     np.testing.assert_allclose(np.sort(scores), total, rtol=1e-5)
 
@@ -79,14 +80,15 @@ def test_units_go_as_in_brute_force(name):
 def test_what_cannot_be_scored_is_named():
     model, groups, x, _ = prepared("two readers")
     with pytest.raises(CalibrationError, match="no calibration"):
-        score_by_removal(model, groups, [])
+        removal_errors(model, groups, [])
     grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1, groups=2)).double()
     found = find_groups(trace(grouped, (torch.randn(2, 4, 3, 3).double(),)))
-    with pytest.raises(SelectionError, match="No linear layer"):
-        score_by_removal(grouped, found, [Batch(args=(torch.randn(2, 4, 3, 3).double(),))])
+    stats = removal_errors(grouped, found, [Batch(args=(torch.randn(2, 4, 3, 3).double(),))])
+    with pytest.raises(SelectionError, match="no linear layer or convolution reads it as a whole"):
+        score(grouped, found, "removal", stats=stats)
     with pytest.raises(ShapeError, match="another model"):
-        score_by_removal(nn.Linear(4, 5), groups, [Batch(args=(x,))])
+        removal_errors(nn.Linear(4, 5), groups, [Batch(args=(x,))])
     with pytest.raises(WorkloadError, match="meta"):
-        score_by_removal(TwoReaders().to("meta"), groups, [Batch(args=(x,))])
+        removal_errors(TwoReaders().to("meta"), groups, [Batch(args=(x,))])
     with pytest.raises(SelectionError, match="dampening"):
-        score_by_removal(model, groups, [Batch(args=(x,))], damping=-1.0)
+        removal_errors(model, groups, [Batch(args=(x,))], damping=-1.0)

@@ -18,12 +18,11 @@ from prunekit.importance.derivatives import Derivatives
 from prunekit.importance.experts import EXPERT_OUTPUT
 from prunekit.importance.gradient import OF_THE_LOSS
 from prunekit.importance.layers import BYPASS_LOSS, LAYER_GATE, OF_LAYERS
-from prunekit.importance.movement import MOVEMENT
 from prunekit.importance.observe import Observer, check_traced
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.replay import Ledger
 from prunekit.importance.untouched import untouched
-from prunekit.importance.view import READINGS, ROLES, Role, Statistics, check_roles
+from prunekit.importance.view import ELSEWHERE, READINGS, ROLES, Role, Statistics, check_roles
 from prunekit.types import Group
 
 OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
@@ -156,12 +155,8 @@ def _differentiate(
 
 
 def _checked(needs: Collection[str], roles: Collection[str], memory_bytes: object) -> tuple[Role, ...]:
-    if MOVEMENT in needs:
-        raise SelectionError(
-            "Movement is accumulated while a model is trained, calibration does not change weights",
-            where="needs",
-            remedy="Call Movement(model, groups).update() in each step and give score its statistics()",
-        )
+    for need in sorted(set(needs) & ELSEWHERE.keys()):
+        raise SelectionError(f"Calibration does not gather '{need}'", where="needs", remedy=ELSEWHERE[need])
     if unknown := set(needs) - NEEDS:
         raise SelectionError(f"There is no statistic {sorted(unknown)}", expected=f"some of {sorted(NEEDS)}")
     whole = isinstance(memory_bytes, int) and not isinstance(memory_bytes, bool) and memory_bytes > 0

@@ -50,6 +50,7 @@ from prunekit.importance.magnitude import (
 from prunekit.importance.movement import MOVEMENT, score_movement
 from prunekit.importance.norm_scale import score_bn_scale, why_no_bn_scale
 from prunekit.importance.output_variance import OUTPUT_VARIANCE, score_output_variance
+from prunekit.importance.removal import REMOVAL, score_removal, why_no_removal
 from prunekit.importance.view import READINGS, GroupView, Rows
 
 
@@ -240,6 +241,14 @@ _OF_ACTIVATIONS = (
         "Lasby et al., 2025, https://arxiv.org/abs/2510.13999",
         frozenset({EXPERT_OUTPUT}),
         why_no_experts,
+    ),
+    Criterion(
+        "removal",
+        score_removal,
+        "error left in what reads the unit once it is gone and the other weights have made up for it",
+        "Kurtic et al., 2023 (ZipLM), https://arxiv.org/abs/2302.04089",
+        frozenset({REMOVAL}),
+        why_no_removal,
     ),
 )
 

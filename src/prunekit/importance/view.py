@@ -159,7 +159,16 @@ READINGS = "readings"
 """The statistic :class:`Reading`: sums over the activations of a unit where it is read."""
 
 
+ELSEWHERE = {
+    "movement": "Call Movement(model, groups).update() in each training step and give score its statistics()",
+    "removal": "Give score what prunekit.reconstruction.removal_errors(model, groups, calibration) returns",
+}
+"""How to get the statistics that calibration does not gather."""
+
+
 def _how_to_collect(need: str) -> str:
+    if need in ELSEWHERE:
+        return ELSEWHERE[need]
     return f"Call collect(model, calibration, groups=groups, needs={{'{need}'}}, loss=loss) with these groups"
 
 

@@ -13,7 +13,7 @@ from prunekit.reconstruction.sparsegpt import Choice as Choice
 from prunekit.reconstruction.sparsegpt import Sweep as Sweep
 from prunekit.reconstruction.sparsegpt import Swept as Swept
 from prunekit.reconstruction.sparsegpt import sparsegpt as sparsegpt
-from prunekit.reconstruction.unit_order import score_by_removal as score_by_removal
+from prunekit.reconstruction.unit_order import removal_errors as removal_errors
 from prunekit.reconstruction.units import reconstruct as reconstruct
 from prunekit.reconstruction.weights import reconstruct_weights as reconstruct_weights
 
@@ -30,8 +30,8 @@ __all__ = [
     "masked_least_squares",
     "reconstruct",
     "reconstruct_weights",
+    "removal_errors",
     "remove_sets",
     "remove_weights",
-    "score_by_removal",
     "sparsegpt",
 ]

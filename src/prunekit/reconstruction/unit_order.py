@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from prunekit.errors import SelectionError
 from prunekit.graph import Groups
 from prunekit.graph.atoms import Fixed
 from prunekit.graph.nodes import static_nodes
 from prunekit.importance.calibration import ModelInputs
+from prunekit.importance.removal import REMOVAL
 from prunekit.importance.untouched import untouched
+from prunekit.importance.view import ROLES, Statistics, check_roles
 from prunekit.reconstruction.batches import leaves_of_batches
 from prunekit.reconstruction.damping import DAMPING, check_damping
 from prunekit.reconstruction.greedy import Elimination, empty_together, inverse_of, padded
@@ -23,33 +26,33 @@ from prunekit.reconstruction.layers import Convolution, Layer, layer_of
 from prunekit.reconstruction.moments import Gram
 from prunekit.reconstruction.places import model_tensors
 from prunekit.reconstruction.stream import Stream
-from prunekit.types import FloatArray, IntArray
+from prunekit.types import IntArray
 
 Reader = tuple[Layer, IntArray]
 """A layer, and the unit that each of its inputs belongs to, -1 = none."""
 
 
-def score_by_removal(
+def removal_errors(
     model: nn.Module, groups: Groups, calibration: Iterable[ModelInputs], *, damping: float = DAMPING
-) -> dict[str, FloatArray]:
-    """Score units by the error of the layers that read them once they are gone and the rest is updated.
+) -> Statistics:
+    """Gather what the criterion ``removal`` needs: errors once units are gone and the rest is updated.
 
     Each group is emptied one unit after another: always the unit whose removal, with the least-squares update
     of the weights that are left, adds least to the squared differences of the outputs of all layers that read
-    the group, each over the squares of its outputs. A unit's score is the error once it is gone: what went
+    the group, each over the squares of its outputs. A unit's figure is the error once it is gone: what went
     first has the lowest. It is what :func:`prunekit.reconstruction.reconstruct` does in parallel, foreseen.
 
     Args:
         model: the model the groups were found in; left as it is.
-        groups: to score; layers and branches have no columns and cannot be.
+        groups: to empty; those that no linear layer or convolution reads as a whole are left out.
         calibration: batches on the model's device, shaped like the example of the trace; never test data.
         damping: as a fraction of the mean of the diagonal of the second moments.
 
     Returns:
-        By group ``[units]`` float32, >= 0; higher = keep.
+        For :func:`prunekit.score` with the criterion ``removal``: by group ``[units]`` float64, >= 0.
 
     Raises:
-        SelectionError: a group that no linear layer or convolution reads in a way that is known here.
+        SelectionError: a dampening below 0.
         ShapeError: the groups were found in another model.
         CalibrationError: no batches, or shaped unlike the example; NaN or infinity in what a layer reads.
 
@@ -57,14 +60,7 @@ def score_by_removal(
     layers may read one group; grouped convolutions take no part. Time grows as ``units * in^2``.
     """
     check_damping(damping)
-    readers = _readers(groups)
-    unread = [name for name, found in readers.items() if not found]
-    if unread:
-        raise SelectionError(
-            f"No linear layer or convolution reads {', '.join(unread[:5])} as a whole",
-            expected="groups whose units are columns of weights",
-            remedy="Leave them out with groups.select(ignore=...), or score them by another criterion",
-        )
+    readers = {name: found for name, found in _readers(groups).items() if found}
     own = model_tensors(model, groups.graph)
     leaves = leaves_of_batches(groups.graph, calibration)
     layers = {layer.node: layer for found in readers.values() for layer, _ in found}
@@ -79,10 +75,12 @@ def score_by_removal(
         for one in leaves:
             values = stream([one]).advance(0, 0, watchers)
             weights = weights or {node: values[layer.weight].double() for node, layer in layers.items()}
-        return {
+        errors = {
             name: _emptied(groups.whole(name).size, found, weights, grams, damping)
             for name, found in readers.items()
         }
+    held = sum(gram.nbytes for gram in grams.values())
+    return Statistics({REMOVAL: errors}, check_roles(ROLES), len(leaves), math.nan, peak_bytes=held)
 
 
 def _readers(groups: Groups) -> dict[str, list[Reader]]:
@@ -112,7 +110,7 @@ def _emptied(
     weights: Mapping[Node, Tensor],
     grams: Mapping[Node, Gram],
     damping: float,
-) -> FloatArray:
+) -> npt.NDArray[np.float64]:
     """``[units]`` the error once each is gone."""
     problems: list[tuple[Elimination, float]] = []
     for layer, units in readers:
@@ -125,6 +123,6 @@ def _emptied(
         problem = Elimination(matrix, inverse_of(moment, damping)[0][None], sets)
         problems.append((problem, squares or 1.0))
     order, errors = empty_together(problems, size, size)
-    scores = np.zeros(size, dtype=np.float32)
-    scores[order] = errors
-    return scores
+    found = np.zeros(size, dtype=np.float64)
+    found[order] = errors
+    return found
