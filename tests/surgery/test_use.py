@@ -86,3 +86,8 @@ def test_a_model_that_never_trained_need_not_train():
     torch.manual_seed(0)
     pruned = pk.prune(Untrainable().eval(), (X,))
     assert pruned.proof.passed
+
+
+def test_a_model_that_is_not_saved_by_its_state_need_not_be():
+    torch.manual_seed(0)
+    assert pk.prune(Rescaled().eval(), (X,)).proof.passed

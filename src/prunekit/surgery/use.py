@@ -21,6 +21,8 @@ def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[s
     2. It gets through a step of training, if the dense model does.
     3. A copy that is given its ``state_dict`` computes what it computes.
 
+    A dense model that does not run on the example inputs as it is promises nothing.
+
     Args:
         model: the dense model.
         small: the pruned one.
@@ -28,20 +30,26 @@ def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[s
         names: of the groups that were pruned.
     """
     graph = groups.graph
-    doing = "run"
+    sizes = (graph.batch_size,)
     try:
-        note, error = _other_outputs(model, small, graph), 0.0
-        if not note and trains(model, graph) and not trains(small, graph):
-            note = "it does not get through a step of training"
-        doing = "load its state again"
-        error = _lost_by_saving(small, graph)
-    except Exception as failure:  # whatever the user's forward, or hooks on states, raise
-        note, error = f"it does not {doing}: {type(failure).__name__}: {failure}", float("inf")
-    return LawResult("use", names, error, 0.0, (graph.batch_size,), not note and error == 0.0, note)
+        before = _looks(model, graph)
+    except Exception:  # whatever it raises: it was traced in another dtype, say
+        note = "the dense model does not run on the example inputs"
+        return LawResult("use", (), 0.0, 0.0, sizes, passed=True, note=note)
+    try:
+        note = _difference(before, _looks(small, graph))
+    except Exception as failure:  # whatever the user's forward raises at the new widths
+        note = f"it does not run: {type(failure).__name__}: {failure}"
+    if not note and trains(model, graph) and not trains(small, graph):
+        note = "it does not get through a step of training"
+    error, problem = _lost_by_saving(small, graph)
+    if error and _lost_by_saving(model, graph)[0]:
+        error, problem = 0.0, ""  # The dense model is not saved by its state either.
+    note = note or problem
+    return LawResult("use", names, error, 0.0, sizes, not note and error == 0.0, note)
 
 
-def _other_outputs(model: nn.Module, small: nn.Module, graph: Graph) -> str:
-    before, after = (_looks(each, graph) for each in (model, small))
+def _difference(before: dict[str, str], after: dict[str, str]) -> str:
     different = [path for path in before | after if before.get(path) != after.get(path)]
     if not different:
         return ""
@@ -63,13 +71,16 @@ def _looks(model: nn.Module, graph: Graph) -> dict[str, str]:
     return looks
 
 
-def _lost_by_saving(small: nn.Module, graph: Graph) -> float:
+def _lost_by_saving(model: nn.Module, graph: Graph) -> tuple[float, str]:
     """How far a copy is from the model, with zeros in place of its state, after it loaded the model's."""
-    twin = copied(small)
-    with torch.no_grad():
-        for tensor in twin.state_dict().values():
-            if isinstance(tensor, Tensor):
-                tensor.zero_()
-    twin.load_state_dict(small.state_dict())
-    args, kwargs = graph.args, graph.kwargs
-    return max_relative_error(outputs(small, args, kwargs), outputs(twin, args, kwargs))
+    try:
+        twin = copied(model)
+        with torch.no_grad():
+            for tensor in twin.state_dict().values():
+                if isinstance(tensor, Tensor):
+                    tensor.zero_()
+        twin.load_state_dict(model.state_dict())
+        args, kwargs = graph.args, graph.kwargs
+        return max_relative_error(outputs(model, args, kwargs), outputs(twin, args, kwargs)), ""
+    except Exception as failure:  # whatever the user's forward, or hooks on states, raise
+        return float("inf"), f"it does not load its state again: {type(failure).__name__}: {failure}"
