@@ -162,7 +162,7 @@ def _why_not(model: nn.Module, inputs: Inputs, error: Exception) -> Record:
         "refused": isinstance(error, PrunekitError),
         "error_type": type(error).__name__,
         "error": _text(error),
-        "traceback": traceback.format_exc().splitlines()[-8:],
+        "traceback": _portable(traceback.format_exc()).splitlines()[-8:],
     }
     if isinstance(error, TraceError):
         return record | {"traced": False}
@@ -207,7 +207,7 @@ def _frozen(item: Frozen, parameters: Mapping[str, nn.Parameter], touched: set[s
         "operator": item.operator,
         "reason": re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", item.reason),
         "axis": item.name,
-        "source": re.sub(r"^.*/site-packages/", "", item.source),
+        "source": _portable(item.source),
         "unreached_params": unreached,
     }
 
@@ -258,7 +258,13 @@ def _copies(inputs: Inputs) -> Inputs:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}"[:600]
+    return _portable(f"{type(error).__name__}: {str(error).strip()}")[:600]
+
+
+def _portable(text: str) -> str:
+    """Places as they are on any machine: from the packages' directory, or the repository, on."""
+    here = str(Path(__file__).resolve().parents[1])
+    return re.sub(r"[^\s\"']*/site-packages/", "", text).replace(f"{here}/", "")
 
 
 def main() -> None:
