@@ -189,7 +189,7 @@ def test_a_model_without_statistics_is_left_alone_and_a_norm_not_reached_is_name
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "no batches"),
+        ([], "no calibration batches"),
         (torch.ones(2, 4), "an iterable of batches"),
         ([torch.ones(2, 4)], r"calibration batch 0.*Wrap the inputs"),
         ([*batches(4), Batch(args=(torch.ones(1, 4),))], "batch 3.*a single value.*two examples or more"),

@@ -301,7 +301,8 @@ def _check_only(chosen_by: Sequence[str], meant: Sequence[Found], reasons: Mappi
                 expected="a float parameter with at least two dimensions, or the full name of another",
                 where="only",
                 remedy="Take off what computes it (remove_parametrizations, remove_weight_norm)"
-                * bool(because),
+                if because
+                else "",
             )
 
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError
 from prunekit.graph import Graph
-from prunekit.importance.calibration import ModelInputs, check_batches
+from prunekit.importance.batches import ModelInputs, checked_batches
 from prunekit.importance.replay import leaves_of
 
 
@@ -21,32 +21,18 @@ def leaves_of_batches(graph: Graph, batches: Iterable[ModelInputs]) -> list[list
         CalibrationError: no batches, something else than batches, or of another shape than the example that
             the model was traced with, apart from its open first dimension.
     """
-    check_batches(batches)
     found: list[list[Any]] = []
-    for number, batch in enumerate(batches):
-        args, kwargs = getattr(batch, "args", None), getattr(batch, "kwargs", None)
-        if args is None or kwargs is None:
-            raise CalibrationError(
-                f"It is a {type(batch).__name__}",
-                expected="a batch with args, a tuple, and kwargs, a mapping",
-                where=f"calibration batch {number}",
-            )
-        leaves = leaves_of(graph, tuple(args), kwargs)
+    for number, batch in checked_batches(batches):
+        leaves = leaves_of(graph, tuple(batch.args), batch.kwargs)
         if leaves is None:
             traced = _described((*graph.args, *graph.kwargs.values()))
             raise CalibrationError(
-                f"It holds {_described((*args, *kwargs.values()))}",
+                f"It holds {_described((*batch.args, *batch.kwargs.values()))}",
                 expected=f"what the model was traced with, {traced}, but for the number of examples",
                 where=f"calibration batch {number}",
                 remedy="Trace the model with an example of the calibration data's length, size and dtypes",
             )
         found.append(leaves)
-    if not found:
-        raise CalibrationError(
-            "There are no calibration batches",
-            where="calibration",
-            remedy="Give at least one batch; an iterator that was used before is empty",
-        )
     return found
 
 

@@ -155,7 +155,11 @@ class Readers:
 
     def unknown(self, name: str) -> str:
         """Why a parameter that no layer known here reads was not updated."""
-        found = {operator_name(user) for user, _ in self._readers.get(name, ()) if user.op != "output"}
+        readers = [(user, at) for user, at in self._readers.get(name, ()) if user.op != "output"]
+        for _, at in readers:
+            if isinstance(reason := place_of(at, self._name_of), str):
+                return reason
+        found = {operator_name(user) for user, _ in readers}
         if not found:
             return "nothing reads it"
         return f"{', '.join(sorted(found))} reads it, which is not known as a linear map here"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -29,6 +28,7 @@ from prunekit.reconstruction.shared import Shared
 from prunekit.reconstruction.sparsegpt import Choice, Sweep, Swept, sparsegpt
 from prunekit.reconstruction.stream import Stream, stages
 from prunekit.surgery.tensors import copied, read
+from prunekit.types import lies_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,15 +180,19 @@ class _Work:
         places = {name: [name] for name in names}
         for name, first in self._graph.tied.items():
             places.get(first, []).append(name)
+
+        def matches(name: str, pattern: str) -> bool:
+            return any(lies_in(place, pattern) for place in places[name])
+
         for pattern in (*only, *ignore):
-            if not any(_matches(known, pattern) for known in places.values()):
+            if not any(matches(name, pattern) for name in names):
                 raise SelectionError(
                     f"The pattern {pattern!r} matches no layer's weight",
                     expected=f"a shell-style pattern of one of {', '.join(names[:5])}",
                     where="only or ignore",
                 )
-        chosen = [name for name in names if not only or any(_matches(places[name], item) for item in only)]
-        return [name for name in chosen if not any(_matches(places[name], item) for item in ignore)]
+        chosen = [name for name in names if not only or any(matches(name, item) for item in only)]
+        return [name for name in chosen if not any(matches(name, item) for item in ignore)]
 
     def _take(self, layer: Layer, name: str) -> None:
         place = place_of(layer.weight, self._name_of)
@@ -375,11 +379,3 @@ def _add_all(
             done.add(key)
             for rows, _ in target.layer.form.pieces(values[target.layer.source], None):
                 grams[key].add(rows)
-
-
-def _matches(names: Iterable[str], pattern: str) -> bool:
-    """One of a parameter's names, or of a module around it, matches."""
-    parts = [name.split(".") for name in names]
-    return any(
-        fnmatchcase(".".join(part[:end]), pattern) for part in parts for end in range(1, len(part) + 1)
-    )

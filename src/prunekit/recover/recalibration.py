@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import CalibrationError
-from prunekit.importance import check_batches
+from prunekit.importance.batches import ModelInputs, checked_batches
 from prunekit.importance.untouched import untouched
 from prunekit.workload import Batch, device_of
 
@@ -33,7 +33,7 @@ class Recalibrated:
     batches: int
 
 
-def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Recalibrated:
+def recalibrate_norms(model: nn.Module, calibration: Iterable[ModelInputs]) -> Recalibrated:
     """Set the running statistics of all norms to those of the given data; nothing else changes.
 
     For a batch norm, over all values ``x`` of a channel in all batches, ``n`` of them:
@@ -48,21 +48,21 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Recalibrate
 
     Args:
         model: its buffers are changed in place, on the device they are on.
-        batches: unlabelled; larger ones are better (64 examples or more).
+        calibration: unlabelled batches; larger ones are better (64 examples or more).
 
     Returns:
         What was recomputed; nothing where the model has no norm with running statistics.
 
     Raises:
-        CalibrationError: there are no batches, a batch has a single value for each channel, or a norm is
-            given NaN or infinity, or a module was compiled by torch.jit. The model is as it was.
+        CalibrationError: there are no batches, or something else than batches, a batch has a single value for
+            each channel, or a norm is given NaN or infinity, or a module was compiled by torch.jit. The model
+            is as it was.
 
     Source: Wu & Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN), and Ioffe & Szegedy,
     2015, algorithm 2, for the unbiased variance. Deviation: moments are pooled over values and not averaged
     over batches, by Chan, Golub & LeVeque, 1979, eq. 2.1, in float64, so that the sizes of the batches do not
     matter to them.
     """
-    check_batches(batches)
     scripted = next((name for name, each in model.named_modules() if isinstance(each, ScriptModule)), None)
     if scripted is not None:
         raise CalibrationError(
@@ -75,23 +75,17 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Batch]) -> Recalibrate
     gathering = _Gathering(owners)
     count = 0
     with untouched(model, ()), torch.no_grad(), gathering:
-        for count, batch in enumerate(batches, start=1):
-            moved = _inputs(batch, count - 1).to(device)
-            gathering.batch = count - 1
+        for number, batch in checked_batches(calibration):
+            moved = Batch(args=tuple(batch.args), kwargs=batch.kwargs).to(device)
+            gathering.batch, count = number, number + 1
             model(*moved.args, **moved.kwargs)
-    if not count:
-        raise CalibrationError(
-            "There are no batches to recalibrate the norms with",
-            where="batches",
-            remedy="Give at least one batch; an iterator that was used before is empty",
-        )
     found = {owners[key]: moments for key, moments in gathering.found.items()}
     for name, moments in found.items():
         if not moments.is_finite():
             raise CalibrationError(
                 f"Norm {_norm_of(name)!r} was given NaN or infinity, or what float64 cannot hold",
                 expected="finite activations",
-                where="batches",
+                where="calibration",
                 remedy="Look for it in the batches and in the weights",
             )
     norms = dict.fromkeys(_norm_of(name) for name in found)
@@ -237,15 +231,3 @@ def _tracking(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module._buffers.get("running_mean"), Tensor):
             yield name, module
-
-
-def _inputs(batch: object, number: int) -> Batch:
-    args, kwargs = getattr(batch, "args", None), getattr(batch, "kwargs", None)
-    if not isinstance(args, Sequence) or not isinstance(kwargs, Mapping):
-        raise CalibrationError(
-            f"It is a {type(batch).__name__}",
-            expected="a batch with args, a tuple, and kwargs, a mapping",
-            where=f"calibration batch {number}",
-            remedy="Wrap the inputs and put the batches in a list: [Batch(args=(x,))]",
-        )
-    return Batch(args=tuple(args), kwargs=kwargs)

@@ -95,8 +95,8 @@ def exponential(progress: float) -> float:
         UsageError: ``progress`` lies outside [0, 1].
 
     Source: He, Dong, Kang, Fu, Yan & Yang, 2019, "Asymptotic Soft Filter Pruning for Deep Convolutional
-    Neural Networks", section III (``P = a exp(-k i) + b`` through (0, 0), (1/8, 3/4) and (1, 1), as shares
-    of the goal and of the epochs), https://arxiv.org/abs/1808.07471. Deviation: none.
+    Neural Networks", https://arxiv.org/abs/1808.07471, for the form ``P = a exp(-k i) + b``. That it goes
+    through (1/8, 3/4), as shares of the epochs and of the goal, was not checked against the paper.
 
     >>> round(exponential(0.125), 12), round(exponential(0.5), 3)
     (0.75, 0.996)
