@@ -20,7 +20,7 @@ from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import fit_depth, fit_widths
 from prunekit.surgery.elsewhere import Passing, same_elsewhere
 from prunekit.surgery.narrow import narrow, touched, zero
-from prunekit.surgery.repair import ATTEMPTS, follow_shapes
+from prunekit.surgery.repair import follow_shapes
 from prunekit.surgery.rivals import SAME, Rivals
 from prunekit.surgery.scales import attention_scales
 from prunekit.surgery.shorten import (
@@ -34,9 +34,6 @@ from prunekit.surgery.training import own_derivatives, trains
 from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import BoolArray, Group, KeepMask
 from prunekit.workload import evaluating
-
-QUICK_ATTEMPTS = 8
-"""Combinations of guessed attributes that are tried where only the class's ability is asked for."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
             that, the search is for finding out quickly whether the class can follow at all.
     """
     keep = without_gone_groups(keep, groups)
-    rivals, error, reason = _narrower(model, keep, groups, most=ATTEMPTS if describes else QUICK_ATTEMPTS)
+    rivals, error, reason = _narrower(model, keep, groups, thorough=describes)
     moved: dict[str, str] = {}
     bypassed = groups.bypassed(keep)
     if bypassed:
@@ -118,7 +115,9 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
     return Removal(rivals.graph_module, "graph module", f"{type(model).__name__} {reason}", error)
 
 
-def _narrower(model: nn.Module, keep: KeepMask, groups: Groups, *, most: int) -> tuple[Rivals, float, str]:
+def _narrower(
+    model: nn.Module, keep: KeepMask, groups: Groups, *, thorough: bool
+) -> tuple[Rivals, float, str]:
     """The two forms without the units that lie along dimensions; how far they are apart, and why."""
     keep = {name: mask for name, mask in keep.items() if not groups.whole(name).is_depth}
     names = touched(groups, keep)
@@ -130,7 +129,7 @@ def _narrower(model: nn.Module, keep: KeepMask, groups: Groups, *, most: int) ->
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
-    rivals = Rivals(own, graph_module, groups, precision, most_attempts=most)
+    rivals = Rivals(own, graph_module, groups, precision, thorough=thorough)
     return rivals, *rivals.settle(changes, attention_scales(groups, keep))
 
 

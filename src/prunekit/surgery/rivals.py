@@ -24,6 +24,9 @@ TRACED = 1e-4
 ROUNDING = 1e-6
 """Relative: what the rounding of scaled weights may change in the outputs."""
 
+QUICK_ATTEMPTS = 8
+"""Combinations of guessed attributes that are tried where only the class's ability is asked for."""
+
 SAME = "it computes what the pruned graph computes"
 
 
@@ -37,7 +40,8 @@ class Rivals:
         groups: of the dense model.
         precision: in which the two are compared.
         scales: factors for the class's parameters while it is compared.
-        most_attempts: combinations of guessed attributes that are tried.
+        thorough: try many combinations of guessed attributes, and let the class be traced; without that, find
+            out quickly whether it can follow at all.
         names: of the class's tensors by their names in the graph, where those differ.
         scaled: the class's parameters that were scaled for good.
     """
@@ -47,7 +51,7 @@ class Rivals:
     groups: Groups
     precision: Precision
     scales: dict[str, Tensor] = field(default_factory=dict)
-    most_attempts: int = ATTEMPTS
+    thorough: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
     scaled: list[str] = field(default_factory=list)
 
@@ -108,7 +112,8 @@ class Rivals:
         if error <= self.tolerance:
             self._follow_the_trace(changes)
             return error, SAME
-        for guesses in attempts(self.own, changes, most=self.most_attempts):
+        most = ATTEMPTS if self.thorough else QUICK_ATTEMPTS
+        for guesses in attempts(self.own, changes, most=most):
             found = self.distance()[0]
             if found <= self.tolerance:
                 self.undo_needless(guesses)
@@ -122,7 +127,7 @@ class Rivals:
         Tracing may lead through other code than running: keys that the operator shares between heads by
         itself are repeated in a trace, as often as an attribute says.
         """
-        left = [] if self.most_attempts < ATTEMPTS else guesses_of(self.own, changes)
+        left = guesses_of(self.own, changes) if self.thorough else []
         left = [guess for guess in left if all(isinstance(holder, nn.Module) for holder in guess.holders)]
         if not left or self._traces():
             return
