@@ -1,0 +1,44 @@
+"""What training minimises, and what goes along with it step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from prunekit.workload import Batch
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""``objective(model, batch)``: the mean loss of the model over the batch, a differentiable scalar.
+
+One that is an ``nn.Module`` has its parameters trained, moved and saved along with the model.
+"""
+
+
+class Companion(Protocol):
+    """What goes along with training, in the form of PyTorch's learning-rate schedulers.
+
+    Law: where the state of one is loaded into another that was made by the same arguments, both go on alike.
+    """
+
+    def step(self) -> None:
+        """An optimizer step was made."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, and lists and dicts of them, whatever is needed to go on."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Go on where the other one was."""
+        ...
+
+
+def task_objective(loss: Callable[[Any, Batch], Tensor]) -> Objective:
+    """The loss of a workload: ``loss(model(*args, **kwargs), batch)``."""
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        return loss(model(*batch.args, **batch.kwargs), batch)
+
+    return objective
