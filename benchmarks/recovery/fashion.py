@@ -123,19 +123,25 @@ def subject(seed: int) -> Subject:
     )
 
 
+KINDS, HIGH = ("macs", "weights"), (0.9, 0.7, 0.5)
+
+BLOCKS: tuple[tuple[Cell, ...], ...] = (
+    tuple(Cell("nothing", 0.0, budget=budget) for budget in (0.0, 0.2)),
+    tuple(Cell(kind, s, way) for s in (0.9, 0.7) for kind in KINDS for way in ("oneshot", "iterative")),
+    tuple(Cell(kind, 0.5, way) for kind in KINDS for way in ("oneshot", "iterative")),
+    tuple(Cell(kind, 0.3) for kind in KINDS),
+    tuple(Cell("macs", s, rates="last") for s in HIGH) + (Cell("weights", 0.9, rates="last"),),
+    tuple(Cell(kind, 0.5, budget=budget) for budget in (0.1, 0.05) for kind in KINDS),
+    tuple(Cell("weights", s, "gradual") for s in HIGH),
+    tuple(Cell("macs", s, distilled=True) for s in HIGH) + (Cell("weights", 0.9, distilled=True),),
+    tuple(Cell(kind, s, budget=budget) for budget in (0.1, 0.05) for kind in KINDS for s in (0.9, 0.7)),
+    tuple(Cell("macs", s, "gradual") for s in HIGH),
+    tuple(Cell(kind, s, budget=0.5) for kind in KINDS for s in HIGH),
+    tuple(Cell("weights", s, distilled=True) for s in (0.7, 0.5)),
+)
+"""What is measured, in the order of its worth; every block for all seeds before the next one."""
+
+
 def design(seeds: Sequence[int]) -> Iterator[Cell]:
-    """The cells in the order of their worth: what is measured first decides most."""
-    for part in (NOTHING, WAYS_APART, SMALL, GRADUAL, RATES_APART, BUDGETS, DISTILLED):
-        for seed in seeds:
-            for cell in part:
-                yield replace(cell, seed=seed)
-
-
-KINDS, HIGH = ("macs", "weights"), (0.5, 0.7, 0.9)
-NOTHING = (Cell("nothing", 0.0, budget=0.0), Cell("nothing", 0.0))
-WAYS_APART = tuple(Cell(kind, s, way) for kind in KINDS for s in HIGH for way in ("oneshot", "iterative"))
-SMALL = tuple(Cell(kind, 0.3) for kind in KINDS)
-GRADUAL = tuple(Cell(kind, s, "gradual") for kind in KINDS for s in HIGH)
-RATES_APART = tuple(Cell(kind, s, rates="last") for kind in KINDS for s in HIGH)
-BUDGETS = tuple(Cell(kind, s, budget=budget) for budget in (0.1, 0.05, 0.5) for kind in KINDS for s in HIGH)
-DISTILLED = tuple(Cell(kind, s, distilled=True) for kind in KINDS for s in HIGH)
+    """The cells of :data:`BLOCKS`."""
+    return (replace(cell, seed=seed) for block in BLOCKS for seed in seeds for cell in block)
