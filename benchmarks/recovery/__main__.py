@@ -1,4 +1,4 @@
-"""Arguments -> the cells that are missing, one after the other -> JSON."""
+"""Arguments -> the cells that are missing, one after the other -> JSON -> Markdown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from benchmarks.recovery.cells import PUBLISHED, Ledger, commit
 from benchmarks.recovery.measure import measure
+from benchmarks.recovery.overhead import measure_overhead
+from benchmarks.recovery.pages import write_pages
 
 from prunekit.measure import environment
 
@@ -39,14 +41,17 @@ def fill(study: str, into: Path, seeds: list[int], threads: int, until: float) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
-    parser.add_argument("--study", choices=STUDIES, help="measure its missing cells first")
+    parser.add_argument("--study", choices=(*STUDIES, "overhead"), help="measure its missing cells first")
     parser.add_argument("--into", type=Path, default=PUBLISHED, help="where the JSON files are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which none is begun")
     asked = parser.parse_args()
-    if asked.study:
+    if asked.study == "overhead":
+        measure_overhead(asked.into, asked.threads)
+    elif asked.study:
         fill(asked.study, asked.into, asked.seeds, asked.threads, asked.until)
+    write_pages(asked.into)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit.importance import NEEDS, needs_of
 from prunekit.recover import follow
 from prunekit.types import WIDTHS, Cost
 from prunekit.workload import Batch
@@ -85,10 +86,54 @@ class SingleWeights:
         return pk.fold_masks(model)
 
 
+@dataclass(frozen=True)
+class Units:
+    """Heads, neurons of feed-forward parts, or layers go, the same share of every group.
+
+    Attributes:
+        granularity: of what goes.
+        criterion: that scores it.
+        calibration: batches for its statistics, scored on the model as it is.
+        example: inputs for tracing.
+        dense: the cost of the parent.
+    """
+
+    granularity: str
+    criterion: str
+    calibration: tuple[Batch, ...]
+    example: Batch
+    dense: Cost
+
+    def __call__(
+        self, model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None
+    ) -> nn.Module:
+        whole = traced(model, self.example)
+        groups = whole.select(granularity=[self.granularity])
+        needs = needs_of(self.criterion) & NEEDS
+        stats = pk.collect(model, self.calibration, groups=groups, needs=needs)
+        scores = pk.score(model, groups, self.criterion, stats=stats)
+        plan = pk.allocate(groups, scores, pk.Goal("sparsity", remove=sparsity), criterion=self.criterion)
+        removal = pk.remove(model, plan, groups)
+        if optimizer is not None:
+            follow(optimizer, model, removal, plan, groups)
+        return removal.model
+
+    def left(self, model: nn.Module) -> float:
+        return traced(model, self.example).cost().macs / self.dense.macs
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        return model
+
+
 def groups_of(model: nn.Module, example: Batch) -> pk.Groups:
-    """The widths of a model that may be pruned; modes are left as found."""
+    """The widths of a model that may be pruned."""
+    return traced(model, example).select(granularity=WIDTHS)
+
+
+def traced(model: nn.Module, example: Batch) -> pk.Groups:
+    """All groups of a model; its mode is left as found."""
     training = model.training
     model.eval()
     groups = pk.find_groups(pk.trace(model, example.args, dict(example.kwargs)))
     model.train(training)
-    return groups.select(granularity=WIDTHS)
+    return groups

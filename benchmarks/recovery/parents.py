@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ https://arxiv.org/abs/1512.03385: the rate is divided by ten at 50 % and 75 % of
 is thus a hundredth of the peak, which is what "the parent's last learning rate" means in these tables.
 """
 
+Stages = Sequence[tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -46,22 +49,25 @@ class Parent:
     record: dict[str, Any]
 
 
-def parent(name: str, model: nn.Module, workload: Workload, settings: TrainingSettings) -> Parent:
+def parent(
+    name: str, model: nn.Module, workload: Workload, settings: TrainingSettings, stages: Stages = STAGES
+) -> Parent:
     """The trained ``model``; from the cache where the same name and settings were trained before.
 
     Args:
         name: of the study.
         model: freshly made by ``settings.seed``, trained in place.
         workload: train and validation splits are read.
-        settings: of the whole training; its ``epochs`` are divided into :data:`STAGES`.
+        settings: of the whole training; its ``epochs`` are divided into ``stages``.
+        stages: as :data:`STAGES`.
     """
-    about = {"name": name, "stages": STAGES, "settings": asdict(settings)}
+    about = {"name": name, "stages": stages, "settings": asdict(settings)}
     weights = cache_file(about, settings.seed)
     if not weights.exists():
-        _train_into(weights, model, workload, settings)
+        _train_into(weights, model, workload, settings, stages)
     model.load_state_dict(load_file(weights))
     record = json.loads(weights.with_suffix(".json").read_text())
-    rates = settings.learning_rate, settings.learning_rate * STAGES[-1][1]
+    rates = settings.learning_rate, settings.learning_rate * stages[-1][1]
     return Parent(model.eval(), record["examples_seen"], *rates, record)
 
 
@@ -71,9 +77,11 @@ def cache_file(about: dict[str, Any], seed: int) -> Path:
     return directory() / "recovery-parents" / f"{about['name']}-{seed}-{digest[:12]}.safetensors"
 
 
-def _train_into(weights: Path, model: nn.Module, workload: Workload, settings: TrainingSettings) -> None:
+def _train_into(
+    weights: Path, model: nn.Module, workload: Workload, settings: TrainingSettings, stages: Stages
+) -> None:
     begun, examples = time.process_time(), 0
-    for stage, (share, factor) in enumerate(STAGES):
+    for stage, (share, factor) in enumerate(stages):
         chosen = replace(
             settings,
             epochs=settings.epochs * share,
