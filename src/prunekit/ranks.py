@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -137,6 +137,19 @@ class Ranks:
         """
         return self._added(tensor, what, lambda one, other: one.add_(other))
 
+    def sum_all(self, tensors: Sequence[Tensor], what: str) -> list[Tensor]:
+        """:meth:`sum` of several tensors of one dtype, which travel together; each is given on its device."""
+        import torch
+
+        if self.size == 1 or not tensors:
+            return [tensor.clone() for tensor in tensors]
+        flat = torch.cat([tensor.detach().reshape(-1).cpu() for tensor in tensors])
+        totals = self.sum(flat, what).split([tensor.numel() for tensor in tensors])
+        return [
+            total.reshape(tensor.shape).to(tensor.device)
+            for total, tensor in zip(totals, tensors, strict=True)
+        ]
+
     def largest(self, tensor: Tensor, what: str) -> Tensor:
         """The largest value of each entry over all processes; as :meth:`sum`."""
         import torch
@@ -177,7 +190,7 @@ class Ranks:
         forms = self.gather(form, what)
         if any(each != forms[0] for each in forms):
             raise _on_all(RankError(f"Shapes or dtypes differ between the processes: {forms}", where=what))
-        if self.size == 1:
+        if self.size == 1 or not tensor.numel():
             return tensor.clone()
         device = _device(self.group)
         pieces = []
@@ -188,7 +201,7 @@ class Ranks:
             for other in found[1:]:
                 add(found[0], other)
             pieces.append(found[0].to(tensor.device))
-        return torch.cat(pieces).reshape(tensor.shape) if pieces else tensor.clone()
+        return torch.cat(pieces).reshape(tensor.shape)
 
     def _exchange(self, text: str) -> list[str]:
         """Texts by rank."""
