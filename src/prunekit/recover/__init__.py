@@ -1,6 +1,7 @@
 """Winning quality back by training."""
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
@@ -22,9 +23,13 @@ from prunekit.recover.training import train, validate
 __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
+    "Distillation",
+    "DistillationSettings",
     "EpochRecord",
     "Followed",
+    "Lineage",
     "Recalibrated",
+    "Remembered",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
