@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.recover import (
         Followed,
+        GradualMasks,
         Recalibrated,
         check_optimizer,
         follow,
@@ -66,6 +67,7 @@ __all__ = [
     "Choice",
     "Followed",
     "Goal",
+    "GradualMasks",
     "Granularity",
     "Graph",
     "Groups",
@@ -120,6 +122,7 @@ _ROOMS = {
     "Choice": "reconstruction",
     "Followed": "recover",
     "Goal": "plan",
+    "GradualMasks": "recover",
     "Granularity": "types",
     "Graph": "graph",
     "Groups": "graph",

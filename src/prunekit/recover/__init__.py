@@ -2,8 +2,10 @@
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
+from prunekit.recover.gradual import GradualMasks
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
+from prunekit.recover.regrowth import REGROWTH, Regrowth
 from prunekit.recover.schedules import (
     SCHEDULES,
     cubic,
@@ -21,10 +23,13 @@ from prunekit.recover.training import train, validate
 
 __all__ = [
     "LEARNING_RATES",
+    "REGROWTH",
     "SCHEDULES",
     "EpochRecord",
     "Followed",
+    "GradualMasks",
     "Recalibrated",
+    "Regrowth",
     "Task",
     "TrainingRecord",
     "TrainingSettings",

@@ -17,6 +17,7 @@ from prunekit.surgery.soundness import sound as sound
 from prunekit.surgery.weight_masks import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
+from prunekit.surgery.weight_masks import mask_on as mask_on
 
 __all__ = [
     "LawResult",
@@ -30,6 +31,7 @@ __all__ = [
     "check_permutation",
     "fold_masks",
     "mask",
+    "mask_on",
     "mask_weights",
     "measure_sensitivity",
     "prune",
