@@ -126,30 +126,18 @@ class GradualMasks:
             criterion=name if isinstance(criterion, str) else "",
         )
         _check_exchange(self._regrow, self._asked)
-        self._phases = Phases.of(
-            steps=steps,
-            begin=begin,
-            end=end,
-            every=every,
-            lift=lift,
-            initial=initial,
-            final=self._asked.sparsity,
-            curve=curve,
-        )
+        timing = {"steps": steps, "begin": begin, "end": end, "every": every, "lift": lift}
+        self._phases = Phases.of(**timing, initial=initial, final=self._asked.sparsity, curve=curve)
         self._made_by = {
             "model": self._weights.fingerprint,
             "weights": [weight.name for weight in self._weights],
-            "steps": steps,
+            **timing,
             "sparsity": self._asked.sparsity,
+            "initial": initial,
+            "curve": curve if isinstance(curve, str) else [list(pair) for pair in curve],
             "pattern": str(self._asked.pattern),
             "scope": self._asked.scope_name,
             "criterion": name,
-            "curve": curve if isinstance(curve, str) else [list(pair) for pair in curve],
-            "initial": initial,
-            "begin": begin,
-            "end": end,
-            "every": every,
-            "lift": lift,
             "regrow": str(self._regrow),
             "seed": seed,
         }

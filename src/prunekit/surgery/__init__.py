@@ -14,7 +14,7 @@ from prunekit.surgery.remove import mask as mask
 from prunekit.surgery.remove import remove as remove
 from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitivity
 from prunekit.surgery.soundness import sound as sound
-from prunekit.surgery.weight_masks import WeightMask as WeightMask
+from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
 from prunekit.surgery.weight_masks import mask_on as mask_on

@@ -1,106 +1,20 @@
-"""Masks on single weights as torch parametrizations: attach them, and fold them into the weights."""
+"""Attach masks to the single weights of a model, and fold them into the weights."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from prunekit.errors import PlanError
 from prunekit.importance import WeightTensor, every_parameter, stored_parameter
-from prunekit.plan import MaskPlan, PackedMask
+from prunekit.plan import MaskPlan
 from prunekit.surgery.tensors import copied
-
-BIT_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-class WeightMask(nn.Module):
-    """The parametrization that holds one mask: what is not kept is zero, whatever lies under it.
-
-    In ``state_dict`` there are the weight, once, and ``packed``, one bit for each weight. While the model is
-    used there is ``keep`` as well, one byte for each weight, made from ``packed``.
-
-    Args:
-        mask: which weights stay.
-        order: names of the parameters of the module, in the order that :func:`fold_masks` gives back.
-        device: of the weight.
-    """
-
-    packed: Tensor
-    keep: Tensor
-    gone: Tensor | None
-
-    def __init__(self, mask: PackedMask, order: tuple[str, ...], device: torch.device) -> None:
-        super().__init__()
-        self.shape = mask.shape
-        self.order = order
-        bits = torch.frombuffer(bytearray(mask.bits), dtype=torch.uint8)
-        self.register_buffer("packed", bits.to(device))
-        self.register_buffer("keep", unpacked(self.packed, self.shape), persistent=False)
-        self.gone = None
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight with exact zeros; no gradient passes to what is not kept, NaN included."""
-        return torch.where(self.keep, weight, 0.0 if self.gone is None else self.gone.to(weight.dtype))
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is stored when ``module.weight = weight`` is said: zeros where nothing is kept."""
-        return torch.where(self.keep, weight, 0.0)
-
-    def change(self, keep: Tensor) -> None:
-        """Keep these weights from now on; the buffers stay the same objects.
-
-        Args:
-            keep: in the shape of the weight, bool.
-        """
-        self.keep.copy_(keep)
-        self.packed.copy_(packed(self.keep))
-
-    def watch(self, dtype: torch.dtype | None) -> None:
-        """Gather, from now on, the gradient of what is not kept; with None, no longer.
-
-        Zeros that take a gradient stand where nothing is kept: what the model computes is the same, the
-        weight's own gradient stays zero there, and backward passes add up in ``gone.grad``.
-        """
-        zeros = dtype is not None
-        self.gone = torch.zeros(self.shape, dtype=dtype, device=self.keep.device) if zeros else None
-        if self.gone is not None:
-            self.gone.requires_grad_()
-
-    def gone_gradient(self) -> Tensor | None:
-        """What was gathered since :meth:`watch`; None where no backward pass came by."""
-        return None if self.gone is None else self.gone.grad
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightMask:
-        super()._apply(fn, recurse)
-        self.watch(None if self.gone is None else self.gone.dtype)
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.keep = unpacked(self.packed, self.shape)
-
-    def extra_repr(self) -> str:
-        """The shape and what is kept."""
-        return f"shape={list(self.shape)}, kept={int(self.keep.sum())}" if not self.keep.is_meta else ""
-
-
-def unpacked(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One bool for each bit, lowest bit of a byte first, in ``shape``."""
-    values = torch.tensor(BIT_VALUES, dtype=torch.uint8, device=packed.device)
-    bits = (packed[:, None] & values).ne(0).flatten()
-    return bits[: torch.Size(shape).numel()].reshape(shape)
-
-
-def packed(keep: Tensor) -> Tensor:
-    """:func:`unpacked` backwards: one bit for each bool, the last byte filled with zeros."""
-    bits = torch.nn.functional.pad(keep.flatten().to(torch.uint8), (0, -keep.numel() % 8))
-    values = torch.tensor(BIT_VALUES, dtype=torch.uint8, device=keep.device)
-    return (bits.reshape(-1, 8) * values).sum(1, dtype=torch.uint8)
+from prunekit.surgery.weight_mask import WeightMask
 
 
 def attach_masks(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) -> nn.Module:
