@@ -18,6 +18,7 @@ from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
 from prunekit.surgery.weight_masks import mask_on as mask_on
+from prunekit.surgery.weight_masks import zero_under_masks as zero_under_masks
 
 __all__ = [
     "LawResult",
@@ -38,4 +39,5 @@ __all__ = [
     "remove",
     "sound",
     "verify",
+    "zero_under_masks",
 ]

@@ -91,6 +91,12 @@ def fold_masks(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     return model
 
 
+def zero_under_masks(model: nn.Module) -> None:
+    """Set to zero, in place, what lies under the masks; the masked model computes the same."""
+    for module, leaf in masked_places(model):
+        _zeroed(_chain(module, leaf))
+
+
 def zero_weights(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) -> nn.Module:
     """Set what a plan does not keep to zero for good: the masks are never attached, nor the weights copied.
 
@@ -178,6 +184,16 @@ def _chain(module: nn.Module, leaf: str) -> parametrize.ParametrizationList:
     return chain
 
 
+def _zeroed(chain: parametrize.ParametrizationList) -> tuple[WeightMask, nn.Parameter]:
+    """The mask and the parameter under it, with zeros where nothing is kept."""
+    mask, original = chain[0], chain.original
+    assert isinstance(mask, WeightMask)
+    assert isinstance(original, nn.Parameter)
+    with torch.no_grad():
+        original.masked_fill_(~mask.keep, 0.0)
+    return mask, original
+
+
 def _order_of(module: nn.Module) -> tuple[str, ...]:
     """Names of a module's parameters, in the order that they had before any was masked."""
     if parametrize.is_parametrized(module):
@@ -223,12 +239,7 @@ def _unmask(places: list[tuple[nn.Module, str]]) -> None:
     for holder, leaf in places:
         if not parametrize.is_parametrized(holder, leaf):
             continue
-        chain = _chain(holder, leaf)
-        mask, original = chain[0], chain.original
-        assert isinstance(mask, WeightMask)
-        assert isinstance(original, nn.Parameter)
-        with torch.no_grad():
-            original.masked_fill_(~mask.keep, 0.0)
+        mask, original = _zeroed(_chain(holder, leaf))
         _own_class(holder, without=leaf)
         chains = holder.parametrizations
         assert isinstance(chains, nn.ModuleDict)
