@@ -14,9 +14,11 @@ from prunekit.surgery.remove import mask as mask
 from prunekit.surgery.remove import remove as remove
 from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitivity
 from prunekit.surgery.soundness import sound as sound
-from prunekit.surgery.weight_masks import WeightMask as WeightMask
+from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
+from prunekit.surgery.weight_masks import mask_on as mask_on
+from prunekit.surgery.weight_masks import zero_under_masks as zero_under_masks
 
 __all__ = [
     "LawResult",
@@ -30,10 +32,12 @@ __all__ = [
     "check_permutation",
     "fold_masks",
     "mask",
+    "mask_on",
     "mask_weights",
     "measure_sensitivity",
     "prune",
     "remove",
     "sound",
     "verify",
+    "zero_under_masks",
 ]
