@@ -30,7 +30,7 @@ def fill(study: str, into: Path, seeds: list[int], threads: int, until: float) -
     about = {"study": study, "environment": environment(threads)}
     subject_of = functools.cache(room.subject)
     missing = ledger.missing(room.design(seeds))
-    for number, cell in enumerate(cell for cell in missing if not cell.distilled):
+    for number, cell in enumerate(missing):
         if time.monotonic() - begun > until:
             break
         found = measure(cell, subject_of(cell.seed))

@@ -71,12 +71,18 @@ class Channels:
 
 @dataclass(frozen=True)
 class SingleWeights:
-    """Single weights go: the smallest of all matrices and kernels together."""
+    """Single weights go: the smallest of all matrices and kernels together.
+
+    Attributes:
+        scope: which weights compete.
+    """
+
+    scope: str = "global"
 
     def __call__(
         self, model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None
     ) -> nn.Module:
-        return pk.mask_weights(model, sparsity=sparsity, scope="global", in_place=True).model
+        return pk.mask_weights(model, sparsity=sparsity, scope=self.scope, in_place=True).model
 
     def left(self, model: nn.Module) -> float:
         weights = [p for p in pk.fold_masks(model).parameters() if p.ndim >= 2]

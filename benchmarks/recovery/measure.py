@@ -13,8 +13,19 @@ from benchmarks.recovery.subject import Subject
 from benchmarks.recovery.ways import WAYS, Recovered
 from torch import nn
 
-from prunekit.recover import Task, TrainingSettings, task_of, train, validate
+from prunekit.recover import (
+    Distillation,
+    DistillationSettings,
+    Task,
+    TrainingSettings,
+    task_of,
+    train,
+    validate,
+)
 from prunekit.workload import predict
+
+TAUGHT = DistillationSettings(logits=0.5, task=0.5, temperature=2.0)
+"""Half of the loss is the divergence from the parent's logits, half the labels'; not tuned."""
 
 
 def measure(cell: Cell, subject: Subject) -> dict[str, Any]:
@@ -43,7 +54,10 @@ def recovered(cell: Cell, subject: Subject, task: Task, settings: TrainingSettin
         if settings.epochs == 0:
             return Recovered(model.eval(), 0, [], 1.0)
         return Recovered(model.eval(), train(model, task, settings).examples_seen, [], 1.0)
-    return WAYS[cell.way](model, subject.cuts[cell.kind], cell.sparsity, task, settings)
+    objective = None
+    if cell.distilled:
+        objective = Distillation(copy.deepcopy(subject.parent.model), TAUGHT, loss=subject.workload.loss)
+    return WAYS[cell.way](model, subject.cuts[cell.kind], cell.sparsity, task, settings, objective)
 
 
 def judged(model: nn.Module, subject: Subject) -> dict[str, Any]:

@@ -27,6 +27,18 @@ https://arxiv.org/abs/1512.03385: the rate is divided by ten at 50 % and 75 % of
 is thus a hundredth of the peak, which is what "the parent's last learning rate" means in these tables.
 """
 
+DECIDING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "warmup",
+    "seed",
+)
+"""The settings that make a parent what it is."""
+
 Stages = Sequence[tuple[float, float]]
 
 
@@ -61,7 +73,7 @@ def parent(
         settings: of the whole training; its ``epochs`` are divided into ``stages``.
         stages: as :data:`STAGES`.
     """
-    about = {"name": name, "stages": stages, "settings": asdict(settings)}
+    about = {"name": name, "stages": stages, **{key: getattr(settings, key) for key in DECIDING}}
     weights = cache_file(about, settings.seed)
     if not weights.exists():
         _train_into(weights, model, workload, settings, stages)
@@ -98,7 +110,7 @@ def _train_into(
         "cpu_seconds": round(time.process_time() - begun, 1),
         "validation": done.epochs[done.best].validation_metric,
         "threads": torch.get_num_threads(),
-        "settings": asdict(settings),
+        "settings": {key: getattr(settings, key) for key in DECIDING},
     }
     weights.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(weights.with_suffix(".json"), json.dumps(record, indent=1).encode())
