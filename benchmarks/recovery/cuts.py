@@ -54,6 +54,7 @@ class Channels:
     def __call__(
         self, model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None
     ) -> nn.Module:
+        """See :class:`Cut`."""
         groups = groups_of(model, self.example)
         goal = pk.Goal("macs", reach=round(self.dense.macs * (1 - sparsity)), tolerance=TOLERANCE)
         plan = pk.allocate(groups, pk.score(model, groups, "l2"), goal, criterion="l2")
@@ -63,9 +64,11 @@ class Channels:
         return removal.model
 
     def left(self, model: nn.Module) -> float:
+        """See :class:`Cut`."""
         return groups_of(model, self.example).cost().macs / self.dense.macs
 
     def finished(self, model: nn.Module) -> nn.Module:
+        """See :class:`Cut`."""
         return model
 
 
@@ -82,13 +85,16 @@ class SingleWeights:
     def __call__(
         self, model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None
     ) -> nn.Module:
+        """See :class:`Cut`."""
         return pk.mask_weights(model, sparsity=sparsity, scope=self.scope, in_place=True).model
 
     def left(self, model: nn.Module) -> float:
+        """See :class:`Cut`."""
         weights = [p for p in pk.fold_masks(model).parameters() if p.ndim >= 2]
         return sum(int(p.count_nonzero()) for p in weights) / sum(p.numel() for p in weights)
 
     def finished(self, model: nn.Module) -> nn.Module:
+        """See :class:`Cut`."""
         return pk.fold_masks(model)
 
 
@@ -113,6 +119,7 @@ class Units:
     def __call__(
         self, model: nn.Module, sparsity: float, optimizer: torch.optim.Optimizer | None = None
     ) -> nn.Module:
+        """See :class:`Cut`."""
         whole = traced(model, self.example)
         groups = whole.select(granularity=[self.granularity])
         needs = needs_of(self.criterion) & NEEDS
@@ -125,9 +132,11 @@ class Units:
         return removal.model
 
     def left(self, model: nn.Module) -> float:
+        """See :class:`Cut`."""
         return traced(model, self.example).cost().macs / self.dense.macs
 
     def finished(self, model: nn.Module) -> nn.Module:
+        """See :class:`Cut`."""
         return model
 
 

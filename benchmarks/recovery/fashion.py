@@ -47,6 +47,7 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[batch, outputs, h, w]`` from ``[batch, inputs, ...]``."""
         branch = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.shortcut(x) + self.norm2(self.conv2(branch)))
 
@@ -73,6 +74,7 @@ class ResNet20(nn.Module):
         self.head = nn.Linear(inputs, len(CLASS_NAMES))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[batch, 10]``."""
         return self.head(self.blocks(F.relu(self.norm(self.stem(x)))).mean(dim=(2, 3)))
 
 
@@ -125,19 +127,26 @@ def subject(seed: int) -> Subject:
 
 KINDS, HIGH = ("macs", "weights"), (0.9, 0.7, 0.5)
 
+MOST = (("macs", 0.9), ("macs", 0.7), ("weights", 0.9))
+"""Where there is most to recover."""
+
 BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(Cell("nothing", 0.0, budget=budget) for budget in (0.0, 0.2)),
     tuple(Cell(kind, s, way) for s in (0.9, 0.7) for kind in KINDS for way in ("oneshot", "iterative")),
-    tuple(Cell(kind, 0.5, way) for kind in KINDS for way in ("oneshot", "iterative")),
-    tuple(Cell(kind, 0.3) for kind in KINDS),
-    tuple(Cell("macs", s, rates="last") for s in HIGH) + (Cell("weights", 0.9, rates="last"),),
-    tuple(Cell(kind, 0.5, budget=budget) for budget in (0.1, 0.05) for kind in KINDS),
-    tuple(Cell("weights", s, "gradual") for s in HIGH),
-    tuple(Cell("macs", s, distilled=True) for s in HIGH) + (Cell("weights", 0.9, distilled=True),),
-    tuple(Cell(kind, s, budget=budget) for budget in (0.1, 0.05) for kind in KINDS for s in (0.9, 0.7)),
-    tuple(Cell("macs", s, "gradual") for s in HIGH),
-    tuple(Cell(kind, s, budget=0.5) for kind in KINDS for s in HIGH),
-    tuple(Cell("weights", s, distilled=True) for s in (0.7, 0.5)),
+    tuple(Cell(kind, s) for s in (0.5, 0.3) for kind in KINDS),
+    tuple(Cell(kind, 0.5, budget=0.1) for kind in KINDS),
+    tuple(Cell("macs", s, rates="last") for s in (0.7, 0.9)),
+    tuple(Cell("weights", s, "gradual") for s in (0.9, 0.7)),
+    tuple(Cell(kind, s, distilled=True) for kind, s in MOST),
+    (Cell("macs", 0.9, "gradual"),),
+    tuple(Cell(kind, 0.5, budget=0.05) for kind in KINDS),
+    tuple(Cell(kind, s, budget=budget) for budget in (0.05, 0.1) for kind, s in MOST),
+    tuple(Cell(kind, 0.5, "iterative") for kind in KINDS),
+    (Cell("macs", 0.5, rates="last"), Cell("weights", 0.9, rates="last")),
+    tuple(Cell(kind, s, budget=0.5) for kind, s in (*MOST, ("macs", 0.5))),
+    (Cell("macs", 0.7, "gradual"), Cell("macs", 0.5, "gradual"), Cell("weights", 0.5, "gradual")),
+    (Cell("macs", 0.5, distilled=True), Cell("weights", 0.7, distilled=True)),
+    tuple(Cell("weights", s, budget=budget) for s in (0.7, 0.5) for budget in (0.5, 0.1, 0.05)),
 )
 """What is measured, in the order of its worth; every block for all seeds before the next one."""
 

@@ -17,11 +17,12 @@ from benchmarks.recovery.results import PARENT, Results
 TEST_EXAMPLES = {"fashion": 10_000, "minilm": 1_590, "digits": 629}
 
 INTERVALS = (
-    "Accuracies are means over the seeds with their range, in percent. A difference is paired, in points, with two 95 % "
-    "intervals: Student's over the seeds (n = {seeds}; other parents, other orders of the data) and the bootstrap over the test "
-    "examples (n = {examples:,}) of the mean over the seeds. A verdict needs both intervals on the same side of its line; "
-    "else it is NOT SEPARATED. No decision looked at the test split: every figure on it is the last thing that was done with "
-    "its cell. A seed is of the parent's weights and of every order of the data."
+    "Accuracies are means over the seeds with their range, in percent. A difference is paired, in points,"
+    " with two 95 % intervals: Student's over the seeds (n = {seeds}; other parents, other orders of the "
+    "data) and the bootstrap over the test examples (n = {examples:,}) of the mean over the seeds. A "
+    "verdict needs both intervals on the same side of its line; else it is NOT SEPARATED. No decision "
+    "looked at the test split: every figure on it is the last thing that was done with its cell. A seed "
+    "is of the parent's weights and of every order of the data."
 )
 
 FASHION = """# Recovery on Fashion-MNIST
@@ -31,16 +32,18 @@ FASHION = """# Recovery on Fashion-MNIST
 """
 
 FASHION_ABOUT = (
-    "The network is the ResNet of twenty layers of He et al. (2016): widths 16, 32 and 64, 272,186 parameters. Its stem has stride "
-    "2, so that the stages see 14 x 14, 7 x 7 and 4 x 4 positions (8.5 million MACs) and a parent takes 2.3 CPU minutes on "
-    "one core. Parents train for 6 epochs over 54,000 pictures, at 0.1, 0.01 and 0.001 (half, a quarter, a quarter of the "
-    "steps), batches of 128, no augmentation. Validation: 5,000 of the 60,000 training pictures.",
-    "A budget is a share of the examples that the parent's training saw, in all cycles together. Recovery uses the defaults of "
-    "a recipe (SGD, 0.01 falling along a cosine, 5 % warm-up) with the parent's batch size. MACs go as whole channels by L2 norm, the "
-    "same share of every group; weights by magnitude, all tensors together, of all matrices and kernels. One-shot: cut, then "
-    "train. Iterative: five cycles of cut and train along the cubic curve, each with a fifth of the budget and a learning-rate "
-    "schedule of its own. Gradual: ten cuts along the cubic curve in the first two thirds of one run with one learning-rate "
-    "schedule; the optimizer follows.",
+    "The network is the ResNet of twenty layers of He et al. (2016): widths 16, 32 and 64, 272,186 "
+    "parameters. Its stem has stride 2, so that the stages see 14 x 14, 7 x 7 and 4 x 4 positions (8.5 "
+    "million MACs) and a parent takes 2.3 CPU minutes on one core. Parents train for 6 epochs over 54,000"
+    " pictures, at 0.1, 0.01 and 0.001 (half, a quarter, a quarter of the steps), batches of 128, no "
+    "augmentation. Validation: 5,000 of the 60,000 training pictures.",
+    "A budget is a share of the examples that the parent's training saw, in all cycles together. Recovery"
+    " uses the defaults of a recipe (SGD, 0.01 falling along a cosine, 5 % warm-up) with the parent's "
+    "batch size. MACs go as whole channels by L2 norm, the same share of every group; weights by "
+    "magnitude, all tensors together, of all matrices and kernels. One-shot: cut, then train. Iterative: "
+    "five cycles of cut and train along the cubic curve, each with a fifth of the budget and a "
+    "learning-rate schedule of its own. Gradual: ten cuts along the cubic curve in the first two thirds "
+    "of one run with one learning-rate schedule; the optimizer follows.",
 )
 
 MINILM = """# Recovery of a sentence encoder
@@ -50,12 +53,15 @@ MINILM = """# Recovery of a sentence encoder
 """
 
 MINILM_ABOUT = (
-    "all-MiniLM-L6-v2 (6 layers of 12 heads, 384 wide, trained weights) with two logits on the mean over the tokens, fine-tuned to "
-    "tell whether the mean rating of a film review's snippet is above zero: 3,000 snippets for training, 500 for validation, all 1,590 "
-    "of the test split, cut to 32 tokens. Snippets rated close to zero are among them. Parents train for 2 epochs with AdamW at "
-    "1e-4, then 1e-5, batches of 32; embeddings of words and positions stay as they are. Matrix products round their operands to bfloat16.",
-    "Gone are 4 of 12 heads of every layer or half of the feed-forward neurons (by `wanda`), or 3 of 6 layers (by "
-    "`block_influence`), judged on 64 unlabelled snippets. Every recovery sees 40 % of the examples that the parent's training saw.",
+    "all-MiniLM-L6-v2 (6 layers of 12 heads, 384 wide, trained weights) with two logits on the mean over "
+    "the tokens, fine-tuned to tell whether the mean rating of a film review's snippet is above zero: "
+    "3,000 snippets for training, 500 for validation, all 1,590 of the test split, cut to 32 tokens. "
+    "Snippets rated close to zero are among them. Parents train for 2 epochs with AdamW at 1e-4, then "
+    "1e-5, batches of 32; embeddings of words and positions stay as they are. Matrix products round their"
+    " operands to bfloat16.",
+    "Gone are 4 of 12 heads of every layer or half of the feed-forward neurons (by `wanda`), or 3 of 6 "
+    "layers (by `block_influence`), judged on 64 unlabelled snippets. Every recovery sees 40 % of the "
+    "examples that the parent's training saw.",
 )
 
 
@@ -86,8 +92,8 @@ def fashion(into: Path) -> str:
             ),
             "## What common wisdom says\n",
             _prose(
-                "Margins and comparisons were fixed before anything was measured. A claim is confirmed where every "
-                "comparison confirms it, and refuted where one refutes it."
+                "Margins and comparisons were fixed before anything was measured. A claim is confirmed where "
+                "every comparison confirms it, and refuted where one refutes it."
             ),
             tables.claims(results),
             "## One-shot, iterative, gradual\n\nTest accuracy at a budget of 20 %.\n",
@@ -151,9 +157,9 @@ def defaults(into: Path) -> str:
 DEFAULTS = """# The defaults against plain fine-tuning
 
 Test accuracy after the same budget, the same seeds and the same batch size. Defaults: what a recipe without a
-word about it does, SGD at 0.01 with 5 % warm-up and a cosine. Plain fine-tuning: the parent's optimizer at the
-last learning rate of its training, constant (a hundredth of its peak; for the encoder a tenth). Intervals are
-those of [the Fashion-MNIST page](recovery_fashion.md).
+word about it does, SGD at 0.01 with 5 % warm-up and a cosine. Plain fine-tuning: the parent's optimizer at
+the last learning rate of its training, constant (a hundredth of its peak; for the encoder a tenth). Intervals
+are those of [the Fashion-MNIST page](recovery_fashion.md).
 """
 
 
@@ -186,9 +192,10 @@ def overhead(into: Path) -> str:
 
 OVERHEAD = """# A training step after structural removal
 
-`python -m benchmarks.recovery --study overhead`. CPU time of a step (forward, loss, backward, SGD) of a model that
-`pk.remove` gave, and of one that its constructors gave in the same sizes; interleaved in pairs whose order changes,
-the median of the paired quotients with its 95 % bootstrap interval. The last row is two fresh networks.
+`python -m benchmarks.recovery --study overhead`. CPU time of a step (forward, loss, backward, SGD) of a model
+that `pk.remove` gave, and of one that its constructors gave in the same sizes; interleaved in pairs whose
+order changes, the median of the paired quotients with its 95 % bootstrap interval. The last row is two fresh
+networks.
 """
 
 PAGES: dict[str, Callable[[Path], str]] = {

@@ -121,11 +121,12 @@ def origin(record: dict[str, Any]) -> str:
     commits = ", ".join(f"`{one}`" for one in sorted({row["commit"] for row in rows}))
     days = sorted({row["date"] for row in rows})
     packages = machine["packages"]
+    minutes = sum(row["cpu_seconds"] for row in rows) / 60
     text = (
-        f"{len(rows)} cells, measured with the commits {commits} on {' to '.join(dict.fromkeys((days[0], days[-1])))}; "
-        f"{machine['cpu']['model']}, {machine['threads']} thread, torch {packages['torch']}; "
-        f"{sum(row['cpu_seconds'] for row in rows) / 60:.0f} CPU minutes for pruning and recovery. The machine did other work "
-        "as well. Each row of the JSON file names its commit, its seed and what it saw."
+        f"{len(rows)} cells, measured with the commits {commits} on {' to '.join(dict.fromkeys(days))}; "
+        f"{machine['cpu']['model']}, {machine['threads']} thread, torch {packages['torch']}; {minutes:.0f} "
+        "CPU minutes for pruning and recovery. The machine did other work as well. Each row of the JSON file "
+        "names its commit, its seed and what it saw."
     )
     return fill(text, width=116) + "\n"
 
