@@ -93,4 +93,4 @@ CLAIMS = (
     Claim("10-20 % of the training budget recovers moderate sparsity (50 %)", WITHIN, a_fifth_recovers),
     Claim("70-90 % of single weights can go", WITHIN, many_weights_can_go),
 )
-"""The four sentences; margins and comparisons were fixed before anything was measured."""
+"""The four sentences, and what decides each."""
