@@ -131,14 +131,23 @@ def subject(seed: int) -> Subject:
 LOST = {"heads": 0.35, "ffn": 0.5, "layers": 0.5}
 """Four of twelve heads of every layer, half of the feed-forward neurons, three of six layers."""
 
+HARDEST = Cell("layers", LOST["layers"], budget=BUDGET)
+
 BLOCKS: tuple[tuple[Cell, ...], ...] = (
-    (Cell("nothing", 0.0, budget=0.0),),
-    tuple(Cell(kind, lost, budget=BUDGET) for kind, lost in LOST.items()),
-    tuple(Cell(kind, lost, budget=BUDGET, distilled=True) for kind, lost in LOST.items()),
-    tuple(Cell(kind, lost, budget=BUDGET, rates="last") for kind, lost in LOST.items()),
+    (Cell("nothing", 0.0, budget=0.0), HARDEST),
+    (replace(HARDEST, rates="last"), replace(HARDEST, rates="peak")),
+    (replace(HARDEST, rates="peak", distilled=True),),
+    tuple(Cell(kind, LOST[kind], budget=BUDGET) for kind in ("heads", "ffn")),
+    (replace(HARDEST, distilled=True),),
+    tuple(Cell(kind, LOST[kind], budget=BUDGET, distilled=True) for kind in ("heads", "ffn")),
+    tuple(Cell(kind, LOST[kind], budget=BUDGET, rates="last") for kind in ("heads", "ffn")),
 )
+"""What is measured for a seed, in the order of its worth; three layers are what costs most."""
 
 
 def design(seeds: Sequence[int]) -> Iterator[Cell]:
-    """The cells of :data:`BLOCKS`, seed by seed: a parent costs as much as three of them."""
-    return (replace(cell, seed=seed) for seed in seeds for block in BLOCKS for cell in block)
+    """The first blocks for all seeds, then the others for all seeds: parents come when they are needed."""
+    for blocks in (BLOCKS[:3], BLOCKS[3:]):
+        for seed in seeds:
+            for block in blocks:
+                yield from (replace(cell, seed=seed) for cell in block)
