@@ -92,8 +92,8 @@ def fashion(into: Path) -> str:
             ),
             "## What common wisdom says\n",
             _prose(
-                "Margins and comparisons were fixed when 13 of the cells had been measured, and stayed. A claim "
-                "is confirmed where every comparison confirms it, and refuted where one refutes it."
+                "Margins and comparisons were fixed when 13 of the cells had been measured, and stayed. A "
+                "claim is confirmed where every comparison confirms it, and refuted where one refutes it."
             ),
             tables.claims(results),
             "## One-shot, iterative, gradual\n\nTest accuracy at a budget of 20 %.\n",
