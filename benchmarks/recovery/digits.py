@@ -49,7 +49,7 @@ def subject(seed: int) -> Subject:
 PLAIN = tuple(
     Cell(kind, sparsity, rates=rates)
     for kind, sparsity in (("macs", 0.5), ("macs", 0.7), ("macs", 0.9), ("weights", 0.9))
-    for rates in ("defaults", "last")
+    for rates in ("defaults", "last", "peak", "middle")
 )
 
 

@@ -135,7 +135,7 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(Cell(kind, s, way) for s in (0.9, 0.7) for kind in KINDS for way in ("oneshot", "iterative")),
     tuple(Cell(kind, s) for s in (0.5, 0.3) for kind in KINDS),
     tuple(Cell(kind, 0.5, budget=0.1) for kind in KINDS),
-    tuple(Cell("macs", s, rates="last") for s in (0.7, 0.9)),
+    tuple(Cell("macs", s, rates=rates) for s in (0.9, 0.7) for rates in ("last", "peak")),
     tuple(Cell("weights", s, "gradual") for s in (0.9, 0.7)),
     tuple(Cell(kind, s, distilled=True) for kind, s in MOST),
     (Cell("macs", 0.9, "gradual"),),
