@@ -24,7 +24,7 @@ from prunekit.measure import environment
 from prunekit.recover.optimizers import make_optimizer
 from prunekit.workload import Batch, Workload
 
-PAIRS, WARM = 60, 5
+PAIRS, WARM = 40, 4
 SIZED = {
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     nn.BatchNorm2d: ("num_features",),
