@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.recovery.cells import Cell
 from benchmarks.recovery.intervals import NOT_SEPARATED, Difference, better, no_worse, together
 from benchmarks.recovery.results import PARENT, Results
+from benchmarks.recovery.words import WAY_NAMES
 
 MARGIN = 0.005
 """What "enough", "recovers" and "reachable" mean: no more than half a point of accuracy below the parent."""
@@ -48,6 +49,7 @@ class Claim:
 
 
 KIND_NAMES = {"macs": "MACs", "weights": "weights"}
+"""What goes in the networks of convolutions."""
 
 
 def against_parent(results: Results, cell: Cell, what: str) -> Comparison:
@@ -81,7 +83,7 @@ def many_weights_can_go(results: Results) -> Iterator[Comparison]:
         ways = [Cell("weights", sparsity, way) for way in ("oneshot", "iterative", "gradual")]
         chosen = results.best_on_validation(ways)
         if chosen is not None:
-            what = f"{chosen.way} (best on validation) at {sparsity:.0%} of weights - parent"
+            what = f"{WAY_NAMES[chosen.way]} (best on validation) at {sparsity:.0%} of weights - parent"
             yield against_parent(results, chosen, what)
 
 

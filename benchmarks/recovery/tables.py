@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from textwrap import fill
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.recovery.cells import Cell, cell_of
 from benchmarks.recovery.claims import CLAIMS, KIND_NAMES
 from benchmarks.recovery.intervals import Difference, better
 from benchmarks.recovery.results import PARENT, Results
+from benchmarks.recovery.words import in_words
 
 NOT_MEASURED = "not measured"
 
@@ -109,10 +111,15 @@ def missing(design: Iterable[Cell], rows: Sequence[dict[str, Any]]) -> str:
     return "Of the design these cells are not measured yet:\n\n" + "\n".join(lines) + "\n"
 
 
-def in_words(cell: Cell) -> str:
-    parts = [f"{cell.sparsity:.0%} of {cell.kind}", cell.way, f"budget {cell.budget:.0%}"]
-    parts += [f"rates {cell.rates}"] * (cell.rates != "defaults") + ["distilled"] * cell.distilled
-    return ", ".join(parts)
+def cells(results: Results) -> str:
+    """Every cell: quality on validation before and after recovery, and on the test split."""
+    rows = []
+    for cell in dict.fromkeys(replace(cell_of(row), seed=0) for row in results.rows):
+        found = results.of(cell).values()
+        before = [row["log"][0]["before"] for row in found if row["log"]]
+        sides = [spread(results.figures(cell, figure)) for figure in ("validation", "test")]
+        rows.append((in_words(cell), str(len(found)), spread(before) if before else "", *sides))
+    return table(["", "seeds", "validation, before recovery", "validation", "test"], rows)
 
 
 def origin(record: dict[str, Any]) -> str:

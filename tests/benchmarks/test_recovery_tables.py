@@ -85,6 +85,6 @@ def test_tables_show_what_is_measured(made):
 def test_what_is_missing_is_listed_with_its_seeds(made):
     cells = [*Cell("macs", 0.5).over(range(3)), *Cell("macs", 0.9).over([0, 1])]
     found = made({Cell("macs", 0.5): 0.9}, seeds=2)
-    assert "- 50% of macs, oneshot, budget 20%: seeds 2" in missing(cells, found.rows)
-    assert "- 90% of macs, oneshot, budget 20%: seeds 0, 1" in missing(cells, found.rows)
+    assert "- 50% of MACs, one-shot, budget 20%: seeds 2" in missing(cells, found.rows)
+    assert "- 90% of MACs, one-shot, budget 20%: seeds 0, 1" in missing(cells, found.rows)
     assert missing(cells[:2], found.rows) == "Every cell of the design is measured.\n"
