@@ -2,6 +2,7 @@
 
 from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.checkpoints import Checkpoints
+from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.feed import training_batches
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
@@ -29,10 +30,14 @@ __all__ = [
     "Budget",
     "Checkpoints",
     "Companion",
+    "Distillation",
+    "DistillationSettings",
     "EpochRecord",
     "Followed",
+    "Lineage",
     "Objective",
     "Recalibrated",
+    "Remembered",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
