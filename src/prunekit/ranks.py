@@ -248,6 +248,46 @@ def all_ranks() -> Ranks:
     return ALONE if group is None or distributed.get_world_size() == 1 else Ranks(group)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All values of a tensor of which each process holds a part (a ``DTensor``, as FSDP2 makes them).
+
+    All processes that hold a part must call this, in the same order. Any other tensor is given as it is.
+    """
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_parted(tensor: Tensor) -> bool:
+    """Each process holds a part of the tensor: it is a ``DTensor``."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def like(values: Tensor, model: Tensor) -> Tensor:
+    """Values that every process has, parted as ``model`` is; nothing is sent.
+
+    Args:
+        values: of any shape.
+        model: says how: a ``DTensor``, or another tensor for no parting.
+
+    Raises:
+        RankError: it is parted in a way that is not known here (by blocks inside of blocks, or into sums).
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    if not isinstance(model, DTensor):
+        return values
+    if any(type(placement) not in (Shard, Replicate) for placement in model.placements):
+        raise RankError(
+            f"A tensor is placed by {list(model.placements)}",
+            expected="Shard and Replicate",
+            remedy="Shard with fully_shard() alone, without tensor parallelism",
+        )
+    return distribute_tensor(values, model.device_mesh, model.placements, src_data_rank=None)
+
+
 def _named(ranks: list[int]) -> str:
     names = ", ".join(str(rank) for rank in ranks)
     return f"rank {names} differs" if len(ranks) == 1 else f"ranks {names} differ"

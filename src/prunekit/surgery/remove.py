@@ -125,7 +125,7 @@ def _narrower(
     own = copied(model)
     for name, tensor in narrowed.items():
         replace_everywhere(own, model, name, tensor.detach().clone())
-    graph_module, changes = _graph_form(model, groups, keep, narrowed)
+    graph_module, changes = graph_form(model, groups, keep, narrowed)
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
@@ -168,7 +168,7 @@ def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[R
 
 def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:
     """Let the configuration follow, and say whether it did."""
-    described = fit_widths(own, _sizes(keep, groups), rivals.is_own)
+    described = fit_widths(own, sizes_of(keep, groups), rivals.is_own)
     if described is None:
         return ""
     if described.holds:
@@ -176,7 +176,7 @@ def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -
     return f"; its configuration does not build it again: {described.reason}"
 
 
-def _sizes(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
+def sizes_of(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
     """Sizes of groups, in all and per block, before and after."""
     found: set[tuple[int, int]] = set()
     for name, mask in keep.items():
@@ -223,7 +223,7 @@ def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> PrunedGra
     tensors = {
         name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
     }
-    return _graph_form(model, groups, keep, tensors)[0]
+    return graph_form(model, groups, keep, tensors)[0]
 
 
 def without_gone_groups(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
@@ -319,9 +319,10 @@ def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:
     return (groups.graph.tensor(name) if found is None else found).detach()
 
 
-def _graph_form(
+def graph_form(
     model: nn.Module, groups: Groups, keep: KeepMask, narrowed: dict[str, Tensor]
 ) -> tuple[PrunedGraph, list[Change]]:
+    """The pruned graph with the model's tensors, some of them narrowed already; and what changed in it."""
     tensors: dict[str, Tensor] = {}
     for name in groups.graph.tensors.values():
         canonical = groups.graph.tied.get(name, name)
