@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from prunekit.errors import PrunekitError, RankError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
 AT_ONCE = 2**20
@@ -253,16 +254,28 @@ def whole(tensor: Tensor) -> Tensor:
 
     All processes that hold a part must call this, in the same order. Any other tensor is given as it is.
     """
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_parted(tensor) else tensor  # pyright: ignore
 
 
 def is_parted(tensor: Tensor) -> bool:
     """Each process holds a part of the tensor: it is a ``DTensor``."""
-    from torch.distributed.tensor import DTensor
+    known = sys.modules.get("torch.distributed.tensor")  # Nobody has made one before it was imported.
+    return known is not None and isinstance(tensor, known.DTensor)
 
-    return isinstance(tensor, DTensor)
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, in the same memory; all of one that is not parted."""
+    return tensor.to_local() if is_parted(tensor) else tensor  # pyright: ignore
+
+
+def resharded(model: nn.Module) -> None:
+    """Let a model that FSDP2 shards hold parts again: after a forward pass its root holds whole tensors."""
+    known = sys.modules.get("torch.distributed.fsdp")
+    if known is None:
+        return
+    for module in model.modules():
+        if isinstance(module, known.FSDPModule):
+            module.reshard()  # pyright: ignore[reportCallIssue]
 
 
 def like(values: Tensor, model: Tensor) -> Tensor:

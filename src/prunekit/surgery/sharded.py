@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.errors import PlanError, ProofError, TraceError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
-from prunekit.ranks import Ranks, like, whole
+from prunekit.ranks import Ranks, like, own_part, resharded, whole
 from prunekit.surgery.compare import fresh_inputs
 from prunekit.surgery.configuration import fit_depth, fit_widths
 from prunekit.surgery.graph_form import GraphForm, form_of
@@ -73,6 +73,7 @@ def remove_sharded(
         RankError: the processes do not hold the same plan, one stopped or is lost.
     """
     with ranks.together("remove_sharded"):
+        resharded(model)
         check_fits(model, plan, groups)
         _check_twin(model, meta)
         ranks.check_same(plan.digest, "the plan")
@@ -332,8 +333,7 @@ def _fill(small: Architecture, model: nn.Module, groups: Groups, keep: KeepMask)
         values = whole(dense.detach())
         if known in losing:
             values = narrow(groups, known, values, widths)
-        part = like(values, mine)
-        _values_of(mine).copy_(_values_of(part))
+        own_part(mine).copy_(own_part(like(values, mine)))
         if isinstance(mine, nn.Parameter):
             mine.requires_grad_(dense.requires_grad)
     moved = any(new != old for new, old in small.names.items())
@@ -346,13 +346,6 @@ def _fill(small: Architecture, model: nn.Module, groups: Groups, keep: KeepMask)
             )
         values = narrow(groups, old, dense, widths) if old in losing else dense.clone()
         setattr(small.model.get_submodule(path), attribute, values)
-
-
-def _values_of(tensor: Tensor) -> Tensor:
-    """This process's part."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, str]]:
