@@ -33,15 +33,31 @@ SAID = {
 """What the proof says of the mask law."""
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def runs(request, tmp_path_factory):
-    """What each process found."""
-    return launch("tests.distributed.sharding:removals", request.param, tmp_path_factory.mktemp("sharded"))
+CASES = [*((2, kind) for kind in GRANULARITIES), (3, "everything")]
 
 
-@pytest.fixture(params=GRANULARITIES)
-def kind(request):
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """By their number, what each process found."""
+    return {
+        size: launch("tests.distributed.sharding:removals", size, tmp_path_factory.mktemp(f"sharded{size}"))
+        for size in (2, 3)
+    }
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[1]} of {case[0]}")
+def case(request):
     return request.param
+
+
+@pytest.fixture
+def kind(case):
+    return case[1]
+
+
+@pytest.fixture
+def runs(launched, case):
+    return launched[case[0]]
 
 
 def whole_model(found) -> Tower:

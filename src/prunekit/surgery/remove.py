@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PlanError
+from prunekit.files import content_digest
 from prunekit.graph import Groups
 from prunekit.graph.change import Change
 from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
+from prunekit.ranks import ALONE, Ranks
 from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import fit_depth, fit_widths
 from prunekit.surgery.elsewhere import Passing, same_elsewhere
@@ -60,7 +62,7 @@ class Removal:
     scaled: tuple[str, ...] = ()
 
 
-def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
+def remove(model: nn.Module, plan: PruningPlan, groups: Groups, *, ranks: Ranks = ALONE) -> Removal:
     """Make the smaller model that ``plan`` describes; ``model`` itself is left as it is.
 
     The user's class is kept if, with its width attributes repaired, it computes in float64 what the pruned
@@ -70,13 +72,28 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
         model: the model that ``groups`` was found in, or one of the same class and shapes.
         plan: made on ``groups``.
         groups: from ``find_groups``.
+        ranks: the processes that each hold the whole model, such as ``all_ranks()``: the plan and what came
+            of it have to be the same on all of them, and all call this.
 
     Raises:
         PlanError: the plan was made for another model, or for another version of it.
         ProofError: the pruned graph cannot run.
+        RankError: the processes do not hold the same plan or weights, or one is lost.
     """
-    check_fits(model, plan, groups)
-    return carry_out(model, plan.keep_mask(), groups)
+    with ranks.together("remove"):
+        ranks.check_same(plan.digest, "the plan")
+        check_fits(model, plan, groups)
+        removal = carry_out(model, plan.keep_mask(), groups)
+        if ranks.size > 1:
+            ranks.check_same([removal.form, *map(list, _digests(removal.model))], "the smaller model")
+    return removal
+
+
+def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """SHA-256 of each parameter by name; running statistics are each process's own under DDP."""
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        yield name, content_digest(values.numpy().tobytes())
 
 
 def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bool = True) -> Removal:
