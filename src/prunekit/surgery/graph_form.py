@@ -16,11 +16,10 @@ from torch.fx import Node
 from prunekit.graph.export import Inputs, export
 from prunekit.graph.nodes import operator_name
 
-IN_ORDER = frozenset(
-    f"aten.{name}"
-    for name in ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten")
-)
-"""Operators that give the same numbers in the same order, in another shape."""
+_SHAPES = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten")
+_COPIES = ("contiguous", "clone", "alias")
+IN_ORDER = frozenset(f"aten.{name}" for name in (*_SHAPES, *_COPIES))
+"""Operators that give the same numbers in the same order, perhaps in another shape."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,8 @@ class _Reader:
             before, after = self._shape(source), self._shape(node)
             more = len(after) - len(before)
             return after[more:] == before and set(after[:more]) <= {"1"}
+        if name == "aten.slice":  # All of it.
+            return self._shape(source) == self._shape(node)
         return name in IN_ORDER
 
     def _shape(self, node: Node) -> tuple[str, ...]:
