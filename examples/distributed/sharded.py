@@ -16,6 +16,8 @@ from prunekit.plan import Goal, allocate
 
 
 class Block(nn.Module):
+    """A residual branch."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.up, self.down = (
@@ -29,6 +31,8 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
+    """Three of them."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
