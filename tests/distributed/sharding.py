@@ -108,6 +108,8 @@ def removals(ranks: Ranks) -> dict[str, Any]:
             "parted": [type(p).__name__ for p in removal.model.parameters()],
             "moved": dict(removal.moved),
         }
+        if kind == "neurons":
+            found[kind]["movement"] = moved(model, groups)
         report = pk.follow(optimizer, model, removal, plan, groups)
         found[kind]["narrowed"] = list(report.narrowed)
         found[kind]["reset"] = dict(report.reset)
@@ -116,6 +118,16 @@ def removals(ranks: Ranks) -> dict[str, Any]:
         removal.model.eval()
         found[kind]["outputs"] = removal.model(words()).detach()
     return found
+
+
+def moved(model: nn.Module, groups: pk.Groups) -> dict[str, torch.Tensor]:
+    """Movement of one step."""
+    movement = pk.Movement(model, groups)
+    model.zero_grad()
+    nn.functional.cross_entropy(model(words(7)), words(107)).backward()
+    movement.update()
+    found = movement.statistics().values["movement"]
+    return {name: torch.from_numpy(each) for name, each in found.items()}
 
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:
