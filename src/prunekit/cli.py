@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -64,6 +65,7 @@ def run(
     """
     with _errors(as_json, debug):
         with _printing_elsewhere(as_json), _watching(as_json) as watcher:
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # Read when torch is imported, in a moment.
             # Importing takes seconds, so the first line is there before.
             from prunekit.workflow import launched_processes, run_recipe
 
