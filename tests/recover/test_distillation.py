@@ -45,7 +45,11 @@ def value(loss):
 @pytest.mark.parametrize("hidden_distance", ["mse", "cosine"])
 @pytest.mark.parametrize("attention_distance", ["kl", "mse"])
 def test_a_student_that_is_the_teacher_is_at_zero(kind, hidden_distance, attention_distance):
-    settings = {**vars(EVERYTHING), "hidden_distance": hidden_distance, "attention_distance": attention_distance}
+    settings = {
+        **vars(EVERYTHING),
+        "hidden_distance": hidden_distance,
+        "attention_distance": attention_distance,
+    }
     model, objective = itself(kind, pk.DistillationSettings(**settings))
     assert value(objective(model, words(WORDS))) == 0
     assert {name: float(each) for name, each in objective.terms.items()} == {
@@ -106,7 +110,9 @@ def test_words_whose_label_is_ignored_do_not_count(causal, where):
     if causal is not False:
         has = torch.cat([has[:, 1:], torch.zeros(3, 1, dtype=torch.bool)], dim=1)
     with torch.no_grad():
-        q, p = (F.log_softmax(each(**batch.kwargs).logits / 2, -1)[has] for each in (student, objective.teacher))
+        q, p = (
+            F.log_softmax(each(**batch.kwargs).logits / 2, -1)[has] for each in (student, objective.teacher)
+        )
     expected = 4 * float((p.exp() * (p - q)).sum(-1).mean())
     if where == "labels":
         batch = Batch(args=(), kwargs={**batch.kwargs, "labels": labels}, ids=batch.ids)
