@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         save_mask_plan,
         select_weights,
     )
+    from prunekit.ranks import Ranks, all_ranks
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.recover import (
         Distillation,
@@ -85,6 +86,7 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "PruningPlan",
+    "Ranks",
     "Recalibrated",
     "Reconstruction",
     "Remembered",
@@ -92,6 +94,7 @@ __all__ = [
     "Sweep",
     "Weights",
     "__version__",
+    "all_ranks",
     "allocate",
     "attach_masks",
     "check_optimizer",
@@ -143,12 +146,14 @@ _ROOMS = {
     "Pruned": "surgery",
     "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Ranks": "ranks",
     "Recalibrated": "recover",
     "Reconstruction": "reconstruction",
     "Remembered": "recover",
     "Removal": "surgery",
     "Sweep": "reconstruction",
     "Weights": "importance",
+    "all_ranks": "ranks",
     "allocate": "plan",
     "attach_masks": "surgery",
     "check_optimizer": "recover",
