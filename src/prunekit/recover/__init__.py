@@ -1,6 +1,6 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.budget import UNITS, Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.checkpoints import Checkpoints
 from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.feed import training_batches
@@ -20,6 +20,7 @@ from prunekit.recover.schedules import (
     steps,
 )
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.sharding import shard_layers
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train
 from prunekit.recover.validation import validate
@@ -27,6 +28,7 @@ from prunekit.recover.validation import validate
 __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
+    "UNITS",
     "Budget",
     "Checkpoints",
     "Companion",
@@ -54,6 +56,7 @@ __all__ = [
     "oneshot",
     "recalibrate_norms",
     "schedule_of",
+    "shard_layers",
     "shares",
     "steps",
     "steps_per_epoch",
