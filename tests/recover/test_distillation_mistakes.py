@@ -126,7 +126,7 @@ def test_a_graph_module_has_no_layers():
     made = family("bert", "neuron")
     graph = reduced_graph(made.teacher, made.plan.keep_mask(), made.groups)
     settings = pk.DistillationSettings(hidden=1, logits=0)
-    with pytest.raises(TrainingError, match="of a graph module.*distil the logits only"):
+    with pytest.raises(TrainingError, match=r"of a graph module.*distil the logits only"):
         pk.Distillation(made.teacher, settings, student=graph, lineage=made.lineage)
     logits = pk.Distillation(made.teacher, student=graph, lineage=made.lineage)
     own = pk.Distillation(made.teacher, student=made.student, lineage=made.lineage)

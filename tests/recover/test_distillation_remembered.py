@@ -144,7 +144,7 @@ objective.remember(prunekit.workload.Split("train", data), sys.argv[1], batch_si
 
 @pytest.mark.parametrize("flushes", [1, 7, 12])
 def test_what_a_kill_leaves_is_completed(flushes, tmp_path):
-    """Killed before the file is on the disk, before its name is, and in the index; the oracle is a whole run."""
+    """Killed at the first file, at a later one, and in the index; the oracle is a whole run."""
     code = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(flushes)]
     root = Path(__file__).parents[2]
     paths = os.pathsep.join((str(root), str(root / "src")))
