@@ -83,3 +83,6 @@ def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
     assert (example["report"].gone, dict(example["report"].reset)) == ((), {})
     assert int(example["average"].n_averaged) == 2
     assert example["net"][1].num_batches_tracked == 4
+    assert example["losses"][-1] < 0.7 * example["losses"][0]
+    assert set(example["objective"].terms) == {"logits", "hidden"}
+    assert example["remembered"].computed == 64
