@@ -16,6 +16,7 @@ from prunekit.importance import (
     Weights,
     WeightScores,
     check_seed,
+    every_parameter,
     find_weights,
     score_weights,
     stored_parameter,
@@ -84,7 +85,7 @@ class GradualMasks:
         UsageError: a number or name that is none of these.
         SelectionError: nothing to mask, or an unknown criterion, pattern or scope.
         ShapeError: a parameter that the pattern does not divide.
-        PlanError: a parameter that cannot be masked.
+        PlanError: weights of another model, or a parameter that cannot be masked.
 
     Source: Zhu & Gupta, 2017, "To prune, or not to prune", eq. 1, https://arxiv.org/abs/1710.01878;
     deviation: what is masked is zero and stays gone, where their masks are made anew from the old values.
@@ -141,6 +142,12 @@ class GradualMasks:
             "regrow": str(self._regrow),
             "seed": seed,
         }
+        if every_parameter(model).fingerprint != self._weights.fingerprint:
+            raise PlanError(
+                "The weights were found on another model",
+                expected="find_weights() of this very model",
+                where="weights",
+            )
         self._parameters = {weight.name: stored_parameter(model, weight) for weight in self._weights}
         _check_optimizer(optimizer, self._parameters.values())
         self._masks = _attached(model, self._weights)
