@@ -1,4 +1,4 @@
-"""Masks that change while a model trains: exact counts, nested zeros, and runs that go on where they ended."""
+"""Masks that change while a model trains: exact counts, nested zeros, runs that go on where they ended."""
 
 import copy
 import json

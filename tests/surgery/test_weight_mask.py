@@ -1,4 +1,4 @@
-"""One mask: it computes what ``torch.where`` does, changes in place, and gathers gradients of what is gone."""
+"""One mask: it computes what ``torch.where`` does, changes in place, gathers gradients of what is gone."""
 
 import pytest
 import torch
