@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import prunekit as pk
 
-EPOCHS, BATCH = 15, 64
+EPOCHS, BATCH = 20, 64
 WAYS = {
     "dense": None,
     "gradual, 95 %": {"sparsity": 0.95},
@@ -28,8 +28,8 @@ WAYS = {
 
 def train(masks: dict | None, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     steps = EPOCHS * (len(images) // BATCH)
     if masks is not None:
         schedule = pk.GradualMasks(model, steps=steps, every=20, optimizer=optimizer, **masks)
