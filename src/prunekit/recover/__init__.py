@@ -1,10 +1,14 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.checkpoints import Checkpoints
+from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
+from prunekit.recover.feed import training_batches
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.gradual import GradualMasks
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.masked_cycles import mask_in_cycles
+from prunekit.recover.objective import Companion, Objective
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
 from prunekit.recover.regrowth import REGROWTH, Regrowth
 from prunekit.recover.rewinding import (
@@ -30,19 +34,28 @@ from prunekit.recover.schedules import (
 )
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.task import Task, task_of
-from prunekit.recover.training import train, validate
+from prunekit.recover.training import train
+from prunekit.recover.validation import validate
 
 __all__ = [
     "LEARNING_RATES",
     "REGROWTH",
     "SCHEDULES",
+    "Budget",
+    "Checkpoints",
+    "Companion",
+    "Distillation",
+    "DistillationSettings",
     "EarlyPoint",
     "EarlyPointKeeper",
     "EpochRecord",
     "Followed",
     "GradualMasks",
+    "Lineage",
+    "Objective",
     "Recalibrated",
     "Regrowth",
+    "Remembered",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
@@ -71,5 +84,6 @@ __all__ = [
     "steps_per_epoch",
     "task_of",
     "train",
+    "training_batches",
     "validate",
 ]

@@ -1,0 +1,75 @@
+"""What each process of the tests with several processes trains."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import TensorDataset
+
+from prunekit.recover import Checkpoints, Task, TrainingSettings, train
+from prunekit.workload import Split
+
+SETTINGS = TrainingSettings(
+    epochs=2, batch_size=16, learning_rate=0.01, optimizer="adamw", ema=0.9, clip_norm=1.0, accumulate=2
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def model_and_task():
+    """A small net without batch norm, and 61 examples: the last step has fewer than the others."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(61, 6, generator=generator)
+    targets = inputs.square().sum(1, keepdim=True).sin()
+    train_split = Split("train", TensorDataset(inputs, targets))
+    validation = Split("validation", TensorDataset(inputs[:9] + 0.1, targets[:9]))
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 13), nn.LayerNorm(13), nn.GELU(), nn.Linear(13, 1))
+    return model, Task(squared_error, train_split, validation)
+
+
+def squared_error(outputs, batch):
+    return nn.functional.mse_loss(outputs, batch.target)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def run(ranks, form="whole", directory="", stop_after="", die_at=""):
+    """Weights, validation losses, and the step of the checkpoint that it went on from (-1: none).
+
+    Args:
+        ranks: the processes.
+        form: of the model: ``whole`` on every process, or ``sharded`` over them.
+        directory: of checkpoints; "" = none.
+        stop_after: a step after which all processes stop; "" = none.
+        die_at: a step after which the second process ends without a word; "" = none.
+    """
+    model, task = model_and_task()
+    if form == "sharded":
+        mesh = init_device_mesh("cpu", (ranks.size,))
+        for layer in (model[0], model[3]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def progress(done, planned):
+        if done == int(stop_after or -1):
+            raise Interrupted
+        if done == int(die_at or -1) and ranks.rank == 1:
+            os._exit(9)
+
+    checkpoints = Checkpoints(Path(directory), every_steps=3) if directory else None
+    try:
+        record = train(model, task, SETTINGS, checkpoints=checkpoints, ranks=ranks, progress=progress)
+    except Interrupted:
+        return {}
+    found = {name: whole(tensor).detach().clone() for name, tensor in model.named_parameters()}
+    found["losses"] = torch.tensor([line.validation_loss for line in record.epochs], dtype=torch.float64)
+    found["resumed"] = torch.tensor(-1 if record.resumed_at is None else record.resumed_at)
+    return found
