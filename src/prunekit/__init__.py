@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prunekit.graph import Graph, Groups, find_groups, trace
     from prunekit.importance import (
         Movement,
+        WeightMovement,
         Weights,
         collect,
         find_weights,
@@ -105,6 +106,7 @@ __all__ = [
     "Remembered",
     "Removal",
     "Sweep",
+    "WeightMovement",
     "Weights",
     "__version__",
     "all_ranks",
@@ -175,6 +177,7 @@ _ROOMS = {
     "Remembered": "recover",
     "Removal": "surgery",
     "Sweep": "reconstruction",
+    "WeightMovement": "importance",
     "Weights": "importance",
     "all_ranks": "ranks",
     "allocate": "plan",
