@@ -1,6 +1,6 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.budget import UNITS, Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.checkpoints import Checkpoints
 from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.feed import training_batches
@@ -33,6 +33,7 @@ from prunekit.recover.schedules import (
     steps,
 )
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.sharding import shard_layers
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train
 from prunekit.recover.validation import validate
@@ -41,6 +42,7 @@ __all__ = [
     "LEARNING_RATES",
     "REGROWTH",
     "SCHEDULES",
+    "UNITS",
     "Budget",
     "Checkpoints",
     "Companion",
@@ -79,6 +81,7 @@ __all__ = [
     "rewound_removal",
     "save_early_point",
     "schedule_of",
+    "shard_layers",
     "shares",
     "steps",
     "steps_per_epoch",
