@@ -68,8 +68,10 @@ if TYPE_CHECKING:
         measure_sensitivity,
         prune,
         remove,
+        remove_sharded,
         sound,
         verify,
+        verify_sharded,
     )
     from prunekit.types import Granularity
     from prunekit.workload import Batch
@@ -134,6 +136,7 @@ __all__ = [
     "reconstruct",
     "reconstruct_weights",
     "remove",
+    "remove_sharded",
     "rewind",
     "rewound",
     "rewound_removal",
@@ -145,6 +148,7 @@ __all__ = [
     "sound",
     "trace",
     "verify",
+    "verify_sharded",
 ]
 
 _ROOMS = {
@@ -204,6 +208,7 @@ _ROOMS = {
     "reconstruct": "reconstruction",
     "reconstruct_weights": "reconstruction",
     "remove": "surgery",
+    "remove_sharded": "surgery",
     "rewind": "recover",
     "rewound": "recover",
     "rewound_removal": "recover",
@@ -215,6 +220,7 @@ _ROOMS = {
     "sound": "surgery",
     "trace": "graph",
     "verify": "surgery",
+    "verify_sharded": "surgery",
 }
 """Where each public name lives; rooms are opened on first use, so that reading a report needs no torch."""
 
