@@ -86,3 +86,8 @@ def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
     assert example["losses"][-1] < 0.7 * example["losses"][0]
     assert set(example["objective"].terms) == {"logits", "hidden"}
     assert example["remembered"].computed == 64
+    wide = torch.cat([example["wide"][place].weight.flatten() for place in (0, 2)])
+    assert int((wide == 0).sum()) == round(0.9 * 256) + round(0.9 * 128)
+    assert [example["smaller"][place].in_features for place in (0, 2)] == [8, 16]
+    ticket = torch.cat([example["ticket"][place].weight.flatten() for place in (0, 2)])
+    assert int((ticket == 0).sum()) == round(0.8 * 256) + round(0.8 * 128)

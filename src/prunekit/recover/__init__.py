@@ -5,9 +5,22 @@ from prunekit.recover.checkpoints import Checkpoints
 from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.feed import training_batches
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
+from prunekit.recover.gradual import GradualMasks
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
+from prunekit.recover.masked_cycles import mask_in_cycles
 from prunekit.recover.objective import Companion, Objective
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
+from prunekit.recover.regrowth import REGROWTH, Regrowth
+from prunekit.recover.rewinding import (
+    EarlyPoint,
+    EarlyPointKeeper,
+    early_point,
+    load_early_point,
+    rewind,
+    rewound,
+    rewound_removal,
+    save_early_point,
+)
 from prunekit.recover.schedules import (
     SCHEDULES,
     cubic,
@@ -27,6 +40,7 @@ from prunekit.recover.validation import validate
 
 __all__ = [
     "LEARNING_RATES",
+    "REGROWTH",
     "SCHEDULES",
     "UNITS",
     "Budget",
@@ -34,11 +48,15 @@ __all__ = [
     "Companion",
     "Distillation",
     "DistillationSettings",
+    "EarlyPoint",
+    "EarlyPointKeeper",
     "EpochRecord",
     "Followed",
+    "GradualMasks",
     "Lineage",
     "Objective",
     "Recalibrated",
+    "Regrowth",
     "Remembered",
     "Task",
     "TrainingRecord",
@@ -47,14 +65,21 @@ __all__ = [
     "budget_in_steps",
     "check_optimizer",
     "cubic",
+    "early_point",
     "exponential",
     "follow",
     "follow_average",
     "learning_rate",
     "linear",
+    "load_early_point",
+    "mask_in_cycles",
     "one_cycle",
     "oneshot",
     "recalibrate_norms",
+    "rewind",
+    "rewound",
+    "rewound_removal",
+    "save_early_point",
     "schedule_of",
     "shard_layers",
     "shares",
