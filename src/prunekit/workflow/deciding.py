@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from prunekit.errors import GoalError, ProofError
 from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
+from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recipe import Recipe
 from prunekit.recover import (
     Recalibrated,
@@ -25,7 +26,6 @@ from prunekit.recover import (
 from prunekit.recover.training import training_batches
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
-from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import (
     UNSOUND,
