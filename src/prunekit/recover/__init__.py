@@ -1,6 +1,7 @@
 """Winning quality back by training."""
 
 from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.cuts import PlannedCut, Shrinking
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
@@ -16,6 +17,7 @@ from prunekit.recover.schedules import (
     steps,
 )
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.shrink import Shrunk, shrink
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train, validate
 
@@ -24,7 +26,10 @@ __all__ = [
     "SCHEDULES",
     "EpochRecord",
     "Followed",
+    "PlannedCut",
     "Recalibrated",
+    "Shrinking",
+    "Shrunk",
     "Task",
     "TrainingRecord",
     "TrainingSettings",
@@ -42,6 +47,7 @@ __all__ = [
     "recalibrate_norms",
     "schedule_of",
     "shares",
+    "shrink",
     "steps",
     "steps_per_epoch",
     "task_of",
