@@ -33,14 +33,18 @@ if TYPE_CHECKING:
     )
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.recover import (
+        Adapters,
         Followed,
         PlannedCut,
         Recalibrated,
         Shrinking,
         Shrunk,
+        add_lora,
         check_optimizer,
         follow,
         follow_average,
+        merge_lora,
+        pruned_layers,
         recalibrate_norms,
         shrink,
     )
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapters",
     "Batch",
     "BySensitivity",
     "Choice",
@@ -91,6 +96,7 @@ __all__ = [
     "Sweep",
     "Weights",
     "__version__",
+    "add_lora",
     "allocate",
     "attach_masks",
     "check_optimizer",
@@ -106,8 +112,10 @@ __all__ = [
     "mask_weights",
     "mean_gradients",
     "measure_sensitivity",
+    "merge_lora",
     "needs_of",
     "prune",
+    "pruned_layers",
     "recalibrate_norms",
     "reconstruct",
     "reconstruct_weights",
@@ -123,6 +131,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Adapters": "recover",
     "Batch": "workload",
     "BySensitivity": "plan",
     "Choice": "reconstruction",
@@ -148,6 +157,7 @@ _ROOMS = {
     "Shrunk": "recover",
     "Sweep": "reconstruction",
     "Weights": "importance",
+    "add_lora": "recover",
     "allocate": "plan",
     "attach_masks": "surgery",
     "check_optimizer": "recover",
@@ -163,8 +173,10 @@ _ROOMS = {
     "mask_weights": "surgery",
     "mean_gradients": "importance",
     "measure_sensitivity": "surgery",
+    "merge_lora": "recover",
     "needs_of": "importance",
     "prune": "surgery",
+    "pruned_layers": "recover",
     "recalibrate_norms": "recover",
     "reconstruct": "reconstruction",
     "reconstruct_weights": "reconstruction",

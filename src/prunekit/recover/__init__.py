@@ -4,6 +4,7 @@ from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per
 from prunekit.recover.cuts import PlannedCut, Shrinking
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
+from prunekit.recover.lora import Adapters, add_lora, merge_lora, pruned_layers
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
 from prunekit.recover.schedules import (
     SCHEDULES,
@@ -24,6 +25,7 @@ from prunekit.recover.training import train, validate
 __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
+    "Adapters",
     "EpochRecord",
     "Followed",
     "PlannedCut",
@@ -33,6 +35,7 @@ __all__ = [
     "Task",
     "TrainingRecord",
     "TrainingSettings",
+    "add_lora",
     "budget_in_epochs",
     "budget_in_steps",
     "check_optimizer",
@@ -42,8 +45,10 @@ __all__ = [
     "follow_average",
     "learning_rate",
     "linear",
+    "merge_lora",
     "one_cycle",
     "oneshot",
+    "pruned_layers",
     "recalibrate_norms",
     "schedule_of",
     "shares",

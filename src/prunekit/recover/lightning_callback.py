@@ -102,7 +102,7 @@ class PruningCallback(Callback):
         if self._companion is None:
             if trainer.global_step:
                 raise UsageError(
-                    f"the training resumes at step {trainer.global_step}, and the callback knows nothing of it",
+                    f"the training resumes at step {trainer.global_step}, unknown to the callback",
                     expected="a checkpoint that was written with this callback",
                 )
             steps = trainer.estimated_stepping_batches
