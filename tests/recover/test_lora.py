@@ -123,14 +123,14 @@ def test_a_mask_plan_says_which_zeros_may_change():
     model, x = net("linear", False)
     masked = pk.mask_weights(model, sparsity=0.5, fold=True)
     model, plan = masked.model, masked.plan
-    kept = torch.from_numpy(plan.masks["0.weight"].keep())
+    kept = torch.from_numpy(plan.masks["4.weight"].keep())
     with torch.no_grad():
-        model[0].weight[kept] = 0.0
+        model[4].weight[kept] = 0.0
     adapters = pk.add_lora(model, masks=plan)
     learn(model, x)
     pk.merge_lora(model, adapters)
-    assert bool((model[0].weight[~kept] == 0).all())
-    assert (model[0].weight[kept] != 0).double().mean() > 0.5  # Some units are dead behind the ReLU.
+    assert bool((model[4].weight[~kept] == 0).all())
+    assert bool((model[4].weight[kept] != 0).all())
 
 
 def test_only_adapters_train_and_flags_come_back():
