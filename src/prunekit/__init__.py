@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         save_mask_plan,
         select_weights,
     )
+    from prunekit.ranks import Ranks, all_ranks
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.recover import (
         Adapters,
@@ -88,6 +89,7 @@ __all__ = [
     "Pruned",
     "PrunekitError",
     "PruningPlan",
+    "Ranks",
     "Recalibrated",
     "Reconstruction",
     "Removal",
@@ -97,6 +99,7 @@ __all__ = [
     "Weights",
     "__version__",
     "add_lora",
+    "all_ranks",
     "allocate",
     "attach_masks",
     "check_optimizer",
@@ -150,6 +153,7 @@ _ROOMS = {
     "Pruned": "surgery",
     "PrunekitError": "errors",
     "PruningPlan": "plan",
+    "Ranks": "ranks",
     "Recalibrated": "recover",
     "Reconstruction": "reconstruction",
     "Removal": "surgery",
@@ -158,6 +162,7 @@ _ROOMS = {
     "Sweep": "reconstruction",
     "Weights": "importance",
     "add_lora": "recover",
+    "all_ranks": "ranks",
     "allocate": "plan",
     "attach_masks": "surgery",
     "check_optimizer": "recover",

@@ -16,7 +16,8 @@ PrunekitError
 ├── TrainingError         recovery diverged or could not start
 ├── ExportError           the exporter or the runtime refused the graph
 ├── MeasurementError      a measurement could not be made
-└── StorageError          a file could not be written or read back
+├── StorageError          a file could not be written or read back
+└── RankError             one of several processes is lost, or they do not agree
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ class PrunekitError(Exception):
         expected: what would have been right.
         where: the place in the user's input (recipe path, file, module or parameter name).
         remedy: what to do about it.
+
+    Attributes:
+        on_all_ranks: every one of several processes raises this same error.
     """
 
     exit_code = 3
+    on_all_ranks = False
 
     def __init__(self, given: str, *, expected: str = "", where: str = "", remedy: str = "") -> None:
         self.given, self.expected, self.where, self.remedy = given, expected, where, remedy
@@ -109,3 +114,7 @@ class MeasurementError(RunError):
 
 class StorageError(RunError):
     """A file could not be written, or not be read back as it was written."""
+
+
+class RankError(RunError):
+    """One of several processes is lost, or they do not agree on what they should."""

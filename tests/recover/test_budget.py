@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import UsageError
-from prunekit.recover import budget_in_epochs, budget_in_steps, steps_per_epoch
-from prunekit.recover.training import training_batches
+from prunekit.recover import budget_in_epochs, budget_in_steps, steps_per_epoch, training_batches
 
 
 @given(examples=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 99))

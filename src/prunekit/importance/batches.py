@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import CalibrationError
+from prunekit.ranks import ALONE, Ranks
 
 
 class ModelInputs(Protocol):
@@ -41,18 +42,25 @@ def check_batches(batches: object) -> None:
         )
 
 
-def checked_batches(batches: Iterable[ModelInputs]) -> Iterator[tuple[int, ModelInputs]]:
+def checked_batches(
+    batches: Iterable[ModelInputs], ranks: Ranks = ALONE
+) -> Iterator[tuple[int, ModelInputs]]:
     """Each batch with its number, checked when its turn comes.
 
+    Args:
+        batches: those of this process.
+        ranks: the processes that give batches; some may have none. They wait for each other at the end.
+
     Raises:
-        CalibrationError: something else than a series of batches, a batch without examples, or no batch.
+        CalibrationError: something else than a series of batches, a batch without examples, or no batch
+            on any process.
     """
     check_batches(batches)
     number = -1
     for number, batch in enumerate(batches):
         _check_batch(batch, number)
         yield number, batch
-    if number < 0:
+    if not sum(ranks.gather(number + 1, "number of calibration batches")):
         raise CalibrationError(
             "There are no calibration batches",
             where="calibration",

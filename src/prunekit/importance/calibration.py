@@ -23,6 +23,7 @@ from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.replay import Ledger
 from prunekit.importance.untouched import untouched
 from prunekit.importance.view import ELSEWHERE, READINGS, ROLES, Role, Statistics, check_roles
+from prunekit.ranks import ALONE, Ranks
 from prunekit.types import Group
 
 OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
@@ -45,6 +46,7 @@ def collect(
     loss: Callable[[Any, Any], Tensor] | None = None,
     roles: Collection[str] = ROLES,
     memory_bytes: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Statistics:
     """Gather, in one pass over the data, what the criteria need: the union of the ``needs`` of all of them.
 
@@ -65,6 +67,12 @@ def collect(
     mapped: ``model.load_state_dict(torch.load(path, mmap=True), assign=True)`` on a model made on the meta
     device. Its weights are read as the graph reaches them and are never copied.
 
+    With several processes, each gives batches of its own (or none, where others have some) and all get the
+    same statistics, bit by bit: sums in float64 are added from rank 0 upwards. They are those of one process
+    that sees the batches of rank 0, then those of rank 1, and so on, but for the rounding of the sums; counts
+    and the mean loss are exactly those, and everything is where no process has more than one batch. An error
+    of one process is raised on all of them.
+
     Args:
         model: the model the groups were found on.
         calibration: batches, on the model's device; never test data.
@@ -74,6 +82,8 @@ def collect(
         loss: ``loss(outputs, batch)``, the mean loss of a batch as a scalar tensor.
         roles: the roles of the slices that take part; give :func:`score` the same.
         memory_bytes: the most that calibration may hold, or None.
+        ranks: the processes whose batches count, such as ``all_ranks()``; all of them call this. Default:
+            this process alone.
 
     Raises:
         CalibrationError: no batches, or something else than batches; no loss, or none that is finite, scalar
@@ -81,7 +91,23 @@ def collect(
             once does not fit into ``memory_bytes``.
         SelectionError: an unknown need or role, groups without their graph, a limit that is none.
         ShapeError: the groups were found on another model.
+        RankError: another process stopped, is lost or does something else.
     """
+    with ranks.together("collect"):
+        return _collect(model, calibration, groups, needs, loss, roles, memory_bytes, ranks)
+
+
+def _collect(
+    model: nn.Module,
+    calibration: Iterable[ModelInputs],
+    groups: Iterable[Group],
+    needs: Collection[str],
+    loss: Callable[[Any, Any], Tensor] | None,
+    roles: Collection[str],
+    memory_bytes: int | None,
+    ranks: Ranks,
+) -> Statistics:
+    """:func:`collect` on this process."""
     taking_part = _checked(needs, roles, memory_bytes)
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
@@ -89,7 +115,7 @@ def collect(
     if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
-        return _gather(model, calibration, groups, needs, loss, taking_part, memory_bytes)
+        return _gather(model, calibration, groups, needs, loss, taking_part, memory_bytes, ranks)
 
 
 def _gather(
@@ -100,6 +126,7 @@ def _gather(
     loss: Callable[[Any, Any], Tensor] | None,
     roles: tuple[Role, ...],
     memory_bytes: int | None,
+    ranks: Ranks,
 ) -> Statistics:
     """The pass itself, once everything is checked."""
     traced = check_traced(groups, needs) if set(needs) & OF_ACTIVATIONS else None
@@ -110,7 +137,7 @@ def _gather(
     observer = None if traced is None else Observer(model, traced, needs, ledger)
     seen = 0
     with untouched(model, () if derivatives is None else derivatives.parameters.values()):
-        for number, batch in checked_batches(calibration):
+        for number, batch in checked_batches(calibration, ranks):
             ledger.ignore((batch.args, batch.kwargs))
             if derivatives is not None:
                 _differentiate(model, observer, derivatives, ledger, batch, loss, number)
@@ -119,6 +146,10 @@ def _gather(
             if observer is not None:
                 observer.finish_batch(batch, loss, number)
             seen += 1
+    pooled = ranks.gather([seen, ledger.peak], "what calibration saw")
+    for each in (derivatives, observer):
+        if each is not None:
+            each.pool(ranks)
     values: dict[str, Any] = {} if derivatives is None else derivatives.finish()
     if observer is not None and EXPERT_OUTPUT in needs:
         values[EXPERT_OUTPUT] = observer.expert_outputs()
@@ -128,10 +159,10 @@ def _gather(
     return Statistics(
         values,
         roles,
-        seen,
+        sum(batches for batches, _ in pooled),
         float(np.mean(losses)) if losses else math.nan,
         observer.readings() if observer is not None and READINGS in needs else {},
-        ledger.peak,
+        max(peak for _, peak in pooled),
     )
 
 

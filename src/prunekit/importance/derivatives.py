@@ -26,6 +26,7 @@ from prunekit.importance.gradient import (
 from prunekit.importance.layers import LAYER_GATE
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.view import Role, has_magnitude, scored_slices
+from prunekit.ranks import Ranks
 from prunekit.types import Group, Slice
 
 Values = dict[str, npt.NDArray[np.float64]]
@@ -116,6 +117,18 @@ class Derivatives:
             for group in self._groups:
                 gate = self._change(self._gates[group.name], group, gradients)
                 self._sums[OUTPUT_VARIANCE][group.name] += gate / 2
+
+    def pool(self, ranks: Ranks) -> None:
+        """Add what the other processes took in, from rank 0 upwards."""
+        figures = (self.losses, self._batches, self._variance, self._rounding)
+        found = ranks.gather(figures, "losses of calibration")
+        self.losses = [value for losses, *_ in found for value in losses]
+        self._batches = sum(batches for _, batches, *_ in found)
+        self._variance = sum(variance for _, _, variance, _ in found)
+        self._rounding = sum(rounding for *_, rounding in found)
+        for need, named in self._sums.items():
+            totals = ranks.sum_all(list(named.values()), need)
+            self._sums[need] = dict(zip(named, totals, strict=True))
 
     def finish(self) -> dict[str, Values]:
         """Return the statistics by need and group name.

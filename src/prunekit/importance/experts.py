@@ -17,6 +17,7 @@ from prunekit.graph import Groups
 from prunekit.graph.nodes import operator_name, static_nodes
 from prunekit.importance.reads import Point
 from prunekit.importance.view import GroupView, Rows
+from prunekit.ranks import Ranks
 from prunekit.types import Granularity, IntArray
 
 EXPERT_OUTPUT = "expert_output"
@@ -209,6 +210,10 @@ class ExpertOutputs:
             self._total[expert] += norms.sum().cpu()
             self._tokens[expert] += (weight != 0).any(dim=-1).sum().cpu()
         return given
+
+    def pool(self, ranks: Ranks) -> None:
+        """Add what the other processes took in, from rank 0 upwards."""
+        self._total, self._tokens = ranks.sum_all([self._total, self._tokens], EXPERT_OUTPUT)
 
     def finish(self) -> np.ndarray:
         """``[experts]`` float64; 0 for experts that no token was routed to."""

@@ -14,6 +14,7 @@ from prunekit.importance.batches import ModelInputs, check_batches, checked_batc
 from prunekit.importance.matrix import is_transposed_linear
 from prunekit.importance.untouched import untouched
 from prunekit.importance.weight_tensors import Weights, WeightTensor, owners_of
+from prunekit.ranks import ALONE, Ranks
 
 AT_ONCE = 2**20
 """Values that are turned into float64 at once."""
@@ -21,7 +22,9 @@ AT_ONCE = 2**20
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelInputs]) -> dict[str, Tensor]:
+def input_norms(
+    model: nn.Module, weights: Weights, calibration: Iterable[ModelInputs], *, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
     """Gather the Euclidean norm of every input of every parameter, in one pass of the model.
 
     ``norm[j] = sqrt(sum_t x[t, j] ** 2)`` over all examples and positions ``t`` that the modules with the
@@ -32,6 +35,7 @@ def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelI
         model: the model the weights were found on.
         weights: in modules like ``nn.Linear`` or ``nn.ConvNd``.
         calibration: batches, on the model's device; never test data.
+        ranks: the processes whose batches count, as in :func:`prunekit.importance.collect`.
 
     Returns:
         By parameter ``[in]`` float64; of a convolution one for each input channel.
@@ -44,6 +48,13 @@ def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelI
     Source: ``||X_j||_2`` of Sun et al., 2024, eq. 1, https://arxiv.org/abs/2306.11695. Deviation: the
     published code divides the squares by the number of examples, one factor for all parameters.
     """
+    with ranks.together("input_norms"):
+        return _input_norms(model, weights, calibration, ranks)
+
+
+def _input_norms(
+    model: nn.Module, weights: Weights, calibration: Iterable[ModelInputs], ranks: Ranks
+) -> dict[str, Tensor]:
     check_batches(calibration)
     squares: dict[str, Tensor] = {}
     with untouched(model, ()), torch.no_grad(), ExitStack() as hooks:
@@ -52,9 +63,20 @@ def input_norms(model: nn.Module, weights: Weights, calibration: Iterable[ModelI
                 _check_owner(owner, weight)
                 handle = owner.register_forward_pre_hook(_adding(squares, weight, owner), with_kwargs=True)
                 hooks.callback(handle.remove)
-        for _, batch in checked_batches(calibration):
+        for _, batch in checked_batches(calibration, ranks):
             model(*batch.args, **batch.kwargs)
+    _pool(squares, ranks)
     return {weight.name: _norms(squares, weight) for weight in weights}
+
+
+def _pool(squares: dict[str, Tensor], ranks: Ranks) -> None:
+    """Add what the other processes saw, from rank 0 upwards; a module may have been called on some only."""
+    sizes: dict[str, int] = {}
+    for found in ranks.gather({name: len(sums) for name, sums in squares.items()}, "sizes of inputs"):
+        sizes |= found
+    zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+    totals = ranks.sum_all([squares.get(name, none) for name, none in zeros.items()], "squares of inputs")
+    squares.update(zip(sizes, totals, strict=True))
 
 
 def _check_owner(owner: nn.Module, weight: WeightTensor) -> None:

@@ -20,6 +20,7 @@ from prunekit.graph.atoms import Fixed
 from prunekit.graph.liveness import Bypass
 from prunekit.importance.replay import Ledger, Replay, Watcher
 from prunekit.importance.view import GroupView, Rows
+from prunekit.ranks import Ranks
 
 BLOCK_INFLUENCE = "block_influence"
 """The statistic of :func:`score_block_influence`."""
@@ -130,6 +131,14 @@ class LayerEffects:
                 around = {part.exit: part.entry}
                 without = loss_of(replay.forward_on(leaves, ledger, instead=around, watched=False))
                 self._sums[BYPASS_LOSS][name][unit] += without - whole
+
+    def pool(self, ranks: Ranks) -> None:
+        """Add what the other processes took in, from rank 0 upwards."""
+        self._batches = sum(ranks.gather(self._batches, "batches of layers"))
+        for what in (*sorted(self._needs), "positions"):
+            named = self._counts if what == "positions" else self._sums[what]
+            totals = ranks.sum_all([torch.from_numpy(sums) for sums in named.values()], what)
+            named.update({name: total.numpy() for name, total in zip(named, totals, strict=True)})
 
     def finish(self) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
         """The statistics by need and group name, ``[units]``."""

@@ -13,6 +13,7 @@ from prunekit.importance.batches import ModelInputs, check_batches, checked_batc
 from prunekit.importance.derivatives import checked_loss
 from prunekit.importance.untouched import untouched
 from prunekit.importance.weight_tensors import Weights, stored_parameter
+from prunekit.ranks import ALONE, Ranks
 
 
 def mean_gradients(
@@ -20,6 +21,8 @@ def mean_gradients(
     weights: Weights,
     calibration: Iterable[ModelInputs],
     loss: Callable[[Any, Any], Tensor] | None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Gather the gradient of the mean loss over all examples, in one pass of the model.
 
@@ -34,6 +37,7 @@ def mean_gradients(
         calibration: batches on the model's device; never test data. A batch counts by its ids, or else by the
             first dimension of its first input.
         loss: ``loss(outputs, batch)``, the mean loss of a batch as a scalar tensor.
+        ranks: the processes whose batches count, as in :func:`prunekit.importance.collect`.
 
     Returns:
         By parameter, in its shape, float32 (float64 for float64); of a parameter that the loss does not
@@ -43,6 +47,17 @@ def mean_gradients(
         CalibrationError: no loss, or one that is not finite, scalar and differentiable; no batches, or
             something else than batches; a gradient with NaN or infinity.
     """
+    with ranks.together("mean_gradients"):
+        return _mean_gradients(model, weights, calibration, loss, ranks)
+
+
+def _mean_gradients(
+    model: nn.Module,
+    weights: Weights,
+    calibration: Iterable[ModelInputs],
+    loss: Callable[[Any, Any], Tensor] | None,
+    ranks: Ranks,
+) -> dict[str, Tensor]:
     if not callable(loss):
         raise CalibrationError(
             "The criterion needs a loss and none was given",
@@ -51,20 +66,25 @@ def mean_gradients(
         )
     check_batches(calibration)
     parameters = {weight.name: stored_parameter(model, weight) for weight in weights}
-    sums: dict[str, Tensor] = {}
+    sums = {name: _zeros(parameter) for name, parameter in parameters.items()}
     examples = 0
     with untouched(model, parameters.values()):
-        for number, batch in checked_batches(calibration):
+        for number, batch in checked_batches(calibration, ranks):
             value = checked_loss(loss(model(*batch.args, **batch.kwargs), batch), number)
             found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-            for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
-                if name not in sums:
-                    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-                    sums[name] = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+            for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
                     sums[name].add_(_finite(gradient, name, number), alpha=examples_in(batch))
             examples += examples_in(batch)
+    examples = sum(ranks.gather(examples, "number of examples"))
+    if ranks.size > 1:
+        sums = {name: ranks.sum(total, f"gradients of {name}") for name, total in sums.items()}
     return {name: total.div_(examples) for name, total in sums.items()}
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
 
 
 def _finite(gradient: Tensor, name: str, number: int) -> Tensor:

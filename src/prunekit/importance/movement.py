@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import CalibrationError
 from prunekit.importance.gather import gather, has_unit
 from prunekit.importance.view import ROLES, GroupView, Rows, Statistics, check_roles, scored_slices
+from prunekit.ranks import ALONE, Ranks
 from prunekit.types import Group
 
 MOVEMENT = "movement"
@@ -98,22 +99,36 @@ class Movement:
                     self._sums[group.name][row] -= (weight * gradient).sum(dim=1).cpu().numpy()
         self.steps += 1
 
-    def statistics(self) -> Statistics:
+    def statistics(self, *, ranks: Ranks = ALONE) -> Statistics:
         """Return what was accumulated so far.
+
+        Args:
+            ranks: the processes whose mean it is, of those that train one model together. Where their
+                gradients are averaged before ``update()`` sees them, as DDP and FSDP2 do, they all hold the
+                same and the mean changes no more than rounding; where each sees its own, it does what the
+                averaging would have done.
 
         Raises:
             CalibrationError: no step was taken in.
+            RankError: the processes took different numbers of steps in.
         """
+        with ranks.together("movement"):
+            return self._statistics(ranks)
+
+    def _statistics(self, ranks: Ranks) -> Statistics:
+        ranks.check_same(self.steps, "number of training steps taken in")
         if not self.steps:
             raise CalibrationError(
                 "No training step was taken in",
                 where="movement",
                 remedy="Call update() after each backward()",
             )
+        totals = ranks.sum_all([torch.from_numpy(sums) for sums in self._sums.values()], MOVEMENT)
+        means = {name: total.numpy() / ranks.size for name, total in zip(self._sums, totals, strict=True)}
         found = {
             group.name: np.stack(
                 [
-                    np.where(has_unit(part, group), self._sums[group.name][row], np.nan)
+                    np.where(has_unit(part, group), means[group.name][row], np.nan)
                     for row, part in enumerate(self._parts[group.name])
                 ]
             )

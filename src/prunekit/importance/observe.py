@@ -20,6 +20,7 @@ from prunekit.importance.layers import BYPASS_LOSS, LayerEffects
 from prunekit.importance.reads import Point, points_of
 from prunekit.importance.replay import Ledger, Replay, Watcher, leaves_of
 from prunekit.importance.view import READINGS, Reading
+from prunekit.ranks import Ranks
 from prunekit.types import Group, IntArray
 
 AT_ONCE = 2**18
@@ -76,6 +77,13 @@ class Moments:
         if self.weights is None and point.read is not None:
             self.weights = _weigh(point.read.arrange(values[point.read.weight].detach()))
 
+    def pool(self, ranks: Ranks, point: Point) -> None:
+        """Add what the other processes took in; one that saw nothing learns the weights."""
+        self.sums = ranks.sum(self.sums, f"readings of {self.where}")
+        if point.read is not None:
+            mine = self.sums.new_zeros(2, self.sums.shape[1]) if self.weights is None else self.weights
+            self.weights = ranks.largest(mine, f"weights of {self.where}")
+
     def reading(self, units: IntArray) -> Reading:
         """What was seen, for the group whose units these are."""
         count, total, magnitude, squares, zeros = self.sums.cpu().numpy()
@@ -117,7 +125,7 @@ class Observer:
         sizes = [next(iter(point.units.values())).size for point in points]
         reading = READINGS in needs
         self._moments = [Moments(p, n) for p, n in zip(points, sizes, strict=True)] if reading else []
-        self._units = [point.units for point in points]
+        self._points = points
         mixtures = mixtures_of(groups, points) if EXPERT_OUTPUT in needs else []
         self._experts = {mixture.group: ExpertOutputs(mixture.experts) for mixture in mixtures}
         self.layers = LayerEffects(groups, needs)
@@ -161,12 +169,22 @@ class Observer:
 
             self.layers.bypass(scene.replay, scene.groups, leaves, loss_of, self.ledger)
 
+    def pool(self, ranks: Ranks) -> None:
+        """Add what the other processes took in, from rank 0 upwards."""
+        for moments, point in zip(self._moments, self._points, strict=bool(self._moments)):
+            moments.pool(ranks, point)
+        for found in self._experts.values():
+            found.pool(ranks)
+        self.layers.pool(ranks)
+
     def readings(self) -> dict[str, tuple[Reading, ...]]:
         """What was seen, by group name; an empty tuple for a group that could not be observed."""
-        seen = list(zip(self._moments, self._units, strict=True)) if self._moments else []
+        seen = list(zip(self._moments, self._points, strict=True)) if self._moments else []
         return {
             group.name: tuple(
-                moments.reading(units[group.name]) for moments, units in seen if group.name in units
+                moments.reading(point.units[group.name])
+                for moments, point in seen
+                if group.name in point.units
             )
             for group in self._groups
         }

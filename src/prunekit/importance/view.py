@@ -36,10 +36,10 @@ class Statistics:
         values: by need, then by group name: ``[units]`` float64, or ``[slices, units]`` where each slice that
             takes part has a figure of its own, NaN where a unit has no part in it.
         roles: the roles of the slices that took part.
-        batches: how many batches were seen.
+        batches: how many batches were seen, by all processes together.
         loss: mean of the batch losses; NaN where none was computed.
         readings: by group name, what reached the operators that read its units.
-        peak_bytes: the most that was held at once, as :func:`prunekit.importance.collect` counts it.
+        peak_bytes: the most that a process held at once, as :func:`prunekit.importance.collect` counts it.
     """
 
     values: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]

@@ -1,10 +1,13 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.checkpoints import Checkpoints
 from prunekit.recover.cuts import PlannedCut, Shrinking
+from prunekit.recover.feed import training_batches
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.lora import Adapters, add_lora, merge_lora, pruned_layers
+from prunekit.recover.objective import Companion, Objective
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
 from prunekit.recover.schedules import (
     SCHEDULES,
@@ -20,14 +23,19 @@ from prunekit.recover.schedules import (
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.shrink import Shrunk, shrink
 from prunekit.recover.task import Task, task_of
-from prunekit.recover.training import train, validate
+from prunekit.recover.training import train
+from prunekit.recover.validation import validate
 
 __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
     "Adapters",
+    "Budget",
+    "Checkpoints",
+    "Companion",
     "EpochRecord",
     "Followed",
+    "Objective",
     "PlannedCut",
     "Recalibrated",
     "Shrinking",
@@ -57,5 +65,6 @@ __all__ = [
     "steps_per_epoch",
     "task_of",
     "train",
+    "training_batches",
     "validate",
 ]

@@ -1,10 +1,72 @@
-"""How much training a run may spend: epochs, or a share of what the parent took."""
+"""How much training a run may spend, in one of five units or as a share of what the parent took."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from prunekit.errors import UsageError
+
+Unit = Literal["epochs", "steps", "examples", "tokens", "seconds"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+"""What a budget can be counted in."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has used so far.
+
+    Attributes:
+        steps: optimizer steps.
+        examples: training examples, each counted as often as it was seen.
+        tokens: of these examples; 0 unless they are counted.
+        seconds: wall time, validation and checkpoints included, that of earlier processes of the run too.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a run may use.
+
+    Attributes:
+        unit: what is counted.
+        amount: > 0, or 0 epochs for no training at all; whole for all units but epochs and seconds.
+    """
+
+    unit: Unit
+    amount: float
+
+    def in_steps(self, *, train_examples: int, batch_size: int) -> int | None:
+        """Optimizer steps that it lasts; None where only the run itself can tell (tokens and seconds).
+
+        A number of examples is rounded to whole steps, at least one.
+        """
+        if self.unit == "steps":
+            return int(self.amount)
+        if self.unit not in ("epochs", "examples"):
+            return None
+        epochs = self.amount if self.unit == "epochs" else self.amount / train_examples
+        return budget_in_steps(epochs, train_examples=train_examples, batch_size=batch_size)
+
+    def share(self, spent: Spent, *, steps: int | None) -> float:
+        """How much of it is used, from 0; 1 and more = the run is over.
+
+        Args:
+            spent: so far.
+            steps: from :meth:`in_steps`.
+
+        >>> Budget("seconds", 60).share(Spent(steps=3, seconds=15.0), steps=None)
+        0.25
+        """
+        if steps is not None:
+            return spent.steps / steps if steps else 1.0
+        return (spent.tokens if self.unit == "tokens" else spent.seconds) / self.amount
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

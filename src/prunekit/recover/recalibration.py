@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from prunekit.errors import CalibrationError
 from prunekit.importance.batches import ModelInputs, checked_batches
 from prunekit.importance.untouched import untouched
+from prunekit.ranks import ALONE, Ranks
 from prunekit.workload import Batch, device_of
 
 
@@ -25,7 +26,7 @@ class Recalibrated:
     Attributes:
         norms: where statistics were recomputed: the modules' names, those of the graph's tensors alike.
         unused: norms with running statistics that no batch came through; as they were.
-        batches: how many batches were run.
+        batches: how many batches were run, by all processes together.
     """
 
     norms: tuple[str, ...]
@@ -33,7 +34,9 @@ class Recalibrated:
     batches: int
 
 
-def recalibrate_norms(model: nn.Module, calibration: Iterable[ModelInputs]) -> Recalibrated:
+def recalibrate_norms(
+    model: nn.Module, calibration: Iterable[ModelInputs], *, ranks: Ranks = ALONE
+) -> Recalibrated:
     """Set the running statistics of all norms to those of the given data; nothing else changes.
 
     For a batch norm, over all values ``x`` of a channel in all batches, ``n`` of them:
@@ -44,11 +47,13 @@ def recalibrate_norms(model: nn.Module, calibration: Iterable[ModelInputs]) -> R
     in training: what follows it sees what it will see once the statistics are right. A norm counts, whatever
     class or graph it lies in, that calls PyTorch's batch or instance norm with buffers of the model:
     ``SyncBatchNorm`` and graph modules included. ``num_batches_tracked`` becomes the number of batches;
-    momentum, modes, gradients and the random state stay. With several processes, each uses its own batches.
+    momentum, modes, gradients and the random state stay. With several processes, each normalises its batches
+    by their own statistics and all get those of all batches, the same bit by bit.
 
     Args:
         model: its buffers are changed in place, on the device they are on.
         calibration: unlabelled batches; larger ones are better (64 examples or more).
+        ranks: the processes whose batches count, as in :func:`prunekit.importance.collect`.
 
     Returns:
         What was recomputed; nothing where the model has no norm with running statistics.
@@ -63,6 +68,11 @@ def recalibrate_norms(model: nn.Module, calibration: Iterable[ModelInputs]) -> R
     over batches, by Chan, Golub & LeVeque, 1979, eq. 2.1, in float64, so that the sizes of the batches do not
     matter to them.
     """
+    with ranks.together("recalibrate_norms"):
+        return _recalibrate(model, calibration, ranks)
+
+
+def _recalibrate(model: nn.Module, calibration: Iterable[ModelInputs], ranks: Ranks) -> Recalibrated:
     scripted = next((name for name, each in model.named_modules() if isinstance(each, ScriptModule)), None)
     if scripted is not None:
         raise CalibrationError(
@@ -75,11 +85,12 @@ def recalibrate_norms(model: nn.Module, calibration: Iterable[ModelInputs]) -> R
     gathering = _Gathering(owners)
     count = 0
     with untouched(model, ()), torch.no_grad(), gathering:
-        for number, batch in checked_batches(calibration):
+        for number, batch in checked_batches(calibration, ranks):
             moved = Batch(args=tuple(batch.args), kwargs=batch.kwargs).to(device)
             gathering.batch, count = number, number + 1
             model(*moved.args, **moved.kwargs)
-    found = {owners[key]: moments for key, moments in gathering.found.items()}
+    found = gathering.pooled(dict(model.named_buffers()), ranks)
+    count = sum(ranks.gather(count, "number of calibration batches"))
     for name, moments in found.items():
         if not moments.is_finite():
             raise CalibrationError(
@@ -169,6 +180,21 @@ class _Gathering(TorchFunctionMode):
         named.update({"running_mean": None, "running_var": None, norm.by_batch: True})
         return func(**named)
 
+    def pooled(self, buffers: Mapping[str, Tensor], ranks: Ranks) -> dict[str, _Moments]:
+        """By the name of a norm's first buffer, what all processes gathered; some may not have run it."""
+        mine = {self._owners[key]: moments for key, moments in self.found.items()}
+        named = {
+            name: (self._owners[id(moments.buffers[1])], moments.per_example)
+            for name, moments in mine.items()
+        }
+        every: dict[str, Any] = {}
+        for found in ranks.gather(named, "norms"):
+            every |= found
+        for name, (variance, per_example) in every.items():
+            moments = mine.setdefault(name, _Moments(buffers[name], buffers[variance], per_example))
+            moments.pool(ranks, f"statistics of {name}")
+        return {name: mine[name] for name in every}
+
     def _check_size(self, x: Tensor, norm: _Norm, name: str) -> None:
         values = x[0, 0].numel() if norm.per_example else x.numel() // x.shape[1]
         if values < 2:
@@ -191,14 +217,14 @@ class _Moments:
 
     def __init__(self, mean_buffer: Tensor, variance_buffer: Tensor, per_example: bool) -> None:
         self.buffers = mean_buffer, variance_buffer
-        self._per_example = per_example
+        self.per_example = per_example
         self._count = 0
         self._mean = torch.zeros_like(mean_buffer, dtype=torch.float64)
         self._spread = torch.zeros_like(self._mean)
 
     def add(self, x: Tensor) -> None:
         """Take the input of the norm in, ``[N, C, ...]``."""
-        if self._per_example:
+        if self.per_example:
             variance, mean = torch.var_mean(x.double().flatten(2), dim=2, correction=1)
             self._count += len(x)
             self._mean += (mean - self._mean).sum(0) / self._count
@@ -207,9 +233,26 @@ class _Moments:
         others = [dim for dim in range(x.ndim) if dim != 1]
         variance, mean = torch.var_mean(x.double(), dim=others, correction=0)
         count = x.numel() // x.shape[1]
+        self._join(count, mean, variance * count)
+
+    def pool(self, ranks: Ranks, what: str) -> None:
+        """Join what all processes took in, from rank 0 upwards."""
+        if ranks.size == 1:
+            return
+        counts = ranks.gather(self._count, what)
+        parts = torch.zeros(ranks.size, 2, *self._mean.shape, dtype=torch.float64, device=self._mean.device)
+        parts[ranks.rank] = torch.stack([self._mean, self._spread])
+        self._count, self._mean, self._spread = 0, self._mean.zero_(), self._spread.zero_()
+        for count, (mean, spread) in zip(counts, ranks.sum(parts, what), strict=True):
+            if count:
+                self._join(count, mean, spread)
+
+    def _join(self, count: int, mean: Tensor, spread: Tensor) -> None:
+        """Join the moments of ``count`` more values, or examples."""
         total, shift = self._count + count, mean - self._mean
         self._mean += shift * (count / total)
-        self._spread += variance * count + shift.square() * (self._count * count / total)
+        between = 0.0 if self.per_example else shift.square() * (self._count * count / total)
+        self._spread += spread + between
         self._count = total
 
     def is_finite(self) -> bool:
@@ -218,7 +261,7 @@ class _Moments:
     def write(self) -> None:
         mean_buffer, variance_buffer = self.buffers
         mean_buffer.copy_(self._mean)
-        variance_buffer.copy_(self._spread / (self._count if self._per_example else self._count - 1))
+        variance_buffer.copy_(self._spread / (self._count if self.per_example else self._count - 1))
 
 
 def _norm_of(buffer: str) -> str:

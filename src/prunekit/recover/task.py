@@ -17,7 +17,8 @@ class Task:
     """What to train on and what to judge by.
 
     Attributes:
-        loss: ``loss(outputs, batch)``, the mean over the batch, a scalar tensor.
+        loss: ``loss(outputs, batch)``, the mean over the batch, a scalar tensor; None where an objective
+            needs no labels, which then is what validation measures as well.
         train: what the weights are fitted to.
         validation: what the best epoch is chosen on.
         metric: the name of the quality; "" where there is none.
@@ -27,7 +28,7 @@ class Task:
             from ``generator``.
     """
 
-    loss: Callable[[Any, Batch], torch.Tensor]
+    loss: Callable[[Any, Batch], torch.Tensor] | None
     train: Split
     validation: Split
     metric: str = ""

@@ -22,8 +22,8 @@ from prunekit.recover import (
     recalibrate_norms,
     shares,
     train,
+    training_batches,
 )
-from prunekit.recover.training import training_batches
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
 from prunekit.workflow.job import Job, Result

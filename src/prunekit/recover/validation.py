@@ -1,0 +1,80 @@
+"""How good a model is on the validation split while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from prunekit.ranks import ALONE, Ranks
+from prunekit.recover.objective import Objective
+from prunekit.recover.task import Task
+from prunekit.workload import Batch, Split, device_of, evaluating
+
+
+def validate(
+    model: nn.Module,
+    task: Task,
+    *,
+    batch_size: int,
+    objective: Objective | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[float, float | None]:
+    """The mean loss and the mean score (None without one) over the validation split, in eval mode.
+
+    Args:
+        model: runs in evaluation mode and without gradients.
+        task: its loss and score.
+        batch_size: examples per call, of all processes together.
+        objective: measured where the task has no loss.
+        ranks: the processes, each of which takes a part of every batch.
+    """
+    device = device_of(model)
+    loss, scores = 0.0, [np.zeros(0)]
+    with evaluating(model), torch.no_grad():
+        for batch, counts in _parts(task.validation, batch_size, ranks):
+            moved = batch.to(device)
+            mean, score = _judged(model, task, objective, moved)
+            if counts:
+                loss += float(mean) * len(moved)
+            if score is not None:
+                scores.append(score if counts else score[:0])
+    reshard(model)
+    whole = np.concatenate(scores)
+    found = ranks.gather([loss, float(whole.sum())], "validation")
+    count = len(task.validation)
+    mean_loss = sum(each[0] for each in found) / count
+    return mean_loss, sum(each[1] for each in found) / count if task.score is not None else None
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up the whole parameters that ``fully_shard`` keeps after a pass without a backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _judged(
+    model: nn.Module, task: Task, objective: Objective | None, batch: Batch
+) -> tuple[Tensor, np.ndarray | None]:
+    score: Callable[[Any, Batch], np.ndarray] | None = task.score
+    outputs = model(*batch.args, **batch.kwargs) if task.loss is not None or score is not None else None
+    if task.loss is not None:
+        loss = task.loss(outputs, batch)
+    else:
+        assert objective is not None
+        loss = objective(model, batch)
+    return loss, None if score is None else np.asarray(score(outputs, batch), dtype=np.float64)
+
+
+def _parts(split: Split, batch_size: int, ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """This process's part of every batch; where none is left, an example of another that does not count."""
+    order = split.order()
+    for at in range(0, len(order), batch_size):
+        whole = order[at : at + batch_size]
+        mine = whole[ranks.rank :: ranks.size]
+        yield split.batch(mine or whole[:1]), bool(mine)

@@ -1,0 +1,78 @@
+"""Starts processes that are connected by gloo and run one function, and collects what they give."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 20
+"""How long a process waits for another."""
+
+
+def launch(function: str, size: int, directory: Path, *, timeout_s: float = TIMEOUT_S) -> list[Any]:
+    """What each process returned.
+
+    Args:
+        function: such as ``tests.distributed.statistics:everything``; is given the ranks.
+        size: number of processes.
+        directory: an empty one.
+        timeout_s: how long a process waits for another.
+    """
+    ended = start(function, size, directory, timeout_s=timeout_s)
+    assert all(process.returncode == 0 for process in ended), [process.stderr[-2000:] for process in ended]
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def start(
+    function: str, size: int, directory: Path, *, timeout_s: float = TIMEOUT_S
+) -> list[subprocess.CompletedProcess[str]]:
+    """The processes once they ended, however they did; those that hang are killed."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, function, str(rank), str(size), str(directory), str(timeout_s)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    ended = []
+    for process in processes:
+        try:
+            out, error = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, error = process.communicate()
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, error))
+    return ended
+
+
+def _work(function: str, rank: int, size: int, directory: Path, timeout_s: float) -> None:
+    from prunekit.ranks import all_ranks
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory}/store",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    module, _, name = function.partition(":")
+    found = getattr(importlib.import_module(module), name)(all_ranks())
+    torch.save(found, directory / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]))
