@@ -97,12 +97,12 @@ def shrink(
     own = {id(parameter) for parameter in model.parameters()}
     replaced = tuple(name for name, each in removal.model.named_parameters() if id(each) not in own)
     _check_hooks(model, removal, replaced)
-    _rehearse(model, removal, groups)
+    _rehearse(model, twin, removal, groups)
     with _or_nothing(optimizers, averages) as edits:
         for average in averages:
             follow_average(average, removal, plan, groups)
         followed = tuple(follow(optimizer, model, removal, plan, groups) for optimizer in optimizers)
-        for edit in edits_of(model, removal.model):
+        for edit in edits_of(model, twin, removal.model):
             edits.append(edit)
             edit.do()
         for optimizer in optimizers:
@@ -183,14 +183,14 @@ def _check_hooks(model: nn.Module, removal: Removal, replaced: Sequence[str]) ->
             )
 
 
-def _rehearse(model: nn.Module, removal: Removal, groups: Groups) -> None:
+def _rehearse(model: nn.Module, origin: nn.Module, removal: Removal, groups: Groups) -> None:
     """A copy of the model, changed in place, computes what the proved smaller model computes.
 
     Raises:
         ProofError: it does not.
     """
     twin = copied(model)
-    for edit in edits_of(twin, removal.model):
+    for edit in edits_of(twin, origin, removal.model):
         edit.do()
     released = groups.graph.released_paths
     expected, found = (

@@ -66,87 +66,95 @@ def keep_untouched(model: nn.Module, removal: Removal) -> None:
             holder._parameters[leaf] = own
 
 
-def edits_of(model: nn.Module, smaller: nn.Module) -> list[Edit]:
+def edits_of(model: nn.Module, copied_from: nn.Module, smaller: nn.Module) -> list[Edit]:
     """What has to be written where so that ``model`` is ``smaller``, with its own modules and objects.
 
     1. A module that is left stays the same object: its hooks, mode and class stay, its parameters and buffers
        become those of ``smaller``, its children those that are left.
-    2. Numbers, strings and lists of them follow, in modules and in the objects they hold (configurations).
+    2. Numbers, strings and lists of them that the removal changed follow, in modules and in the objects they
+       hold (configurations). What changed in the model since it was copied, such as a list that a hook
+       appends to, is no change of the removal.
     3. Everything else, such as functions and references to other objects, stays.
 
     Args:
         model: the dense model, or a copy of it; it is not changed.
-        smaller: made from :func:`with_origins` of it.
+        copied_from: what :func:`with_origins` gave of it.
+        smaller: made from ``copied_from``.
     """
-    return list(_Transplant(dict(model.named_modules())).edits(smaller))
+    return list(_Transplant(dict(model.named_modules()), dict(copied_from.named_modules())).edits(smaller))
 
 
 class _Transplant:
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Mapping[str, nn.Module], origins: Mapping[str, nn.Module]) -> None:
+        self._modules, self._origins = modules, origins
         self._visited: set[int] = set()
-        self._pending: list[tuple[Any, Any]] = []
+        self._pending: list[tuple[Any, Any, Any]] = []
 
     def edits(self, smaller: nn.Module) -> Iterator[Edit]:
         for new in smaller.modules():
-            if ORIGIN not in vars(new):
-                continue
-            old = self._module(new, None)
-            assert old is not None
-            yield from self._registered(old, new)
-            yield from self._attributes(old, new)
+            path = vars(new).get(ORIGIN)
+            if path is not None:
+                yield from self._registered(self._modules[path], new)
+                yield from self._attributes(self._modules[path], self._origins[path], new)
         while self._pending:
             yield from self._attributes(*self._pending.pop())
 
     def _registered(self, old: nn.Module, new: nn.Module) -> Iterator[Edit]:
-        parameters = dict(new._parameters)
-        buffers = {name: _left(old._buffers.get(name), value) for name, value in new._buffers.items()}
-        children = {name: self._module(child, old) for name, child in new._modules.items()}
         pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (old._parameters, parameters),
-            (old._buffers, buffers),
-            (old._modules, children),
+            (old._parameters, dict(new._parameters)),
+            (
+                old._buffers,
+                {name: _left(old._buffers.get(name), each) for name, each in new._buffers.items()},
+            ),
+            (old._modules, {name: self._module(child, old) for name, child in new._modules.items()}),
         ]
         for target, after in pairs:
             if not _alike(target, after):
                 yield Edit(target, dict(target), after)
 
-    def _attributes(self, old: Any, new: Any) -> Iterator[Edit]:
+    def _attributes(self, old: Any, origin: Any, new: Any) -> Iterator[Edit]:
         """Of a module or of an object, and of the objects that it holds."""
-        before, source = vars(old), vars(new)
+        before, source, target = vars(old), vars(origin), vars(new)
         after = {
-            name: self._value(value, source[name]) if name in source and name not in REGISTERED else value
+            name: self._value(value, source[name], target[name])
+            if name in source and name in target and name not in REGISTERED
+            else value
             for name, value in before.items()
         }
         if not _alike(before, after):
             yield Edit(before, dict(before), after)
 
-    def _value(self, old: Any, new: Any) -> Any:
-        """What stands in the place of ``old``, given what stands there in the smaller model."""
-        if old is new:
+    def _value(self, old: Any, origin: Any, new: Any) -> Any:
+        """What stands in the place of ``old``, where the removal made ``new`` of ``origin``."""
+        if old is new or origin is new:
             return old
         if isinstance(new, Tensor):
             return _left(old, new)
         if isinstance(new, nn.Module):
             return self._module(new, None) if isinstance(old, nn.Module) else old
-        if isinstance(old, PLAIN) and isinstance(new, PLAIN):
-            return old if type(old) is type(new) and (old == new or old != old) else new
-        if type(old) is not type(new):
+        if isinstance(origin, PLAIN) and isinstance(new, PLAIN):
+            same = type(origin) is type(new) and (origin == new or origin != origin)
+            return old if same or not isinstance(old, PLAIN) else new
+        if not type(old) is type(origin) is type(new):
             return old
         if isinstance(old, list | tuple):
-            return self._sequence(old, new)
+            return self._sequence(old, origin, new)
         if isinstance(old, dict):
-            found = {key: self._value(old.get(key), value) for key, value in new.items()}
-            return old if old.keys() != new.keys() or _alike(old, found) else _dict_like(old, found)
+            if not old.keys() == origin.keys() == new.keys():
+                return old
+            found = {key: self._value(value, origin[key], new[key]) for key, value in old.items()}
+            return old if _alike(old, found) else _dict_like(old, found)
         if hasattr(old, "__dict__") and not callable(old) and not isinstance(old, type):
-            self._visit(old, new)
+            self._visit(old, origin, new)
         return old
 
-    def _sequence(self, old: Sequence[Any], new: Sequence[Any]) -> Any:
-        if len(old) == len(new):
-            items = [self._value(*pair) for pair in zip(old, new, strict=True)]
+    def _sequence(self, old: Sequence[Any], origin: Sequence[Any], new: Sequence[Any]) -> Any:
+        if len(old) == len(origin) == len(new):
+            items = [self._value(*three) for three in zip(old, origin, new, strict=True)]
             if all(left is right for left, right in zip(items, old, strict=True)):
                 return old
+        elif len(origin) == len(new):  # The removal changed nothing that is known; something else did.
+            return old
         elif all(isinstance(item, PLAIN) for item in new):
             items = list(new)
         elif all(isinstance(item, nn.Module) for item in new):
@@ -155,10 +163,10 @@ class _Transplant:
             return old
         return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)  # type: ignore[call-arg]
 
-    def _visit(self, old: Any, new: Any) -> None:
+    def _visit(self, old: Any, origin: Any, new: Any) -> None:
         if id(old) not in self._visited:
             self._visited.add(id(old))
-            self._pending.append((old, new))
+            self._pending.append((old, origin, new))
 
     def _module(self, new: nn.Module | None, parent: nn.Module | None) -> nn.Module | None:
         """The dense model's own module, or a new one that stands where a layer was left out."""
@@ -171,8 +179,8 @@ class _Transplant:
 
 
 def _left(old: Any, new: Any) -> Any:
-    """The old tensor if the new one is like it."""
-    return old if isinstance(old, Tensor) and isinstance(new, Tensor) and _same(old, new) else new
+    """The old tensor if the new one is like it; what is no tensor stays."""
+    return new if isinstance(old, Tensor) and isinstance(new, Tensor) and not _same(old, new) else old
 
 
 def _same(old: Tensor, new: Tensor) -> bool:
