@@ -318,3 +318,34 @@ def test_what_cannot_be_cut_in_place_says_so():
     assert rotated.form == "graph module"
     with pytest.raises(ProofError, match="class cannot follow"):
         shrink(Rotated(), rotated.plan, rotated.groups)
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_wrapper_for_several_processes_is_found_wherever_it_is(one_process):
+    model, x = mlp(), torch.randn(3, 4)
+    result = pk.prune(model, (x,), sparsity=0.5)
+    wrapper = nn.parallel.DistributedDataParallel(nn.Sequential(model))
+    for each in (wrapper, model):
+        with pytest.raises(UsageError, match=r"wrapper\.module"):
+            shrink(each, result.plan, result.groups)
+    del wrapper, each
+    shrink(model, result.plan, result.groups)
+    wrapper = nn.parallel.DistributedDataParallel(model)
+    wrapper(x).square().mean().backward()
+    assert model[0].weight.grad.shape == (4, 4)
+
+
+def test_a_sharded_model_is_refused(one_process):
+    from torch.distributed.fsdp import fully_shard
+
+    model, x = mlp(), torch.randn(3, 4)
+    result = pk.prune(model, (x,), sparsity=0.5)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    with pytest.raises(UsageError, match="sharded"):
+        shrink(fully_shard(model, mesh=mesh), result.plan, result.groups)
