@@ -1,4 +1,4 @@
-"""Half of a vision transformer's heads and neurons go while transformers' Trainer fine-tunes it.
+"""Half of a vision transformer's neurons go while transformers' Trainer trains it.
 
 ``python examples/loops/trainer_loop.py`` takes about ten seconds and downloads nothing.
 """
@@ -25,6 +25,7 @@ CONFIG = ViTConfig(
     num_attention_heads=4,
     intermediate_size=64,
     num_labels=10,
+    initializer_range=0.1,
 )
 
 
@@ -77,7 +78,7 @@ def shrinking(model: torch.nn.Module, steps: int) -> pk.Shrinking:
         steps=steps,
         sparsity=0.5,
         cycles=2,
-        granularity=("head", "neuron"),
+        granularity="neuron",
     )
 
 

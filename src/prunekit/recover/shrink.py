@@ -36,6 +36,7 @@ class Shrunk:
             objects as before.
         moved: parameters and buffers with another name than before, as in :class:`prunekit.Removal`.
         scaled: parameters that took over a factor, as in :class:`prunekit.Removal`.
+        reason: why the class can follow, and whether its configuration builds it again.
     """
 
     plan: PruningPlan
@@ -44,6 +45,7 @@ class Shrunk:
     replaced: tuple[str, ...]
     moved: Mapping[str, str]
     scaled: tuple[str, ...]
+    reason: str
 
 
 def shrink(
@@ -107,7 +109,7 @@ def shrink(
             edit.do()
         for optimizer in optimizers:
             check_optimizer(optimizer, model)
-    return Shrunk(plan, proof, followed, replaced, removal.moved, removal.scaled)
+    return Shrunk(plan, proof, followed, replaced, removal.moved, removal.scaled, removal.reason)
 
 
 _UNCHANGED = "Nothing was changed. Leave the groups named here out of the plan, and please report it"
