@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import re
+import sys
 import warnings
 
 import numpy as np
@@ -274,3 +277,18 @@ def test_no_warning_and_half_precision():
     assert adapters.layers == ("0",)
     torch.testing.assert_close(model(x).detach(), trained, rtol=0, atol=0)
     assert float(np.mean(model[0].weight.detach().float().numpy() == 0)) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("room", "package", "command"),
+    [
+        ("lora_layers", "peft", "prunekit[lora]"),
+        ("trainer_callback", "transformers", "transformers[torch]"),
+        ("lightning_callback", "lightning.pytorch", "prunekit[lightning]"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_installs_it(room, package, command, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"prunekit.recover.{room}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=re.escape(f"pip install '{command}")):
+        importlib.import_module(f"prunekit.recover.{room}")
