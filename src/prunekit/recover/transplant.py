@@ -138,8 +138,8 @@ class _Transplant:
         if not type(old) is type(origin) is type(new):
             return old
         if isinstance(old, list | tuple):
-            return self._sequence(old, origin, new)
-        if isinstance(old, dict):
+            return self._sequence(old, origin, new)  # type: ignore[arg-type]
+        if isinstance(old, dict) and isinstance(origin, dict) and isinstance(new, dict):
             if not old.keys() == origin.keys() == new.keys():
                 return old
             found = {key: self._value(value, origin[key], new[key]) for key, value in old.items()}
