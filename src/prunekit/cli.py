@@ -64,10 +64,15 @@ def run(
     """
     with _errors(as_json, debug):
         with _printing_elsewhere(as_json), _watching(as_json) as watcher:
-            from prunekit.workflow import run_recipe  # takes seconds, so the first line is there before
+            # Importing takes seconds, so the first line is there before.
+            from prunekit.workflow import launched_processes, run_recipe
 
-            outcome = run_recipe(recipe, run_dir=run_dir, watcher=watcher)
-        if as_json:
+            with launched_processes() as ranks:
+                listening = watcher if ranks.is_first else None
+                outcome = run_recipe(recipe, run_dir=run_dir, watcher=listening, ranks=ranks)
+        if not ranks.is_first:
+            pass
+        elif as_json:
             _print_json(_outcome_values(outcome))
         else:
             _print_outcome(outcome)

@@ -15,7 +15,7 @@ from prunekit.graph.atoms import Fixed, length
 from prunekit.graph.axes import Structure
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.liveness import Bypass, Liveness
-from prunekit.graph.nodes import operator_name, sizes
+from prunekit.graph.nodes import calls_of, operator_name, sizes
 from prunekit.graph.rules import elementwise, normalization, shape
 from prunekit.graph.trace import Graph
 
@@ -89,7 +89,7 @@ class Depth:
             if node.op != "call_function":
                 continue
             at = root
-            for call, path, kind in _calls(node):
+            for call, path, kind in calls_of(node):
                 if "@" in call:  # A second call of a module is called like the first, with a number.
                     self._repeated.add(path)
                 at = at.children.setdefault(path, _Module(path, kind))
@@ -225,7 +225,7 @@ class Depth:
             node = pending.popleft()
             name = self._graph.tensors.get(node.name)
             if name in own and self._graph.tensor(name).ndim > 1:
-                called = _calls(next(iter(node.users)))[len(_calls(found.exit)) :]
+                called = calls_of(next(iter(node.users)))[len(calls_of(found.exit)) :]
                 return called[0][1:] if called else (name, "")
             if node not in seen:
                 seen.add(node)
@@ -300,14 +300,3 @@ def _list_of(path: str) -> str:
 
 def _kind(module: _Module) -> tuple[str, str]:
     return _list_of(module.path), module.kind
-
-
-def _calls(node: Node) -> list[tuple[str, str, str]]:
-    """The calls of modules that an operator runs in: name of the call, path and class."""
-    stack = (node.meta.get("nn_module_stack") or {}).items()
-    calls = (
-        (call, path.removeprefix("L['self'].").removeprefix("L['self']"), kind)
-        for call, (path, kind) in stack
-        if not call.startswith("_empty")
-    )
-    return [(call, path, kind) for call, path, kind in calls if path]

@@ -29,7 +29,7 @@ from prunekit.graph.solve import solve
 from prunekit.graph.trace import Graph
 from prunekit.graph.walk import label
 from prunekit.graph.work import Work
-from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask
+from prunekit.types import BoolArray, Cost, Frozen, Granularity, Group, IntArray, KeepMask, Slice
 
 
 @dataclass(frozen=True)
@@ -318,6 +318,19 @@ class Groups:
         for number, known in self._name_of_axis.items():
             if known == name:
                 return units_at(self._structure, number, dims)
+        return None
+
+    def slice_along(self, name: str, dim: Dim) -> Slice | None:
+        """Where the units of a group lie along one dimension of any tensor; None where they do not.
+
+        Where its blocks lie along another dimension, units are counted inside their block.
+        """
+        for number, known in self._name_of_axis.items():
+            if known == name and not isinstance(dim, Fixed):
+                axis = self._structure.axes[number]
+                units, _ = self._structure.units(dim, number, axis)
+                company = self._structure.company(dim, number, axis)
+                return Slice("", 0, units, "follower", company=company) if (units >= 0).any() else None
         return None
 
     def labels_of(self, node: Node) -> list[Dims]:

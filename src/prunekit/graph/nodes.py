@@ -113,3 +113,14 @@ def static_nodes(nodes: Iterable[Node], is_tensor: Callable[[Node], bool]) -> se
         if is_tensor(node) or (inputs and all(source in found for source in inputs)):
             found.add(node)
     return found
+
+
+def calls_of(node: Node) -> list[tuple[str, str, str]]:
+    """The calls of modules that an operator runs in: name of the call, path and class."""
+    stack = (node.meta.get("nn_module_stack") or {}).items()
+    calls = (
+        (call, path.removeprefix("L['self'].").removeprefix("L['self']"), kind)
+        for call, (path, kind) in stack
+        if not call.startswith("_empty")
+    )
+    return [(call, path, kind) for call, path, kind in calls if path]

@@ -1,8 +1,9 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
+from prunekit.recover.budget import UNITS, Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
 from prunekit.recover.checkpoints import Checkpoints
 from prunekit.recover.cuts import PlannedCut, Shrinking
+from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.feed import training_batches
 from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
 from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
@@ -21,6 +22,7 @@ from prunekit.recover.schedules import (
     steps,
 )
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.sharding import shard_layers
 from prunekit.recover.shrink import Shrunk, shrink
 from prunekit.recover.task import Task, task_of
 from prunekit.recover.training import train
@@ -29,15 +31,20 @@ from prunekit.recover.validation import validate
 __all__ = [
     "LEARNING_RATES",
     "SCHEDULES",
+    "UNITS",
     "Adapters",
     "Budget",
     "Checkpoints",
     "Companion",
+    "Distillation",
+    "DistillationSettings",
     "EpochRecord",
     "Followed",
+    "Lineage",
     "Objective",
     "PlannedCut",
     "Recalibrated",
+    "Remembered",
     "Shrinking",
     "Shrunk",
     "Task",
@@ -59,6 +66,7 @@ __all__ = [
     "pruned_layers",
     "recalibrate_norms",
     "schedule_of",
+    "shard_layers",
     "shares",
     "shrink",
     "steps",

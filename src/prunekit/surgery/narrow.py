@@ -66,13 +66,17 @@ def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor
     for group in sorted(groups.prunable, key=lambda group: -group.blocks):
         if group.blocks == 1 or group.name not in keep:
             continue
-        lost = ~keep[group.name].reshape(group.blocks, -1)
-        order = np.argsort(lost, axis=1, kind="stable")
-        order = (order + np.arange(group.blocks)[:, None] * group.units_per_block).ravel()
+        order = front_order(group, keep[group.name])
         for part in group.slices:
             if part.tensor == name:
                 tensor = permute_units(tensor, part, group, order)
     return tensor
+
+
+def front_order(group: Group, mask: BoolArray) -> IntArray:
+    """``[units]`` the unit whose content comes to each place, so that every block's kept ones come first."""
+    order = np.argsort(~mask.reshape(group.blocks, -1), axis=1, kind="stable")
+    return (order + np.arange(group.blocks)[:, None] * group.units_per_block).ravel()
 
 
 def permute_units(tensor: Tensor, part: Slice, group: Group, order: IntArray) -> Tensor:
