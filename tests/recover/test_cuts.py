@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -64,7 +65,7 @@ def test_every_cycle_is_exact_against_the_dense_model_and_nothing_comes_back(dat
     assert seen[-1] == (4, 8)
     pk.check_optimizer(optimizer, model)
     made = [plan for plan in plans if plan is not None]
-    for earlier, later in zip(made, made[1:], strict=False):
+    for earlier, later in itertools.pairwise(made):
         assert all(set(later.keep[name]) <= set(units) for name, units in earlier.keep.items())
     assert made[-1].before.params == sum(each.numel() for each in net().parameters())
     assert made[-1].after.params == sum(each.numel() for each in model.parameters())
