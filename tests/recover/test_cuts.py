@@ -135,17 +135,19 @@ def asked(model, data):
     return pk.allocate(groups, scores, pk.Goal("sparsity", remove=0.5)), groups
 
 
-@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("at", [1, 3, 5])
 def test_one_plan_at_one_step(at, data):
     model, seen = net(), []
     plan, groups = asked(model, data)
     optimizer = adamw(model)
     companion = PlannedCut(model, plan, groups, at=at, optimizers=[optimizer])
-    assert (companion.plan is None) == (at > 0)
+    assert companion.plan is None
     learn(model, optimizer, companion, data, seen=seen)
-    assert seen == [(10, 20)] * (at - 1) + [(5, 10)] * (STEPS - max(at - 1, 0))
+    assert seen == [(10, 20)] * (at - 1) + [(5, 10)] * (STEPS - at + 1)
     assert companion.plan is plan
     assert companion.last.followed[0].narrowed
+    with pytest.raises(UsageError, match="at least 1"):
+        PlannedCut(net(), plan, groups, at=0)
     again = net()
     other = PlannedCut(again, plan, groups, at=3)
     if at == 3:

@@ -141,7 +141,7 @@ def test_steps_are_counted_where_gradients_accumulate():
 def test_one_plan_and_masks_that_are_folded():
     module, x = Module(), torch.randn(2, 4)
     result = pk.prune(module, (x,), sparsity=0.5)
-    callback = PruningCallback(plan=result.plan, groups=result.groups, at=0.25)
+    callback = PruningCallback(plan=result.plan, groups=result.groups)
     trainer(callback).fit(module, data())
     assert [module.net[place].out_features for place in (0, 2, 4)] == [8, 4, 2]
     masked = Module()

@@ -27,7 +27,7 @@ def maker(make: Make | None, plan: PruningPlan | None, groups: Groups | None, at
         make: makes a companion, such as :class:`Shrinking`, whose schedule is its own.
         plan: made on ``groups``.
         groups: of the model.
-        at: share of the training after which the plan is carried out, in [0, 1].
+        at: share of the training after which the plan is carried out, in [0, 1]; one step at least.
 
     Raises:
         UsageError: both or neither are given, a plan without its groups, or a share that is none.
@@ -55,7 +55,7 @@ def maker(make: Make | None, plan: PruningPlan | None, groups: Groups | None, at
     if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= 1:
         raise UsageError(f"at is {at!r}", expected="a share of the training from 0 to 1", where="at")
     asked, found = plan, groups
-    return lambda model, steps: PlannedCut(model, asked, found, at=round(at * steps))
+    return lambda model, steps: PlannedCut(model, asked, found, at=max(1, round(at * steps)))
 
 
 def use_optimizers(companion: Companion, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -115,7 +115,7 @@ class PlannedCut(Cutting):
         model: that trains.
         plan: made on ``groups``.
         groups: of the model.
-        at: optimizer steps that are made before; 0 = at once.
+        at: optimizer steps that are made before, >= 1; at once it is :func:`prunekit.shrink`.
         optimizers: all that train parameters of the model.
         averages: moving averages of the model.
 
@@ -130,15 +130,14 @@ class PlannedCut(Cutting):
         plan: PruningPlan,
         groups: Groups,
         *,
-        at: int = 0,
+        at: int,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         averages: Sequence[AveragedModel] = (),
     ) -> None:
-        check_count("at", at, least=0)
+        check_count("at", at, least=1)
         super().__init__(model, groups, {"kind": "planned cut", "asked": plan.digest, "at": at})
         self._asked, self._at = plan, at
         self.use(*optimizers, averages=averages)
-        self._cut_if_due()
 
     def step(self) -> None:
         """An optimizer step was made; cut the model if it is the one.
@@ -148,9 +147,6 @@ class PlannedCut(Cutting):
             ProofError: the class cannot follow the plan, or a law is broken.
         """
         self._step += 1
-        self._cut_if_due()
-
-    def _cut_if_due(self) -> None:
         if self._step == self._at and self._plan is None:
             self._cut(self._asked, self._groups)
             self._plan = self._asked

@@ -45,7 +45,7 @@ class PruningCallback(Callback):
             own ``forward``; its optimizers are given by themselves.
         plan: instead of ``make``, one plan that is carried out in the middle of the training.
         groups: that the plan was made on.
-        at: share of the training after which the plan is carried out, in [0, 1].
+        at: share of the training after which the plan is carried out, in [0, 1]; one step at least.
         fold: make masks permanent at the end of the training.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -121,7 +121,8 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         UsageError: it is a wrapper, wrapped for several processes, sharded or a graph.
     """
-    if isinstance(model, OptimizedModule):
+    dynamo = sys.modules.get("torch._dynamo")  # Slow to import, and there wherever something was compiled.
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         raise UsageError(
             "the model is what torch.compile gave",
             expected="the model that was compiled",
