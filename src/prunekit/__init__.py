@@ -65,8 +65,10 @@ if TYPE_CHECKING:
         measure_sensitivity,
         prune,
         remove,
+        remove_sharded,
         sound,
         verify,
+        verify_sharded,
     )
     from prunekit.types import Granularity
     from prunekit.workload import Batch
@@ -131,6 +133,7 @@ __all__ = [
     "reconstruct",
     "reconstruct_weights",
     "remove",
+    "remove_sharded",
     "save_mask_plan",
     "score",
     "score_weights",
@@ -139,6 +142,7 @@ __all__ = [
     "sound",
     "trace",
     "verify",
+    "verify_sharded",
 ]
 
 _ROOMS = {
@@ -198,6 +202,7 @@ _ROOMS = {
     "reconstruct": "reconstruction",
     "reconstruct_weights": "reconstruction",
     "remove": "surgery",
+    "remove_sharded": "surgery",
     "save_mask_plan": "plan",
     "score": "importance",
     "score_weights": "importance",
@@ -206,6 +211,7 @@ _ROOMS = {
     "sound": "surgery",
     "trace": "graph",
     "verify": "surgery",
+    "verify_sharded": "surgery",
 }
 """Where each public name lives; rooms are opened on first use, so that reading a report needs no torch."""
 

@@ -68,11 +68,13 @@ def run(
             from prunekit.workflow import launched_processes, run_recipe
 
             with launched_processes() as ranks:
-                listening = watcher if ranks.is_first else None
-                outcome = run_recipe(recipe, run_dir=run_dir, watcher=listening, ranks=ranks)
-        if not ranks.is_first:
-            pass
-        elif as_json:
+                speaks = ranks.is_first
+                outcome = run_recipe(
+                    recipe, run_dir=run_dir, watcher=watcher if speaks else None, ranks=ranks
+                )
+        if not speaks:
+            raise typer.Exit(ACCEPTED if outcome.accepted else REFUSED)
+        if as_json:
             _print_json(_outcome_values(outcome))
         else:
             _print_outcome(outcome)

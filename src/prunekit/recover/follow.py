@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from prunekit.errors import TrainingError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.ranks import is_parted, like, resharded, whole
 from prunekit.recover.state import narrow_state, rescale_state
 from prunekit.surgery import Pruned, Removal, remove
 from prunekit.surgery.narrow import narrow, touched
@@ -54,6 +55,9 @@ def follow(
     3. State of queries and keys that a removal scaled is put in terms of the scaled weights, where that is
        exact (SGD and the Adam family), and dropped elsewhere.
 
+    Of a model that FSDP2 shards, state that is sharded alike is gathered one tensor at a time, narrowed, and
+    sharded as the smaller model's parameter is; all processes call this.
+
     Learning-rate schedulers and gradient scalers hold the optimizer itself and go on by themselves. Gradients
     do not follow: call this between two steps.
 
@@ -69,6 +73,7 @@ def follow(
         TrainingError: the optimizer holds parameters that are not the model's, or keeps them in places of its
             own (L-BFGS), or the removal is not that of the plan. The optimizer is as it was.
     """
+    resharded(model)
     check_fits(model, plan, groups)
     chain = chained(optimizer)
     cut = _cut(model, removal, plan, groups)
@@ -189,11 +194,17 @@ class _Cut:
     def narrowed(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the parameter's shape."""
         name = self.losing.get(id(parameter))
-        return tensor if name is None else narrow(self.groups, name, tensor, self.keep)
+        if name is None:
+            return tensor
+        left = narrow(self.groups, name, whole(tensor), self.keep)
+        heir = self.heirs[id(parameter)]
+        return like(left, heir) if is_parted(tensor) and heir is not None else left
 
     def check(self, parameter: Tensor) -> None:
         heir = self.heirs[id(parameter)]
-        expected = self.narrowed(parameter, parameter.detach()).shape
+        name = self.losing.get(id(parameter))
+        looks = torch.empty(parameter.shape, device="meta")
+        expected = (looks if name is None else narrow(self.groups, name, looks, self.keep)).shape
         if heir is not None and heir.shape != expected:
             raise TrainingError(
                 f"it has the shape {list(heir.shape)} in the smaller model, not {list(expected)} as planned",
