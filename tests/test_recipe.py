@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -143,7 +143,7 @@ MISTAKES = {
     "two budgets": (
         SHORT + "recover: {epochs: 1, share_of_original: 1}",
         "share_of_original",
-        "recover.epochs",
+        "together with epochs",
         "one",
     ),
     "share of a checkpoint": (
@@ -287,7 +287,7 @@ def keys_of(section: type[Section], place: str = "") -> list[str]:
 
 def section_in(annotation) -> type[Section] | None:
     """The section that a field holds, or may hold."""
-    kinds = (annotation, *get_args(annotation))
+    kinds = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 

@@ -22,7 +22,7 @@ import prunekit as pk
 from prunekit.plan import PruningPlan
 
 AFTER_TRAINING = 2e-4
-"""The mean over processes rounds gradients, and AdamW divides by their size; lost momentum is off by 1e-2."""
+"""The mean of gradients over processes rounds, and AdamW divides by their size; lost momentum is 1e-2 off."""
 
 
 SAID = {
