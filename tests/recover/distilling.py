@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -100,12 +100,15 @@ MAKE = {"bert": bert, "llama": llama}
 
 @dataclass(frozen=True)
 class Family:
-    """A teacher, what was removed from it, and the student."""
+    """A teacher, a plan, and the student that it makes, once it is asked for."""
 
     teacher: nn.Module
     plan: PruningPlan
     groups: Groups
-    removal: Removal
+
+    @cached_property
+    def removal(self) -> Removal:
+        return pk.remove(self.teacher, self.plan, self.groups)
 
     @property
     def student(self) -> nn.Module:
@@ -134,4 +137,4 @@ def family(kind: str, granularity: str, implementation: str = "eager") -> Family
     if granularity == "layer":
         scores, share = {group.name: np.float32([3, 1, 2]) for group in groups}, 0.34
     plan = pk.allocate(groups, scores, pk.Goal("sparsity", remove=share), criterion="random")
-    return Family(teacher, plan, groups, pk.remove(teacher, plan, groups))
+    return Family(teacher, plan, groups)

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.distributed.launching import launch
 from tests.recover.distilling import WORDS, family, sentence, words
+from tests.recover.distilling_together import gradients
 from torch import nn
 
 import prunekit as pk
-from prunekit.workload import Batch
+from prunekit.ranks import Ranks
+from prunekit.recover import Task, TrainingSettings, train
+from prunekit.workload import Batch, Split
 
 EVERYTHING = pk.DistillationSettings(logits=1, hidden=1, attention=1)
 KINDS = pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -327,6 +331,55 @@ def test_wrapped_students_and_graphs_of_them():
     assert value(pk.Distillation(teacher)(graph, images())) == pytest.approx(
         value(pk.Distillation(teacher)(student, images())), rel=1e-5
     )
+
+
+def test_a_student_on_two_processes_has_the_gradients_of_one(tmp_path):
+    """The oracle is one process with the whole batch."""
+    found = launch("tests.recover.distilling_together:gradients", 2, tmp_path)
+    for each in found:
+        for ours, theirs in zip(each, gradients(Ranks()), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_the_training_loop_needs_no_labels_and_keeps_the_best():
+    """The validation loss is the only thing that reads labels, and here it has none to read."""
+    teacher, student = Net(), Net(5)
+    inputs = images(24).args[0]
+    unlabelled = torch.utils.data.TensorDataset(inputs, torch.zeros(24))
+    with torch.no_grad():
+        aims = torch.utils.data.TensorDataset(inputs, teacher.eval()(inputs))
+    task = Task(
+        loss=lambda outputs, batch: F.mse_loss(outputs, batch.target),
+        train=Split("train", unlabelled),
+        validation=Split("validation", aims),
+    )
+    settings = pk.DistillationSettings(hidden=0.1, hidden_modules=["first"], projection="linear")
+    objective = pk.Distillation(teacher, settings, student=student, example=images())
+    before = objective.projections[0].weight.detach().clone()
+    record = train(
+        student,
+        task,
+        TrainingSettings(epochs=8, batch_size=8, learning_rate=0.02, optimizer="adamw"),
+        objective=objective,
+    )
+    losses = [epoch.validation_loss for epoch in record.epochs]
+    assert losses[record.best] == min(losses) < 0.8 * losses[0]
+    assert not torch.equal(objective.projections[0].weight, before)
+    assert all(each.grad is None for each in teacher.parameters())
+
+
+def test_the_teacher_runs_in_its_own_precision(tmp_path):
+    """Under autocast too: what is read back must be what it gives now."""
+    teacher, student = Net(), Net(5).eval()
+    split = Split("train", torch.utils.data.TensorDataset(images().args[0], torch.zeros(6)))
+    objective = pk.Distillation(teacher)
+    losses = []
+    for again in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(value(objective(student, split.batch(range(6)))))
+        if not again:
+            objective.remember(split, tmp_path)
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

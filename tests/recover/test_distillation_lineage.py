@@ -81,7 +81,7 @@ def test_what_is_left_of_every_value_is_what_the_smaller_model_computes(name):
 def test_the_hidden_width_is_that_of_the_norms(kind):
     """The oracle is the removal of a norm's scale that numbers its own units."""
     made = family(kind, "hidden")
-    lineage = made.lineage
+    lineage = pk.Lineage(made.plan, made.groups)
     norms = [name for name, each in made.teacher.named_modules() if "Norm" in type(each).__name__]
     assert len(norms) >= 5
     for name in norms:
@@ -98,7 +98,7 @@ def test_the_hidden_width_is_that_of_the_norms(kind):
 def test_heads_of_attention_maps_are_those_that_were_kept(kind, implementation):
     """The oracle is the removal of the query weight's rows that number their own heads, six to a head."""
     made = family(kind, "head", implementation)
-    lineage = made.lineage
+    lineage = pk.Lineage(made.plan, made.groups)
     name, query = {
         "bert": ("bert.encoder.layer.1.attention.self", "query"),
         "llama": ("model.layers.1.self_attn", "q_proj"),

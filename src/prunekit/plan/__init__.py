@@ -19,13 +19,16 @@ from prunekit.plan.pruning_plan import PruningPlan as PruningPlan
 from prunekit.plan.scope import WEIGHT_SCOPES as WEIGHT_SCOPES
 from prunekit.plan.scope import OutlierWeighted as OutlierWeighted
 from prunekit.plan.scope import Scope as Scope
+from prunekit.plan.select_weights import Asked as Asked
 from prunekit.plan.select_weights import check_selection as check_selection
+from prunekit.plan.select_weights import choose_weights as choose_weights
 from prunekit.plan.select_weights import select_weights as select_weights
 
 __all__ = [
     "GOAL_KINDS",
     "SCOPES",
     "WEIGHT_SCOPES",
+    "Asked",
     "Block",
     "BySensitivity",
     "Element",
@@ -41,6 +44,7 @@ __all__ = [
     "Scope",
     "allocate",
     "check_selection",
+    "choose_weights",
     "load_mask_plan",
     "save_mask_plan",
     "select_weights",

@@ -67,13 +67,31 @@ def select_weights(
     asked = check_selection(
         weights, sparsity=sparsity, pattern=pattern, scope=scope, criterion=criterion, power=power
     )
+    return _plan(weights, choose_weights(weights, scores, asked), asked, criterion)
+
+
+def choose_weights(weights: Weights, scores: WeightScores, asked: Asked) -> dict[str, Tensor]:
+    """What :func:`select_weights` decides, as tensors on the device of the scores.
+
+    Args:
+        weights: from :func:`prunekit.importance.find_weights`.
+        scores: as there.
+        asked: from :func:`check_selection` for the same weights.
+
+    Returns:
+        By parameter, in its shape; bool, True = keep.
+
+    Raises:
+        ShapeError: scores of another shape.
+        CalibrationError: scores with NaN or infinity.
+        GoalError: a sparsity that a scope cannot reach.
+    """
     _check_scores(weights, scores)
     wanted, pieces = asked.pattern, asked.pieces
     in_rows = ranks_rows(asked.scope)
     with torch.no_grad():
         if isinstance(wanted, NOfM):
-            kept = {weight.name: _n_of_m(weight, scores[weight.name], wanted) for weight in weights}
-            return _plan(weights, kept, asked, criterion)
+            return {weight.name: _n_of_m(weight, scores[weight.name], wanted) for weight in weights}
         grid = {
             weight.name: score_pieces(
                 as_grid(weight, scores[weight.name].detach(), wanted, in_rows),
@@ -83,11 +101,10 @@ def select_weights(
             for weight in weights
         }
         chosen = _choose(Pieces(weights, grid), asked.scope, asked.sparsity)
-        kept = {
+        return {
             weight.name: from_grid(weight, spread(chosen[weight.name], pieces[weight.name]), wanted, in_rows)
             for weight in weights
         }
-    return _plan(weights, kept, asked, criterion)
 
 
 @dataclass(frozen=True)

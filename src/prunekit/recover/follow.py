@@ -75,7 +75,7 @@ def follow(
     """
     resharded(model)
     check_fits(model, plan, groups)
-    chain = _chain(optimizer)
+    chain = chained(optimizer)
     cut = _cut(model, removal, plan, groups)
     for each in chain:
         _check_held(each, cut.names, removal.model)
@@ -151,6 +151,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             expected="an optimizer of this very model",
             remedy="Call follow() after a removal, or make a new optimizer",
         )
+
+
+def chained(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """An optimizer and those that it wraps, such as that of an ``AcceleratedOptimizer``."""
+    found = [optimizer]
+    while isinstance(inner := vars(found[-1]).get("optimizer"), torch.optim.Optimizer):
+        found.append(inner)
+    return found
 
 
 @dataclass(frozen=True)
@@ -248,14 +256,6 @@ def _new_state(optimizer: torch.optim.Optimizer, cut: _Cut, reset: dict[str, str
                 reset[cut.name(parameter)] = problem
             else:
                 found[heir] = left
-    return found
-
-
-def _chain(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """An optimizer and those that it wraps, such as that of an ``AcceleratedOptimizer``."""
-    found = [optimizer]
-    while isinstance(inner := vars(found[-1]).get("optimizer"), torch.optim.Optimizer):
-        found.append(inner)
     return found
 
 

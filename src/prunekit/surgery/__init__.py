@@ -16,9 +16,11 @@ from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitiv
 from prunekit.surgery.sharded import remove_sharded as remove_sharded
 from prunekit.surgery.sharded_proof import verify_sharded as verify_sharded
 from prunekit.surgery.soundness import sound as sound
-from prunekit.surgery.weight_masks import WeightMask as WeightMask
+from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
+from prunekit.surgery.weight_masks import mask_on as mask_on
+from prunekit.surgery.weight_masks import zero_under_masks as zero_under_masks
 
 __all__ = [
     "LawResult",
@@ -32,6 +34,7 @@ __all__ = [
     "check_permutation",
     "fold_masks",
     "mask",
+    "mask_on",
     "mask_weights",
     "measure_sensitivity",
     "prune",
@@ -40,4 +43,5 @@ __all__ = [
     "sound",
     "verify",
     "verify_sharded",
+    "zero_under_masks",
 ]

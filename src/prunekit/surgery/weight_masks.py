@@ -1,4 +1,4 @@
-"""Masks on single weights as torch parametrizations: attach them, and fold them into the weights."""
+"""Attach masks to the single weights of a model, and fold them into the weights."""
 
 from __future__ import annotations
 
@@ -7,62 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from prunekit.errors import PlanError
 from prunekit.importance import WeightTensor, every_parameter, stored_parameter
-from prunekit.plan import MaskPlan, PackedMask
+from prunekit.plan import MaskPlan
 from prunekit.surgery.tensors import copied
-
-BIT_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-class WeightMask(nn.Module):
-    """The parametrization that holds one mask: what is not kept is zero, whatever lies under it.
-
-    In ``state_dict`` there are the weight, once, and ``packed``, one bit for each weight. While the model is
-    used there is ``keep`` as well, one byte for each weight, made from ``packed``.
-
-    Args:
-        mask: which weights stay.
-        order: names of the parameters of the module, in the order that :func:`fold_masks` gives back.
-        device: of the weight.
-    """
-
-    packed: Tensor
-    keep: Tensor
-
-    def __init__(self, mask: PackedMask, order: tuple[str, ...], device: torch.device) -> None:
-        super().__init__()
-        self.shape = mask.shape
-        self.order = order
-        bits = torch.frombuffer(bytearray(mask.bits), dtype=torch.uint8)
-        self.register_buffer("packed", bits.to(device))
-        self.register_buffer("keep", unpacked(self.packed, self.shape), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight with exact zeros; no gradient passes to what is not kept, NaN included."""
-        return torch.where(self.keep, weight, 0.0)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is stored when ``module.weight = weight`` is said: zeros where nothing is kept."""
-        return torch.where(self.keep, weight, 0.0)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.keep = unpacked(self.packed, self.shape)
-
-    def extra_repr(self) -> str:
-        """The shape and what is kept."""
-        return f"shape={list(self.shape)}, kept={int(self.keep.sum())}" if not self.keep.is_meta else ""
-
-
-def unpacked(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One bool for each bit, lowest bit of a byte first, in ``shape``."""
-    values = torch.tensor(BIT_VALUES, dtype=torch.uint8, device=packed.device)
-    bits = (packed[:, None] & values).ne(0).flatten()
-    return bits[: torch.Size(shape).numel()].reshape(shape)
+from prunekit.surgery.weight_mask import WeightMask
 
 
 def attach_masks(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) -> nn.Module:
@@ -106,6 +58,13 @@ def attach_masks(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) ->
     return model
 
 
+def mask_on(model: nn.Module, weight: WeightTensor) -> WeightMask | None:
+    """The mask on a parameter; None where there is none."""
+    holder, leaf = _holder(model, weight.name)
+    chain = _chain(holder, leaf) if parametrize.is_parametrized(holder, leaf) else ()
+    return next((part for part in chain if isinstance(part, WeightMask)), None)
+
+
 def fold_masks(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     """Make all masks permanent: exact zeros in plain parameters, classes and ``state_dict`` keys as before.
 
@@ -130,6 +89,12 @@ def fold_masks(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     model = model if in_place else copied(model)
     _unmask(list(masked_places(model)))
     return model
+
+
+def zero_under_masks(model: nn.Module) -> None:
+    """Set to zero, in place, what lies under the masks; the masked model computes the same."""
+    for module, leaf in masked_places(model):
+        _zeroed(_chain(module, leaf))
 
 
 def zero_weights(model: nn.Module, plan: MaskPlan, *, in_place: bool = False) -> nn.Module:
@@ -219,6 +184,16 @@ def _chain(module: nn.Module, leaf: str) -> parametrize.ParametrizationList:
     return chain
 
 
+def _zeroed(chain: parametrize.ParametrizationList) -> tuple[WeightMask, nn.Parameter]:
+    """The mask and the parameter under it, with zeros where nothing is kept."""
+    mask, original = chain[0], chain.original
+    assert isinstance(mask, WeightMask)
+    assert isinstance(original, nn.Parameter)
+    with torch.no_grad():
+        original.masked_fill_(~mask.keep, 0.0)
+    return mask, original
+
+
 def _order_of(module: nn.Module) -> tuple[str, ...]:
     """Names of a module's parameters, in the order that they had before any was masked."""
     if parametrize.is_parametrized(module):
@@ -230,15 +205,27 @@ def _order_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def _register(holder: nn.Module, leaf: str, mask: WeightMask, weight: WeightTensor) -> None:
+    """Put the mask on; the parameter keeps its gradient accumulator, with what hooks it, as its identity.
+
+    PyTorch calls ``set_`` on the tensor that it registers, which takes the accumulator away from those who
+    hold it (DistributedDataParallel). So it registers a stand-in with the same values.
+    """
     _own_class(holder)
+    parameter = holder._parameters[leaf]
+    assert parameter is not None
+    holder._parameters[leaf] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     try:
         parametrize.register_parametrization(holder, leaf, mask)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        holder._parameters[leaf] = parameter
         raise PlanError(
             f"A {type(holder).__name__} does not let '{leaf}' be masked: {error}",
             where=f"weight '{weight.name}'",
             remedy="Leave it out with find_weights(model, ignore=...)",
         ) from error
+    chain = _chain(holder, leaf)
+    chain.original = parameter
+    _zeroed(chain)
     if isinstance(holder, nn.RNNBase):
         type(holder).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
 
@@ -264,12 +251,7 @@ def _unmask(places: list[tuple[nn.Module, str]]) -> None:
     for holder, leaf in places:
         if not parametrize.is_parametrized(holder, leaf):
             continue
-        chain = _chain(holder, leaf)
-        mask, original = chain[0], chain.original
-        assert isinstance(mask, WeightMask)
-        assert isinstance(original, nn.Parameter)
-        with torch.no_grad():
-            original.masked_fill_(~mask.keep, 0.0)
+        mask, original = _zeroed(_chain(holder, leaf))
         _own_class(holder, without=leaf)
         chains = holder.parametrizations
         assert isinstance(chains, nn.ModuleDict)

@@ -13,11 +13,11 @@ from prunekit.errors import GoalError, ProofError
 from prunekit.files import content_digest
 from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
+from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recipe import Recipe
 from prunekit.recover import UNITS, TrainingRecord, TrainingSettings, shares, train
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
-from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import (
     UNSOUND,
