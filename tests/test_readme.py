@@ -73,7 +73,9 @@ def test_the_steps_are_all_there(example):
     assert example["groups"].frozen
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of packages that peft imports
 def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
+    pytest.importorskip("peft")
     blocks = re.findall(r"```python\n(.*?)```", RECOVERY.read_text(encoding="utf-8"), flags=re.DOTALL)
     path = tmp_path / "example.py"
     path.write_text("\n\n".join(blocks))
@@ -82,4 +84,18 @@ def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
     assert example["report"].narrowed == ("0.weight", "0.bias", "2.weight")
     assert (example["report"].gone, dict(example["report"].reset)) == ((), {})
     assert int(example["average"].n_averaged) == 2
-    assert example["net"][1].num_batches_tracked == 4
+    assert example["losses"][-1] < 0.7 * example["losses"][0]
+    assert set(example["objective"].terms) == {"logits", "hidden"}
+    assert example["remembered"].computed == 64
+    wide = torch.cat([example["wide"][place].weight.flatten() for place in (0, 2)])
+    assert int((wide == 0).sum()) == round(0.9 * 256) + round(0.9 * 128)
+    assert [example["smaller"][place].in_features for place in (0, 2)] == [8, 16]
+    ticket = torch.cat([example["ticket"][place].weight.flatten() for place in (0, 2)])
+    assert int((ticket == 0).sum()) == round(0.8 * 256) + round(0.8 * 128)
+    assert example["norms"][1].num_batches_tracked == 4
+    assert example["done"].replaced == ("0.weight", "0.bias", "2.weight")
+    assert (example["done"].proof.passed, example["held"].out_features) == (True, 16)
+    assert example["shrinking"].plan.widths == {"0:neuron": (32, 8)}
+    assert example["shrinking"].state_dict()["due"] == [7, 13, 20]
+    torch.testing.assert_close(example["net"](example["x"]), example["trained"], rtol=0, atol=0)
+    assert [int((example["net"][place].weight == 0).sum()) for place in (0, 2)] == [128, 64]

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +14,8 @@ from prunekit.evaluate import GATES, MaxQualityDrop, MaxSliceDrop, MinSpeedup
 from prunekit.plan import GOAL_KINDS, SCOPES
 from prunekit.recipe import Recipe, load_recipe
 from prunekit.recipe.sections import Export, GoalSection, Parent, Recover, Schedule, Section
-from prunekit.recover import SCHEDULES, TrainingSettings
+from prunekit.recipe.training import Distill
+from prunekit.recover import SCHEDULES, DistillationSettings, TrainingSettings
 from prunekit.types import WIDTHS
 
 SHORT = "name: tiny\nworkload: workload.py\ngoal: {remove: 0.5}\n"
@@ -34,7 +36,7 @@ def test_three_lines_are_a_recipe(tmp_path):
         0.5,
     )
     assert recipe.schedule.cycles == 1
-    assert recipe.recover.budget_epochs == 5
+    assert recipe.recover.epochs is None
     assert recipe.groups.kinds == WIDTHS
     assert recipe.gates == ()
 
@@ -141,7 +143,7 @@ MISTAKES = {
     "two budgets": (
         SHORT + "recover: {epochs: 1, share_of_original: 1}",
         "share_of_original",
-        "recover.epochs",
+        "together with epochs",
         "one",
     ),
     "share of a checkpoint": (
@@ -264,9 +266,13 @@ def test_training_keys_and_defaults_are_those_of_the_training_settings():
     settings = {
         field.name: field.default for field in dataclasses.fields(TrainingSettings) if field.name != "seed"
     }
-    assert Parent().model_dump(exclude={"checkpoint"}) == settings
-    recovery = Recover().model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
-    assert recovery.keys() == settings.keys() - {"epochs"}
+    assert Parent().settings == settings
+    assert Recover().settings == {**settings, "learning_rate": 0.01}
+
+
+def test_the_section_of_a_distillation_is_its_settings():
+    settings = {field.name: field.default for field in dataclasses.fields(DistillationSettings)}
+    assert Distill().settings.items() <= settings.items()
 
 
 def keys_of(section: type[Section], place: str = "") -> list[str]:
@@ -274,9 +280,15 @@ def keys_of(section: type[Section], place: str = "") -> list[str]:
     for name, field in section.model_fields.items():
         key = f"{place}{field.alias or name}"
         found.append(key)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found += keys_of(field.annotation, f"{key}.")
+        below = section_in(field.annotation)
+        found += keys_of(below, f"{key}.") if below is not None else []
     return found
+
+
+def section_in(annotation) -> type[Section] | None:
+    """The section that a field holds, or may hold."""
+    kinds = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def test_the_documentation_has_every_key_and_no_other():
@@ -290,8 +302,9 @@ def test_the_documentation_says_what_the_recipe_says():
     def check(section: type[Section], place: str) -> None:
         for name, field in section.model_fields.items():
             key = f"{place}{field.alias or name}"
-            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-                check(field.annotation, f"{key}.")
+            below = section_in(field.annotation)
+            if below is not None:
+                check(below, f"{key}.")
             else:
                 assert table[key] == field.description, key
 

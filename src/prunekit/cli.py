@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -64,9 +65,17 @@ def run(
     """
     with _errors(as_json, debug):
         with _printing_elsewhere(as_json), _watching(as_json) as watcher:
-            from prunekit.workflow import run_recipe  # takes seconds, so the first line is there before
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # Read when torch is imported, in a moment.
+            # Importing takes seconds, so the first line is there before.
+            from prunekit.workflow import launched_processes, run_recipe
 
-            outcome = run_recipe(recipe, run_dir=run_dir, watcher=watcher)
+            with launched_processes() as ranks:
+                speaks = ranks.is_first
+                outcome = run_recipe(
+                    recipe, run_dir=run_dir, watcher=watcher if speaks else None, ranks=ranks
+                )
+        if not speaks:
+            raise typer.Exit(ACCEPTED if outcome.accepted else REFUSED)
         if as_json:
             _print_json(_outcome_values(outcome))
         else:

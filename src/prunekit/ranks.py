@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from prunekit.errors import PrunekitError, RankError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
 AT_ONCE = 2**20
@@ -246,6 +247,58 @@ def all_ranks() -> Ranks:
         return ALONE
     group = distributed.group.WORLD
     return ALONE if group is None or distributed.get_world_size() == 1 else Ranks(group)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All values of a tensor of which each process holds a part (a ``DTensor``, as FSDP2 makes them).
+
+    All processes that hold a part must call this, in the same order. Any other tensor is given as it is.
+    """
+    return tensor.full_tensor() if is_parted(tensor) else tensor  # pyright: ignore
+
+
+def is_parted(tensor: Tensor) -> bool:
+    """Each process holds a part of the tensor: it is a ``DTensor``."""
+    known = sys.modules.get("torch.distributed.tensor")  # Nobody has made one before it was imported.
+    return known is not None and isinstance(tensor, known.DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, in the same memory; all of one that is not parted."""
+    return tensor.to_local() if is_parted(tensor) else tensor  # pyright: ignore
+
+
+def resharded(model: nn.Module) -> None:
+    """Let a model that FSDP2 shards hold parts again: after a forward pass its root holds whole tensors."""
+    known = sys.modules.get("torch.distributed.fsdp")
+    if known is None:
+        return
+    for module in model.modules():
+        if isinstance(module, known.FSDPModule):
+            module.reshard()  # pyright: ignore[reportCallIssue]
+
+
+def like(values: Tensor, model: Tensor) -> Tensor:
+    """Values that every process has, parted as ``model`` is; nothing is sent.
+
+    Args:
+        values: of any shape.
+        model: says how: a ``DTensor``, or another tensor for no parting.
+
+    Raises:
+        RankError: it is parted in a way that is not known here (by blocks inside of blocks, or into sums).
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    if not isinstance(model, DTensor):
+        return values
+    if any(type(placement) not in (Shard, Replicate) for placement in model.placements):
+        raise RankError(
+            f"A tensor is placed by {list(model.placements)}",
+            expected="Shard and Replicate",
+            remedy="Shard with fully_shard() alone, without tensor parallelism",
+        )
+    return distribute_tensor(values, model.device_mesh, model.placements, src_data_rank=None)
 
 
 def _named(ranks: list[int]) -> str:

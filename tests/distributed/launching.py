@@ -17,28 +17,40 @@ TIMEOUT_S = 20
 """How long a process waits for another."""
 
 
-def launch(function: str, size: int, directory: Path, *, timeout_s: float = TIMEOUT_S) -> list[Any]:
+def launch(
+    function: str, size: int, directory: Path, *arguments: str, timeout_s: float = TIMEOUT_S
+) -> list[Any]:
     """What each process returned.
 
     Args:
-        function: such as ``tests.distributed.statistics:everything``; is given the ranks.
+        function: such as ``tests.distributed.statistics:everything``; is given the ranks and the arguments.
         size: number of processes.
         directory: an empty one.
+        arguments: of the function.
         timeout_s: how long a process waits for another.
     """
-    ended = start(function, size, directory, timeout_s=timeout_s)
+    ended = start(function, size, directory, *arguments, timeout_s=timeout_s)
     assert all(process.returncode == 0 for process in ended), [process.stderr[-2000:] for process in ended]
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 def start(
-    function: str, size: int, directory: Path, *, timeout_s: float = TIMEOUT_S
+    function: str, size: int, directory: Path, *arguments: str, timeout_s: float = TIMEOUT_S
 ) -> list[subprocess.CompletedProcess[str]]:
     """The processes once they ended, however they did; those that hang are killed."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, function, str(rank), str(size), str(directory), str(timeout_s)],
+            [
+                sys.executable,
+                __file__,
+                function,
+                str(rank),
+                str(size),
+                str(directory),
+                str(timeout_s),
+                *arguments,
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -57,7 +69,9 @@ def start(
     return ended
 
 
-def _work(function: str, rank: int, size: int, directory: Path, timeout_s: float) -> None:
+def _work(
+    function: str, rank: int, size: int, directory: Path, timeout_s: float, arguments: list[str]
+) -> None:
     from prunekit.ranks import all_ranks
 
     torch.set_num_threads(1)
@@ -69,10 +83,13 @@ def _work(function: str, rank: int, size: int, directory: Path, timeout_s: float
         timeout=timedelta(seconds=timeout_s),
     )
     module, _, name = function.partition(":")
-    found = getattr(importlib.import_module(module), name)(all_ranks())
+    found = getattr(importlib.import_module(module), name)(all_ranks(), *arguments)
     torch.save(found, directory / f"{rank}.pt")
+    torch.distributed.barrier()  # One that ends while another still connects may abort.
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]))
+    _work(
+        sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5]), sys.argv[6:]
+    )

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import prunekit as pk
 from prunekit.errors import PlanError, TrainingError
 from prunekit.plan import Goal, allocate
-from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, train, training
+from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, stepper, train
 from prunekit.recover.optimizers import make_optimizer
 from prunekit.surgery import Removal, remove
 
@@ -285,7 +285,7 @@ def test_our_own_training_makes_an_optimizer_of_the_very_model_it_trains(workloa
         made.append(make_optimizer(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(training, "make_optimizer", make)
+    monkeypatch.setattr(stepper, "make_optimizer", make)
     settings = TrainingSettings(epochs=1, batch_size=32, learning_rate=0.01)
     model = workload.build()
     train(model, workload, settings)

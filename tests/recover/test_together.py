@@ -1,62 +1,64 @@
 """Several processes that train together make the run of one process."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.distributed.launching import launch, start
 from tests.recover.together import run
 
-SCRIPT = Path(__file__).with_name("together.py")
+from prunekit.ranks import ALONE
+
+RUN = "tests.recover.together:run"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """float32: sums of gradients over two halves of a step are rounded otherwise than over the whole."""
-
-
-def launch(out, form, *, processes=2, stop=0, die=0):
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    return subprocess.run(
-        [*command, SCRIPT, out, form, str(stop), str(die)], capture_output=True, text=True, timeout=120
-    )
-
-
-def weights_of(out, processes=2):
-    return [load_file(out / f"rank-{rank}.safetensors") for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
 def alone():
     # Oracle: one process.
-    return run()[0]
+    return run(ALONE)
 
 
-@pytest.mark.parametrize("form", ["ddp", "fsdp"])
+def rounds(tmp_path):
+    """A directory for each launch."""
+    for number in range(9):
+        path = tmp_path / str(number)
+        path.mkdir()
+        yield path
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
 def test_two_processes_make_the_run_of_one(tmp_path, alone, form):
-    done = launch(tmp_path, form)
-    assert done.returncode == 0, done.stderr
-    first, second = weights_of(tmp_path)
+    first, second = launch(RUN, 2, tmp_path, form)
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, **CLOSE)
 
 
-@pytest.mark.parametrize(("form", "afterwards"), [("ddp", 2), ("fsdp", 2), ("fsdp", 3), ("ddp", 1)])
+@pytest.mark.parametrize(
+    ("form", "afterwards"),
+    [
+        ("whole", 1),
+        ("sharded", 3),
+        pytest.param("whole", 2, marks=pytest.mark.slow),
+        pytest.param("sharded", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, alone, form, afterwards):
-    assert launch(tmp_path, form, stop=5).returncode == 0
-    done = launch(tmp_path, form, processes=afterwards)
-    assert done.returncode == 0, done.stderr
-    for weights in weights_of(tmp_path, afterwards):
-        assert weights["resumed"] == 3
+    before, later = rounds(tmp_path), tmp_path / "checkpoints"
+    launch(RUN, 2, next(before), form, str(later), "5")
+    for found in launch(RUN, afterwards, next(before), form, str(later)):
+        assert found["resumed"] == 3
         for name in alone.keys() - {"resumed"}:
-            torch.testing.assert_close(weights[name], alone[name], **CLOSE)
+            torch.testing.assert_close(found[name], alone[name], **CLOSE)
 
 
-def test_a_process_that_dies_is_named_and_the_checkpoint_stays(tmp_path, alone):
-    done = launch(tmp_path, "ddp", die=5)
-    assert done.returncode != 0
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000000003"]
-    assert launch(tmp_path, "ddp").returncode == 0
-    for name in alone.keys() - {"resumed"}:
-        torch.testing.assert_close(weights_of(tmp_path)[0][name], alone[name], **CLOSE)
+def test_a_process_that_dies_is_an_error_of_the_others_and_the_checkpoint_stays(tmp_path, alone):
+    places, checkpoints = rounds(tmp_path), tmp_path / "checkpoints"
+    first, second = start(RUN, 2, next(places), "whole", str(checkpoints), "", "5")
+    assert second.returncode == 9
+    assert first.returncode == 1
+    assert "RankError: Rank 0 of 2 lost touch with the others" in first.stderr
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000000003"]
+    for found in launch(RUN, 2, next(places), "whole", str(checkpoints)):
+        for name in alone.keys() - {"resumed"}:
+            torch.testing.assert_close(found[name], alone[name], **CLOSE)

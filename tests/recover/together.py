@@ -1,18 +1,14 @@
-"""What each process of the tests with several processes runs: ``torchrun together.py OUT FORM STOP DIE``."""
+"""What each process of the tests with several processes trains."""
 
 import os
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import TensorDataset
 
-from prunekit.ranks import ALONE, all_ranks
 from prunekit.recover import Checkpoints, Task, TrainingSettings, train
 from prunekit.workload import Split
 
@@ -45,42 +41,35 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def run(form="alone", checkpoints=None, stop_after=None, die_at=None):
-    """Weights and validation losses of a run of this process, or of this one among others."""
-    ranks = ALONE if form == "alone" else all_ranks()
+def run(ranks, form="whole", directory="", stop_after="", die_at=""):
+    """Weights, validation losses, and the step of the checkpoint that it went on from (-1: none).
+
+    Args:
+        ranks: the processes.
+        form: of the model: ``whole`` on every process, or ``sharded`` over them.
+        directory: of checkpoints; "" = none.
+        stop_after: a step after which all processes stop; "" = none.
+        die_at: a step after which the second process ends without a word; "" = none.
+    """
     model, task = model_and_task()
-    if form == "fsdp":
+    if form == "sharded":
         mesh = init_device_mesh("cpu", (ranks.size,))
         for layer in (model[0], model[3]):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
     def progress(done, planned):
-        if done == stop_after:
+        if done == int(stop_after or -1):
             raise Interrupted
-        if done == die_at and ranks.rank == 1:
+        if done == int(die_at or -1) and ranks.rank == 1:
             os._exit(9)
 
+    checkpoints = Checkpoints(Path(directory), every_steps=3) if directory else None
     try:
         record = train(model, task, SETTINGS, checkpoints=checkpoints, ranks=ranks, progress=progress)
     except Interrupted:
-        return None, None
-    weights = {name: whole(tensor).detach().clone() for name, tensor in model.named_parameters()}
-    weights["losses"] = torch.tensor([line.validation_loss for line in record.epochs], dtype=torch.float64)
-    weights["resumed"] = torch.tensor(-1 if record.resumed_at is None else record.resumed_at)
-    return weights, record
-
-
-def main():
-    out, form, stop, die = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
-    checkpoints = Checkpoints(out / "checkpoints", every_steps=3)
-    weights, _ = run(form, checkpoints, stop or None, die or None)
-    if weights is not None:
-        save_file(weights, out / f"rank-{distributed.get_rank()}.safetensors")
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        return {}
+    found = {name: whole(tensor).detach().clone() for name, tensor in model.named_parameters()}
+    found["losses"] = torch.tensor([line.validation_loss for line in record.epochs], dtype=torch.float64)
+    found["resumed"] = torch.tensor(-1 if record.resumed_at is None else record.resumed_at)
+    return found

@@ -145,13 +145,13 @@ def test_training_and_timing_tell_how_far_they_are(first_run):
 def test_poisoned_test_data_changes_nothing_but_the_evaluation(first_run, project, monkeypatch):
     """The same recipe with other test images and labels: the same plans, weights and exported files."""
     jobs = {}
-    make = workflow_run._job
+    make = workflow_run._Run._job
 
-    def spy(stage, *others):
-        jobs[stage.name] = make(stage, *others)
+    def spy(run, stage, *others):
+        jobs[stage.name] = make(run, stage, *others)
         return jobs[stage.name]
 
-    monkeypatch.setattr(workflow_run, "_job", spy)
+    monkeypatch.setattr(workflow_run._Run, "_job", spy)
     source = (project.path / "workload.py").read_text()
     poisoned = source.replace("examples(96, 3)", "poison(examples(96, 3))") + (
         "\n\ndef poison(data):\n"

@@ -25,6 +25,7 @@ from prunekit.importance.weight_criteria import WeightScores as WeightScores
 from prunekit.importance.weight_criteria import lamp as lamp
 from prunekit.importance.weight_criteria import score_weights as score_weights
 from prunekit.importance.weight_criteria import weight_criterion as weight_criterion
+from prunekit.importance.weight_movement import WeightMovement as WeightMovement
 from prunekit.importance.weight_tensors import MASKABLE as MASKABLE
 from prunekit.importance.weight_tensors import Masking as Masking
 from prunekit.importance.weight_tensors import Weights as Weights
@@ -50,6 +51,7 @@ __all__ = [
     "Reading",
     "Statistics",
     "WeightCriterion",
+    "WeightMovement",
     "WeightScores",
     "WeightTensor",
     "Weights",

@@ -23,7 +23,7 @@ from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.replay import Ledger
 from prunekit.importance.untouched import untouched
 from prunekit.importance.view import ELSEWHERE, READINGS, ROLES, Role, Statistics, check_roles
-from prunekit.ranks import ALONE, Ranks
+from prunekit.ranks import ALONE, Ranks, is_parted
 from prunekit.types import Group
 
 OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
@@ -112,6 +112,7 @@ def _collect(
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
     check_batches(calibration)
+    _check_whole(model)
     if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
@@ -196,6 +197,17 @@ def _checked(needs: Collection[str], roles: Collection[str], memory_bytes: objec
             f"The limit is {memory_bytes!r}", expected="a whole number of bytes above 0", where="memory_bytes"
         )
     return check_roles(roles)
+
+
+def _check_whole(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_parted(parameter):
+            raise CalibrationError(
+                "The model is sharded: no process holds the whole parameter",
+                where=name,
+                remedy="Score by weights, or by 'movement', which is gathered while the model trains; or "
+                "collect before the model is sharded",
+            )
 
 
 def _check_loss(loss: object, needs: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import CalibrationError
 from prunekit.importance.gather import gather, has_unit
 from prunekit.importance.view import ROLES, GroupView, Rows, Statistics, check_roles, scored_slices
-from prunekit.ranks import ALONE, Ranks
+from prunekit.ranks import ALONE, Ranks, whole
 from prunekit.types import Group
 
 MOVEMENT = "movement"
@@ -23,7 +23,8 @@ class Movement:
     """Accumulates movement while a model is trained.
 
     ``S[u] = -sum_t sum_i gradient_t[u, i] * weight_t[u, i]``: positive where steps against the gradient take
-    the weights away from zero. Memory: one float64 per slice and unit; gradients are read, never kept::
+    the weights away from zero. Memory: one float64 per slice and unit; gradients are read, never kept.
+    Of a model that FSDP2 shards, one parameter at a time is gathered; all processes call ``update()``::
 
         movement = Movement(model, groups)
         for batch in batches:
@@ -86,7 +87,7 @@ class Movement:
                 remedy="Call update() after backward() and before the gradients are zeroed",
             )
         for name in sorted(names & gradients.keys()):
-            if not torch.isfinite(gradients[name]).all():
+            if not torch.isfinite(whole(gradients[name])).all():
                 raise CalibrationError(
                     f"The gradient of the parameter '{name}' holds NaN or infinity",
                     where=f"movement, step {self.steps}",
@@ -94,8 +95,8 @@ class Movement:
         for group in self._groups:
             for row, part in enumerate(self._parts[group.name]):
                 if part.tensor in gradients:
-                    weight = gather(weights[part.tensor].detach(), part, group).double()
-                    gradient = gather(gradients[part.tensor].detach(), part, group).double()
+                    weight = gather(whole(weights[part.tensor].detach()), part, group).double()
+                    gradient = gather(whole(gradients[part.tensor].detach()), part, group).double()
                     self._sums[group.name][row] -= (weight * gradient).sum(dim=1).cpu().numpy()
         self.steps += 1
 

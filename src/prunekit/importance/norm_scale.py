@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.importance.gather import gather, has_unit
 from prunekit.importance.view import GroupView, Rows
+from prunekit.ranks import whole
 from prunekit.types import Slice
 
 
@@ -33,7 +34,9 @@ def score_bn_scale(view: GroupView) -> Rows:
     """
     rows = []
     for part in _scales(view):
-        values = gather(view.checked(part.tensor, view.parameters[part.tensor]), part, view.group)
+        values = gather(
+            view.checked(part.tensor, whole(view.parameters[part.tensor].detach())), part, view.group
+        )
         magnitude = values.abs().mean(dim=1).cpu().numpy()
         rows.append(np.where(has_unit(part, view.group), magnitude, np.nan))
     return np.stack(rows)

@@ -11,6 +11,7 @@ from torch import nn
 from prunekit.errors import SelectionError
 from prunekit.importance.criteria import CRITERIA, Criterion
 from prunekit.importance.view import ROLES, GroupView, ModelTensors, Rows, Statistics, check_roles, check_seed
+from prunekit.ranks import resharded
 from prunekit.types import FloatArray, Group
 
 _PerUnit = npt.NDArray[np.float64]
@@ -78,6 +79,8 @@ def score(
     where its units are no experts. That is an error that names the groups, unless ``fallback`` names a
     criterion to score these groups with.
 
+    Of a model that FSDP2 shards, one parameter at a time is gathered, on all processes, which all call this.
+
     Args:
         model: the model the groups were found on; only read.
         groups: the groups to score.
@@ -110,6 +113,7 @@ def score(
     taking_part = check_roles(roles)
     check_seed(seed)
     tensors = ModelTensors(model)
+    resharded(model)
     views = [GroupView(group, tensors, taking_part, stats, seed) for group in groups]
     chosen = _choose(views, criterion, fallback)
     scores: dict[str, FloatArray] = {}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance.gather import gather_present
+from prunekit.ranks import whole
 from prunekit.types import BoolArray, Group, IntArray, Slice
 
 Role = Literal["producer", "consumer", "follower"]
@@ -225,7 +226,7 @@ class GroupView:
             CalibrationError: a parameter holds NaN or infinity, or has no values (meta device).
         """
         for part in self.parts:
-            tensor = self.parameters[part.tensor].detach()
+            tensor = whole(self.parameters[part.tensor].detach())
             magnitudes = tensor.abs() if tensor.is_complex() else tensor
             values, present = gather_present(magnitudes, part, self.group)
             yield self.checked(part.tensor, values), present

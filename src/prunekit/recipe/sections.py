@@ -9,9 +9,7 @@ from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SkipValidation,
     model_validator,
@@ -20,13 +18,11 @@ from pydantic import (
 from prunekit.errors import UsageError
 from prunekit.evaluate import GATES, Gate, make_gate
 from prunekit.importance import CALIBRATED, NORMALIZATIONS, REDUCTIONS
+from prunekit.recipe.base import Count, Patterns, Section, Share, as_tuple
 from prunekit.recipe.mistakes import MistakeError, nearest, one_of, shown
+from prunekit.recipe.training import Parent, Recover
 from prunekit.recover import SCHEDULES, shares, steps
 from prunekit.types import WIDTHS, Granularity
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _curve(value: object) -> object:
@@ -51,70 +47,6 @@ Curve = Annotated[str | tuple[tuple[float, float], ...], BeforeValidator(_curve)
 Reduction = Annotated[str, one_of(REDUCTIONS)]
 Normalization = Annotated[str, one_of(NORMALIZATIONS)]
 Kind = Annotated[str, one_of({kind.value: kind for kind in Granularity})]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all parts of a recipe: nothing unknown, nothing converted in silence, nothing changed later."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _Training(Section):
-    """What training the parent and recovering the pruned model have in common."""
-
-    batch_size: Count = Field(default=64, description="examples per step, a whole number of 1 or more")
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
-    )
-    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
-    momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
-    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
-    schedule: Literal["cosine", "constant"] = Field(
-        default="cosine",
-        description="how the learning rate goes on after warm-up: `cosine` (to 0) or `constant`",
-    )
-    warmup: Share = Field(
-        default=0.05,
-        description="the share of all steps in which the learning rate rises, from 0 to below 1",
-    )
-    clip_norm: Positive | None = Field(
-        default=None, description="the largest norm of all gradients together, above 0; without it no limit"
-    )
-    patience: Count | None = Field(
-        default=None,
-        description="epochs without a better validation figure before training stops, 1 or more; without "
-        "it never",
-    )
-    select: Literal["metric", "loss"] = Field(
-        default="metric", description="what is better on validation: a higher `metric` or a lower `loss`"
-    )
-
-
-class Parent(_Training):
-    """How the dense model comes to be: trained on the spot, or loaded."""
-
-    checkpoint: str | None = Field(
-        default=None,
-        description="a .safetensors file with the weights, relative to the recipe; nothing is trained",
-    )
-    epochs: Positive = Field(default=10, description="passes over the training data, above 0")
-
-    @model_validator(mode="after")
-    def _is_trained_or_loaded(self) -> Parent:
-        settings = sorted(self.model_fields_set - {"checkpoint"})
-        if self.checkpoint is not None and settings:
-            given = f"It is given together with parent.checkpoint {self.checkpoint!r}"
-            raise MistakeError(
-                settings[0], given, "either a checkpoint or settings to train with; remove one of them"
-            )
-        if self.checkpoint is not None and not self.checkpoint.endswith(".safetensors"):
-            raise MistakeError("checkpoint", f"It is {self.checkpoint!r}", "a file that ends in .safetensors")
-        return self
 
 
 class GoalSection(Section):
@@ -219,7 +151,7 @@ class LimitsSection(Section):
 class GroupsSection(Section):
     """Which groups may lose units, and how many."""
 
-    granularity: Annotated[tuple[Kind, ...], BeforeValidator(_as_tuple)] | None = Field(
+    granularity: Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)] | None = Field(
         default=None,
         min_length=1,
         description="a list of kinds of unit, such as [channel]; without it every width",
@@ -249,40 +181,6 @@ class GroupsSection(Section):
     def kinds(self) -> frozenset[str]:
         """The kinds of unit that may go."""
         return frozenset(WIDTHS if self.granularity is None else self.granularity)
-
-
-class Recover(_Training):
-    """How quality is won back after each cycle; the budget is for all cycles together."""
-
-    learning_rate: Positive = Field(default=0.01, description="the highest learning rate, above 0")
-    epochs: NotNegative | None = Field(
-        default=None,
-        description="passes over the training data in all cycles together, 0 or more; 5 if nothing is given",
-    )
-    share_of_original: NotNegative | None = Field(
-        default=None, description="the same budget as a share of what training the parent took, 0 or more"
-    )
-    recalibrate: bool = Field(
-        default=False,
-        description="`true` recomputes the statistics of batch norms on calibration data before training",
-    )
-
-    @model_validator(mode="after")
-    def _has_one_budget(self) -> Recover:
-        if self.epochs is not None and self.share_of_original is not None:
-            raise MistakeError(
-                "share_of_original",
-                "It is given together with recover.epochs",
-                "one of them; both are the budget",
-            )
-        return self
-
-    @property
-    def budget_epochs(self) -> float | None:
-        """The budget in epochs; None where it is given as a share."""
-        if self.share_of_original is not None:
-            return None
-        return 5.0 if self.epochs is None else self.epochs
 
 
 class Export(Section):

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from prunekit.errors import TrainingError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.ranks import is_parted, like, resharded, whole
 from prunekit.recover.state import narrow_state, rescale_state
 from prunekit.surgery import Pruned, Removal, remove
 from prunekit.surgery.narrow import narrow, touched
@@ -54,6 +55,9 @@ def follow(
     3. State of queries and keys that a removal scaled is put in terms of the scaled weights, where that is
        exact (SGD and the Adam family), and dropped elsewhere.
 
+    Of a model that FSDP2 shards, state that is sharded alike is gathered one tensor at a time, narrowed, and
+    sharded as the smaller model's parameter is; all processes call this.
+
     Learning-rate schedulers and gradient scalers hold the optimizer itself and go on by themselves. Gradients
     do not follow: call this between two steps.
 
@@ -69,8 +73,9 @@ def follow(
         TrainingError: the optimizer holds parameters that are not the model's, or keeps them in places of its
             own (L-BFGS), or the removal is not that of the plan. The optimizer is as it was.
     """
+    resharded(model)
     check_fits(model, plan, groups)
-    chain = _chain(optimizer)
+    chain = chained(optimizer)
     cut = _cut(model, removal, plan, groups)
     for each in chain:
         _check_held(each, cut.names, removal.model)
@@ -148,6 +153,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
+def chained(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """An optimizer and those that it wraps, such as that of an ``AcceleratedOptimizer``."""
+    found = [optimizer]
+    while isinstance(inner := vars(found[-1]).get("optimizer"), torch.optim.Optimizer):
+        found.append(inner)
+    return found
+
+
 @dataclass(frozen=True)
 class _Cut:
     """What the plan leaves of every parameter of the dense model, by the parameter's id.
@@ -181,11 +194,17 @@ class _Cut:
     def narrowed(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """What is left of a tensor of the parameter's shape."""
         name = self.losing.get(id(parameter))
-        return tensor if name is None else narrow(self.groups, name, tensor, self.keep)
+        if name is None:
+            return tensor
+        left = narrow(self.groups, name, whole(tensor), self.keep)
+        heir = self.heirs[id(parameter)]
+        return like(left, heir) if is_parted(tensor) and heir is not None else left
 
     def check(self, parameter: Tensor) -> None:
         heir = self.heirs[id(parameter)]
-        expected = self.narrowed(parameter, parameter.detach()).shape
+        name = self.losing.get(id(parameter))
+        looks = torch.empty(parameter.shape, device="meta")
+        expected = (looks if name is None else narrow(self.groups, name, looks, self.keep)).shape
         if heir is not None and heir.shape != expected:
             raise TrainingError(
                 f"it has the shape {list(heir.shape)} in the smaller model, not {list(expected)} as planned",
@@ -237,14 +256,6 @@ def _new_state(optimizer: torch.optim.Optimizer, cut: _Cut, reset: dict[str, str
                 reset[cut.name(parameter)] = problem
             else:
                 found[heir] = left
-    return found
-
-
-def _chain(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """An optimizer and those that it wraps, such as that of an ``AcceleratedOptimizer``."""
-    found = [optimizer]
-    while isinstance(inner := vars(found[-1]).get("optimizer"), torch.optim.Optimizer):
-        found.append(inner)
     return found
 
 

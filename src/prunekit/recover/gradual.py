@@ -16,6 +16,7 @@ from prunekit.importance import (
     Weights,
     WeightScores,
     check_seed,
+    every_parameter,
     find_weights,
     score_weights,
     stored_parameter,
@@ -70,7 +71,8 @@ class GradualMasks:
         scope: as in :func:`prunekit.select_weights`.
         weights: from :func:`prunekit.find_weights`; default all that it finds.
         curve: a name in :data:`SCHEDULES`, or the pairs of :func:`prunekit.recover.steps`.
-        initial: the sparsity at ``t0``, from 0 to ``sparsity``; where ``begin`` is 0, at once.
+        initial: the sparsity at ``t0``, from 0 to ``sparsity``; where ``begin`` is 0, at once. None = that of
+            the masks that are there, 0 without. Below that, zeros come back.
         begin: share of the training before the first change, in [0, 1).
         end: share of the training at which ``sparsity`` is reached, above ``begin``, at most 1.
         every: optimizer steps from one change to the next, >= 1.
@@ -84,7 +86,7 @@ class GradualMasks:
         UsageError: a number or name that is none of these.
         SelectionError: nothing to mask, or an unknown criterion, pattern or scope.
         ShapeError: a parameter that the pattern does not divide.
-        PlanError: a parameter that cannot be masked.
+        PlanError: weights of another model, or a parameter that cannot be masked.
 
     Source: Zhu & Gupta, 2017, "To prune, or not to prune", eq. 1, https://arxiv.org/abs/1710.01878;
     deviation: what is masked is zero and stays gone, where their masks are made anew from the old values.
@@ -104,7 +106,7 @@ class GradualMasks:
         scope: Scope | str | None = None,
         weights: Weights | None = None,
         curve: Curve = "cubic",
-        initial: float = 0.0,
+        initial: float | None = None,
         begin: float = 0.0,
         end: float = 0.8,
         every: int = 100,
@@ -126,6 +128,8 @@ class GradualMasks:
             criterion=name if isinstance(criterion, str) else "",
         )
         _check_exchange(self._regrow, self._asked)
+        _check_found_on(model, self._weights)
+        initial = _sparsity_now(model, self._weights) if initial is None else initial
         timing = {"steps": steps, "begin": begin, "end": end, "every": every, "lift": lift}
         self._phases = Phases.of(**timing, initial=initial, final=self._asked.sparsity, curve=curve)
         self._made_by = {
@@ -153,6 +157,11 @@ class GradualMasks:
         """The fraction of the weights that is gone now, as counted."""
         kept = sum(int(mask.keep.sum()) for mask in self._masks.values())
         return 1 - kept / self._weights.count
+
+    @property
+    def settled(self) -> bool:
+        """The sparsity is the one at the end: validations before that say nothing about the result."""
+        return self._step >= self._phases.settled
 
     def step(self) -> None:
         """An optimizer step was made; change the masks where that is due.
@@ -226,9 +235,13 @@ class GradualMasks:
             given = self._criterion(self._model, self._weights)
         scores = {}
         for name, mask in self._masks.items():
-            values = given[name].detach()
-            if bool((values < 0).any()):
-                raise SelectionError("A score is below 0", expected="scores >= 0", where=f"weight '{name}'")
+            values = given[name].detach() if name in given else None
+            if values is None or values.shape != mask.keep.shape or bool((values < 0).any()):
+                raise SelectionError(
+                    "Its scores are missing, of another shape, or below 0",
+                    expected="scores >= 0 in its shape",
+                    where=f"weight '{name}'",
+                )
             scores[name] = torch.where(mask.keep, values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
         return scores
 
@@ -294,6 +307,15 @@ def _criterion_name(criterion: Criterion) -> str:
     return criterion
 
 
+def _check_found_on(model: nn.Module, weights: Weights) -> None:
+    if every_parameter(model).fingerprint != weights.fingerprint:
+        raise PlanError(
+            "The weights were found on another model",
+            expected="find_weights() of this very model",
+            where="weights",
+        )
+
+
 def _check_exchange(rule: Regrowth, asked: Asked) -> None:
     if not rule.by:
         return
@@ -331,6 +353,11 @@ def _attached(model: nn.Module, weights: Weights) -> dict[str, WeightMask]:
     attach_masks(model, MaskPlan(whole, weights.fingerprint, "element", "tensor", "", 0.0), in_place=True)
     masks = {weight.name: mask_on(model, weight) for weight in weights}
     return {name: mask for name, mask in masks.items() if mask is not None}
+
+
+def _sparsity_now(model: nn.Module, weights: Weights) -> float:
+    masks = [mask_on(model, weight) for weight in weights]
+    return sum(int((~mask.keep).sum()) for mask in masks if mask is not None) / weights.count
 
 
 def _clear_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, where: Tensor) -> None:

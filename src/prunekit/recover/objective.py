@@ -19,6 +19,9 @@ One that is an ``nn.Module`` has its parameters trained, moved and saved along w
 class Companion(Protocol):
     """What goes along with training, in the form of PyTorch's learning-rate schedulers.
 
+    One may say ``settled``, a bool, whether the model has the form that it is to have at the end (a sparsity,
+    say). Validations before that are passed over when the best weights are chosen.
+
     Law: where the state of one is loaded into another that was made by the same arguments, both go on alike.
     """
 
@@ -33,6 +36,11 @@ class Companion(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Go on where the other one was."""
         ...
+
+
+def is_settled(companion: Companion) -> bool:
+    """The model has the form that the companion is to give it; true of those that do not say."""
+    return bool(getattr(companion, "settled", True))
 
 
 def task_objective(loss: Callable[[Any, Batch], Tensor]) -> Objective:

@@ -78,6 +78,11 @@ class Phases:
             min(round(begin * steps), last - 1), last, lifted, every, initial, final, schedule_of(curve)
         )
 
+    @property
+    def settled(self) -> int:
+        """Steps made at the last change of the sparsity."""
+        return self.last if self.lifted is None else self.lifted
+
     def sparsity(self, step: int) -> float:
         """The sparsity after ``step`` steps, by the curve."""
         if step < self.first or self.is_lifted(step):

@@ -35,6 +35,7 @@ def state_of(run: Run) -> dict[str, Any]:
             "spent": asdict(replace(run.spent, seconds=run.seconds())),
             "log": [asdict(line) for line in run.log],
             "best": run.best,
+            "settled": run.settled,
             "total": run.total,
             "seen": run.seen,
         },
@@ -59,7 +60,7 @@ def go_on_from(state: dict[str, Any], run: Run) -> None:
     at = state["run"]
     run.spent, run.before = Spent(**at["spent"]), at["spent"]["seconds"]
     run.log = [EpochRecord(**line) for line in at["log"]]
-    run.best, run.total, run.seen = at["best"], at["total"], at["seen"]
+    run.settled, run.best, run.total, run.seen = at["settled"], at["best"], at["total"], at["seen"]
     run.resumed_at = run.saved_step = run.spent.steps
 
 

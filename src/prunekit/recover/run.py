@@ -18,7 +18,7 @@ from prunekit.recover.budget import Spent
 from prunekit.recover.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
 from prunekit.recover.feed import Feed, Step, tokens_of
 from prunekit.recover.learning_rate import learning_rate
-from prunekit.recover.objective import Companion, Objective
+from prunekit.recover.objective import Companion, Objective, is_settled
 from prunekit.recover.resuming import go_on_from, identity_of, state_of, tensor_at
 from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.stepper import Stepper
@@ -62,7 +62,7 @@ class Run:
         self.spent, self.before = Spent(), 0.0
         self.share = settings.budget.share(self.spent, steps=self.steps)
         self.log: list[EpochRecord] = []
-        self.best = 0
+        self.best, self.settled = 0, False  # Whether the best line is one that others are compared with.
         self.total, self.seen, self.rate = 0.0, 0, 0.0  # Of the steps since the last validation.
         self.resumed_at: int | None = None
         self.started = self.noted = self.saved = time.monotonic()
@@ -247,8 +247,9 @@ class Run:
     def _keep_if_better(self, line: EpochRecord) -> None:
         self.log.append(line)
         self.total, self.seen = 0.0, 0
-        if len(self.log) == 1 or self._better(line, self.log[self.best]):
+        if not self.settled or self._better(line, self.log[self.best]):
             self.best, self.best_state = len(self.log) - 1, copied(tensors_of(self.model))
+        self.settled = all(map(is_settled, self.companions))
 
     def _better(self, new: EpochRecord, old: EpochRecord) -> bool:
         if self.settings.select == "loss" or new.validation_metric is None or old.validation_metric is None:

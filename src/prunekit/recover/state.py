@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit.ranks import is_parted
+
 Narrow = Callable[[Tensor], Tensor]
 """From a tensor of a parameter's dense shape to what is left of it."""
 
@@ -32,7 +34,7 @@ def narrow_state(state: Mapping[str, Any], parameter: Tensor, narrow: Narrow) ->
     3. A tensor of that shape but for dimensions of size 1, or without the dimension that :data:`MEANS_OVER`
        knows by name, holds means over those dimensions (Adafactor). It is narrowed along the others; a mean
        over a dimension that lost units still counts them. Sizes alone do not tell which dimension is missing:
-       a table of 256 entries may happen to lie beside a parameter of 256 rows.
+       a table of 256 entries may happen to lie beside a parameter of 256 rows. Not where it is sharded.
 
     Args:
         state: by name, as in ``optimizer.state[parameter]``.
@@ -99,6 +101,8 @@ def _narrowed(name: str, value: Tensor, parameter: Tensor, narrow: Narrow) -> Te
         return narrow(value)
     if value.numel() == 1:
         return value
+    if is_parted(value):
+        return None
     if value.ndim == len(shape):
         over = [dim for dim, size in enumerate(value.shape) if size == 1 != shape[dim]]
         return _without(value, over, shape, narrow)

@@ -68,7 +68,7 @@ class Stepper:
             with self._synchronised(number == len(step.parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                     loss = self._loss(batch)
-                weighted = loss.float() * part.share
+                weighted = loss * part.share
                 # The processes' gradients are averaged, so their sum is as many times larger.
                 (weighted * self.ranks.size).backward()
             total += float(weighted.detach()) if part.share else 0.0

@@ -11,6 +11,7 @@ from torch import nn
 from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import ALONE, Ranks
 from prunekit.recover.checkpoints import Checkpoints
+from prunekit.recover.cuts import Cutting
 from prunekit.recover.objective import Companion, Objective, task_objective
 from prunekit.recover.run import Progress, Run
 from prunekit.recover.settings import TrainingRecord, TrainingSettings
@@ -53,7 +54,8 @@ def train(
     Raises:
         TrainingError: nothing can be trained, a step fails, or a loss is NaN or infinite; names the step and
             the learning rate. The best weights so far are in the model.
-        UsageError: no loss and no objective, or the checkpoint is of another run.
+        UsageError: no loss and no objective, a companion that cuts the model, or the checkpoint is of
+            another run.
         StorageError: a checkpoint cannot be written or is damaged. The best weights so far are in the model.
         RankError: another process is lost.
     """
@@ -66,6 +68,7 @@ def train(
             "no parameter of the model requires a gradient", remedy="Unfreeze what is to train"
         )
     objective = _objective(task, objective)
+    _check_companions(companions)
     with _as_found(model, settings.seed + ranks.rank):
         run = Run(model, task, settings, objective, companions, checkpoints, ranks, progress)
         try:
@@ -94,6 +97,17 @@ def _objective(task: Task, given: Objective | None) -> Objective:
             remedy="Leave out the cache of the distillation, or set augment to None",
         )
     return given
+
+
+def _check_companions(companions: Sequence[Companion]) -> None:
+    cutting = next((each for each in companions if isinstance(each, Cutting)), None)
+    if cutting is not None:
+        raise UsageError(
+            f"{type(cutting).__name__} would cut the model while it trains",
+            expected="companions that leave the form of the model: its best weights are kept and given back",
+            where="train",
+            remedy="Cut between two calls of train(), or in a loop of your own",
+        )
 
 
 @contextmanager

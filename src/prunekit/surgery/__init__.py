@@ -13,6 +13,8 @@ from prunekit.surgery.remove import Removal as Removal
 from prunekit.surgery.remove import mask as mask
 from prunekit.surgery.remove import remove as remove
 from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitivity
+from prunekit.surgery.sharded import remove_sharded as remove_sharded
+from prunekit.surgery.sharded_proof import verify_sharded as verify_sharded
 from prunekit.surgery.soundness import sound as sound
 from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
@@ -37,7 +39,9 @@ __all__ = [
     "measure_sensitivity",
     "prune",
     "remove",
+    "remove_sharded",
     "sound",
     "verify",
+    "verify_sharded",
     "zero_under_masks",
 ]

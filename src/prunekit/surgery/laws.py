@@ -148,7 +148,7 @@ class Laws:
         try:
             for name in names:
                 group = self._groups.whole(name)
-                _permute(permuted, group, _block_permutation(group, rng))
+                _permute(permuted, group, block_permutation(group, rng))
         except ShapeError as error:
             return LawResult("permutation", tuple(names), float("inf"), TOLERANCE, (), False, str(error))
         return self._compare("permutation", names, self._expected, permuted)
@@ -296,7 +296,7 @@ def _set(model: nn.Module, name: str, value: Tensor) -> None:
         replace(model, alias, parameter)
 
 
-def _block_permutation(group: Group, rng: np.random.Generator) -> IntArray:
+def block_permutation(group: Group, rng: np.random.Generator) -> IntArray:
     """``[units]``: every unit goes to another place in its block, along one random cycle per block."""
     size = group.units_per_block
     order = np.empty(group.size, dtype=np.int64)

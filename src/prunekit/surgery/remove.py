@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PlanError
+from prunekit.files import content_digest
 from prunekit.graph import Groups
 from prunekit.graph.change import Change
 from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
+from prunekit.ranks import ALONE, Ranks
 from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import fit_depth, fit_widths
 from prunekit.surgery.elsewhere import Passing, same_elsewhere
@@ -60,7 +62,7 @@ class Removal:
     scaled: tuple[str, ...] = ()
 
 
-def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
+def remove(model: nn.Module, plan: PruningPlan, groups: Groups, *, ranks: Ranks = ALONE) -> Removal:
     """Make the smaller model that ``plan`` describes; ``model`` itself is left as it is.
 
     The user's class is kept if, with its width attributes repaired, it computes in float64 what the pruned
@@ -70,13 +72,28 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups) -> Removal:
         model: the model that ``groups`` was found in, or one of the same class and shapes.
         plan: made on ``groups``.
         groups: from ``find_groups``.
+        ranks: the processes that each hold the whole model, such as ``all_ranks()``: the plan and what came
+            of it have to be the same on all of them, and all call this.
 
     Raises:
         PlanError: the plan was made for another model, or for another version of it.
         ProofError: the pruned graph cannot run.
+        RankError: the processes do not hold the same plan or weights, or one is lost.
     """
-    check_fits(model, plan, groups)
-    return carry_out(model, plan.keep_mask(), groups)
+    with ranks.together("remove"):
+        ranks.check_same(plan.digest, "the plan")
+        check_fits(model, plan, groups)
+        removal = carry_out(model, plan.keep_mask(), groups)
+        if ranks.size > 1:
+            ranks.check_same([removal.form, *map(list, _digests(removal.model))], "the smaller model")
+    return removal
+
+
+def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """SHA-256 of each parameter by name; running statistics are each process's own under DDP."""
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        yield name, content_digest(values.numpy().tobytes())
 
 
 def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bool = True) -> Removal:
@@ -125,7 +142,7 @@ def _narrower(
     own = copied(model)
     for name, tensor in narrowed.items():
         replace_everywhere(own, model, name, tensor.detach().clone())
-    graph_module, changes = _graph_form(model, groups, keep, narrowed)
+    graph_module, changes = graph_form(model, groups, keep, narrowed)
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
@@ -168,7 +185,7 @@ def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[R
 
 def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -> str:
     """Let the configuration follow, and say whether it did."""
-    described = fit_widths(own, _sizes(keep, groups), rivals.is_own)
+    described = fit_widths(own, sizes_of(keep, groups), rivals.is_own)
     if described is None:
         return ""
     if described.holds:
@@ -176,7 +193,7 @@ def _described(own: nn.Module, keep: KeepMask, groups: Groups, rivals: Rivals) -
     return f"; its configuration does not build it again: {described.reason}"
 
 
-def _sizes(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
+def sizes_of(keep: KeepMask, groups: Groups) -> set[tuple[int, int]]:
     """Sizes of groups, in all and per block, before and after."""
     found: set[tuple[int, int]] = set()
     for name, mask in keep.items():
@@ -223,7 +240,7 @@ def reduced_graph(model: nn.Module, keep: KeepMask, groups: Groups) -> PrunedGra
     tensors = {
         name: narrow(groups, name, _tensor(model, groups, name), keep) for name in touched(groups, keep)
     }
-    return _graph_form(model, groups, keep, tensors)[0]
+    return graph_form(model, groups, keep, tensors)[0]
 
 
 def without_gone_groups(keep: KeepMask, groups: Groups) -> dict[str, BoolArray]:
@@ -319,9 +336,10 @@ def _tensor(model: nn.Module, groups: Groups, name: str) -> Tensor:
     return (groups.graph.tensor(name) if found is None else found).detach()
 
 
-def _graph_form(
+def graph_form(
     model: nn.Module, groups: Groups, keep: KeepMask, narrowed: dict[str, Tensor]
 ) -> tuple[PrunedGraph, list[Change]]:
+    """The pruned graph with the model's tensors, some of them narrowed already; and what changed in it."""
     tensors: dict[str, Tensor] = {}
     for name in groups.graph.tensors.values():
         canonical = groups.graph.tied.get(name, name)

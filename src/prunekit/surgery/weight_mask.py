@@ -123,8 +123,7 @@ class _KeptBits(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, keep: Tensor) -> Tensor:
         integer = INTEGERS[values.element_size()]
-        bits = keep.to(integer).neg_()
-        return bits.bitwise_and_(values.view(integer)).view(values.dtype)
+        return (values.view(integer) & keep.to(integer).neg_()).view(values.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

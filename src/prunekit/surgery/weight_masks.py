@@ -205,15 +205,27 @@ def _order_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def _register(holder: nn.Module, leaf: str, mask: WeightMask, weight: WeightTensor) -> None:
+    """Put the mask on; the parameter keeps its gradient accumulator, with what hooks it, as its identity.
+
+    PyTorch calls ``set_`` on the tensor that it registers, which takes the accumulator away from those who
+    hold it (DistributedDataParallel). So it registers a stand-in with the same values.
+    """
     _own_class(holder)
+    parameter = holder._parameters[leaf]
+    assert parameter is not None
+    holder._parameters[leaf] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     try:
         parametrize.register_parametrization(holder, leaf, mask)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        holder._parameters[leaf] = parameter
         raise PlanError(
             f"A {type(holder).__name__} does not let '{leaf}' be masked: {error}",
             where=f"weight '{weight.name}'",
             remedy="Leave it out with find_weights(model, ignore=...)",
         ) from error
+    chain = _chain(holder, leaf)
+    chain.original = parameter
+    _zeroed(chain)
     if isinstance(holder, nn.RNNBase):
         type(holder).__deepcopy__ = _copied_recurrent  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from prunekit.workflow.inspect import Inspection, inspect_workload
 from prunekit.workflow.job import Silent, Watcher
+from prunekit.workflow.launched import launched_processes
 from prunekit.workflow.models import describe
 from prunekit.workflow.outcome import Outcome, Row
 from prunekit.workflow.run import make_report, run_recipe
@@ -14,6 +15,7 @@ __all__ = [
     "Watcher",
     "describe",
     "inspect_workload",
+    "launched_processes",
     "make_report",
     "run_recipe",
 ]

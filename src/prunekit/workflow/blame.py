@@ -10,6 +10,7 @@ from prunekit.errors import (
     PrunekitError,
     RecipeError,
     SelectionError,
+    ShapeError,
     TraceError,
     TrainingError,
     WorkloadError,
@@ -42,6 +43,8 @@ def blaming(places: Places, recipe: Recipe, stage: str = "") -> Iterator[None]:
 
 def key_of(error: PrunekitError, recipe: Recipe, stage: str = "") -> str:
     """The key of the recipe that an error is about, such as ``groups.only.0``; "" if it is about none."""
+    if stage.endswith("recover") and isinstance(error, TrainingError | SelectionError | ShapeError):
+        return "recover.distill" if "distillation" in error.where else "recover"
     if isinstance(error, SelectionError):
         return _choice(error, recipe)
     if isinstance(error, GoalError):
@@ -53,7 +56,7 @@ def key_of(error: PrunekitError, recipe: Recipe, stage: str = "") -> str:
     if isinstance(error, TraceError):
         return "workload"
     if isinstance(error, TrainingError):
-        return "recover" if stage.endswith("recover") else "parent"
+        return "parent"
     return ""
 
 

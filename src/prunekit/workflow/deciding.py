@@ -10,22 +10,14 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from prunekit.errors import GoalError, ProofError
+from prunekit.files import content_digest
 from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
+from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recipe import Recipe
-from prunekit.recover import (
-    Recalibrated,
-    TrainingRecord,
-    TrainingSettings,
-    budget_in_epochs,
-    recalibrate_norms,
-    shares,
-    train,
-    training_batches,
-)
+from prunekit.recover import UNITS, TrainingRecord, TrainingSettings, shares, train
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
-from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import (
     UNSOUND,
@@ -41,13 +33,11 @@ from prunekit.workflow.models import (
     select,
     tensors_of,
 )
+from prunekit.workflow.recovering import SPENT, checkpoints_of
 from prunekit.workload import Batch, DecidingWorkload, Split, load_weights
 
 FAR = 0.2
 """Relative tolerance with which a goal is checked before scores are known."""
-
-SPENT = "spent.json"
-"""What training the parent took, without timings, so that a share of it can be budgeted."""
 
 
 def run_baseline(job: Job) -> Result:
@@ -57,7 +47,14 @@ def run_baseline(job: Job) -> Result:
     if job.checkpoint is not None:
         load_weights(model, job.checkpoint)
     else:
-        training = train(model, job.workload, _parent_settings(job), progress=job.progress)
+        training = train(
+            model,
+            job.workload,
+            _parent_settings(job),
+            checkpoints=checkpoints_of(job, job.recipe.parent.checkpoint_seconds),
+            ranks=job.ranks,
+            progress=job.progress,
+        )
     model.eval()
     found = groups_of(model, job.workload)
     groups = sound(model, found, seed=job.seed)
@@ -93,7 +90,9 @@ def run_score(cycle: int) -> Callable[[Job], Result]:
         needs = needs_of(settings.criterion, settings.fallback)
         if needs:
             batches = _calibration_batches(job, job.workload.splits.calibration)
-            stats = collect(model, batches, groups=groups, needs=needs, loss=job.workload.loss)
+            stats = collect(
+                model, batches, groups=groups, needs=needs, loss=job.workload.loss, ranks=job.ranks
+            )
         scores = score(
             model,
             groups,
@@ -104,7 +103,9 @@ def run_score(cycle: int) -> Callable[[Job], Result]:
             fallback=settings.fallback,
             seed=job.seed,
         )
-        (job.out / "scores.safetensors").write_bytes(save(dict(scores)))
+        content = save(dict(scores))
+        job.ranks.check_same(content_digest(content), "the scores")
+        (job.out / "scores.safetensors").write_bytes(content)
         return {
             "criterion": settings.criterion,
             "reduction": settings.reduction,
@@ -224,41 +225,6 @@ def run_prune(cycle: int) -> Callable[[Job], Result]:
     return run
 
 
-def run_recover(cycle: int) -> Callable[[Job], Result]:
-    """Win quality back by training within the budget of this cycle."""
-
-    def run(job: Job) -> Result:
-        plan = read_plan(job.files[f"{name_of(cycle)}/plan/plan.json"])
-        model = pruned_model(job, plan, job.files[f"{name_of(cycle)}/prune/weights.safetensors"])
-        epochs = _recovery_epochs(job)
-        chosen = job.recipe.recover
-        settings = chosen.model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
-        recalibrated: Recalibrated | None = None
-        if chosen.recalibrate:
-            calibration = job.workload.splits.calibration
-            batches = training_batches(calibration, chosen.batch_size, shuffle_seed=job.seed)
-            recalibrated = recalibrate_norms(model, batches)
-        training: TrainingRecord | None = None
-        if epochs > 0:
-            training = train(
-                model,
-                job.workload,
-                TrainingSettings(**settings, epochs=epochs, seed=job.seed),
-                progress=job.progress,
-            )
-        save_weights(model.eval(), job.out / "weights.safetensors")
-        spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
-        seen = epochs * len(job.workload.splits.train)
-        return {
-            "recalibrated": asdict(recalibrated) if recalibrated else None,
-            "training": asdict(training) if training else None,
-            "budget": {"epochs": epochs, "share_of_original": seen / spent if spent else None},
-            "quality": quality(model, job),
-        }
-
-    return run
-
-
 def name_of(cycle: int) -> str:
     """The directory of a cycle, counted from 1."""
     return f"cycle-{cycle:02}"
@@ -279,7 +245,12 @@ def plan_before(job: Job, cycle: int) -> PruningPlan | None:
 def _parent_settings(job: Job) -> TrainingSettings:
     """The workload's training settings, those of the recipe before them."""
     own = dict(getattr(job.workload, "train_settings", None) or {})
-    given = job.recipe.parent.model_dump(exclude={"checkpoint"}, exclude_unset=bool(own))
+    parent = job.recipe.parent
+    given = {
+        name: value for name, value in parent.settings.items() if not own or name in parent.model_fields_set
+    }
+    if any(given.get(unit) is not None for unit in UNITS):  # One budget takes the place of another.
+        own = {name: value for name, value in own.items() if name not in UNITS}
     return TrainingSettings(**{**own, **given, "seed": job.seed})
 
 
@@ -287,6 +258,7 @@ def _calibration_batches(job: Job, split: Split) -> Iterator[Batch]:
     size = job.recipe.importance.batch_size
     order = split.order()[: job.recipe.importance.examples]
     batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = batches[job.ranks.rank :: job.ranks.size]
     for done, indices in enumerate(batches, start=1):
         yield split.batch(indices)
         job.progress(done, len(batches))
@@ -299,16 +271,3 @@ def _removed_by(goal: Goal, plan: PruningPlan) -> float:
     assert goal.reach is not None
     figure = plan.before.macs if goal.kind == "macs" else plan.before.params
     return 1 - goal.reach / figure
-
-
-def _recovery_epochs(job: Job) -> float:
-    """The budget of one cycle: an equal part of the budget of all."""
-    recover = job.recipe.recover
-    spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
-    whole = budget_in_epochs(
-        train_examples=len(job.workload.splits.train),
-        epochs=recover.budget_epochs,
-        share_of_original=recover.share_of_original,
-        original_examples_seen=spent,
-    )
-    return whole / job.recipe.schedule.cycles

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from prunekit.ranks import ALONE, Ranks
 from prunekit.recipe import Recipe
 from prunekit.workload import DecidingWorkload, Split
 
@@ -70,6 +71,9 @@ class Job:
         progress: called with (steps done, steps in all).
         checkpoint: where the parent's weights are; None = it is trained.
         open_test: gives the test split; None for every stage but ``evaluate``.
+        unfinished: where it may keep what a killed run of this very stage goes on from; gone when it ends.
+        kept: where all stages may keep what is costly to make again; gone when the run ends.
+        ranks: the processes that run the stage.
     """
 
     recipe: Recipe
@@ -80,6 +84,9 @@ class Job:
     progress: Callable[[int, int], None]
     checkpoint: Path | None = None
     open_test: Callable[[], Split] | None = None
+    unfinished: Path = Path()
+    kept: Path = Path()
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Stage:
         settings: the parts of the recipe that it depends on, by their path in it.
         reads: the outputs of earlier stages it depends on, as ``stage/file``.
         data: the splits whose content it depends on; with any of them it depends on the workload file.
+        by_all: where several processes run a recipe, all of them run it; else the first, and the others wait.
     """
 
     name: str
@@ -99,3 +107,4 @@ class Stage:
     settings: Mapping[str, object] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    by_all: bool = False

@@ -13,6 +13,7 @@ from torch import nn
 from prunekit.errors import SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import PruningPlan
+from prunekit.ranks import whole
 from prunekit.recipe import Recipe
 from prunekit.surgery import remove
 from prunekit.types import Frozen, Group, Slice
@@ -91,8 +92,13 @@ def read_plan(path: Path) -> PruningPlan:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state of a model; tied tensors are written under each of their names."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    """Write the state of a model; tied tensors are written under each of their names.
+
+    Of a model that is spread over processes, all of them call this, and each writes the whole.
+    """
+    state = {
+        name: whole(tensor.detach()).cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
     path.write_bytes(save(state))
 
 

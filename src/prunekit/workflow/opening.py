@@ -18,7 +18,15 @@ from typing import Any
 
 from prunekit.errors import RunDirectoryError
 from prunekit.files import PARTIAL, write_atomically
-from prunekit.workflow.rundir import LOCK_FILE, OLD, RunDirectory, as_json, remove, storage_errors
+from prunekit.workflow.rundir import (
+    LOCK_FILE,
+    OLD,
+    UNFINISHED,
+    RunDirectory,
+    as_json,
+    remove,
+    storage_errors,
+)
 
 RUN_FILE, RECIPE_FILE, STAGES = "run.json", "recipe.yaml", "stages"
 
@@ -71,7 +79,7 @@ def open_run(path: Path, identity: Identity) -> Iterator[RunDirectory]:
             try:
                 yield directory
             except BaseException:
-                if fresh and not directory.stages():
+                if fresh and not directory.stages() and not directory.has_unfinished():
                     _take_back(path)
                 raise
     except BaseException:
@@ -127,7 +135,7 @@ def _make(path: Path, made: list[Path]) -> None:
 def _take_back(path: Path) -> None:
     """Rule 3, for what is inside the directory."""
     with contextlib.suppress(OSError):  # the error that led here is what the user must hear of
-        for name in (STAGES, RECIPE_FILE, RUN_FILE, LOCK_FILE):
+        for name in (STAGES, UNFINISHED, RECIPE_FILE, RUN_FILE, LOCK_FILE):
             remove(path / name)
 
 

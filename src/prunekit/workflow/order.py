@@ -7,18 +7,17 @@ from dataclasses import asdict
 
 from prunekit.recipe import Recipe
 from prunekit.workflow.deciding import (
-    SPENT,
     name_of,
     run_baseline,
     run_plan,
     run_prune,
-    run_recover,
     run_score,
     weights_before,
 )
 from prunekit.workflow.delivering import EXPORTS, run_evaluate, run_export, run_gate, run_validate
 from prunekit.workflow.job import Stage
 from prunekit.workflow.models import UNSOUND
+from prunekit.workflow.recovering import SPENT, run_recover
 
 PARENT = "baseline/weights.safetensors"
 
@@ -32,6 +31,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
             run_baseline,
             settings=_settings(recipe, "seed", "threads", "parent"),
             data=("train", "calibration", "validation"),
+            by_all=True,
         ),
         *(stage for cycle in cycles for stage in _cycle(recipe, cycle)),
         *_delivery(recipe),
@@ -44,6 +44,7 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
     earlier = (f"{name_of(cycle - 1)}/plan/plan.json",) if cycle > 1 else ()
     scoring = ("criterion", "fallback", "reduction", "normalization", "batch_size", "examples")
     choosing = ("granularity", "only", "ignore")
+    parent = (PARENT,) if recipe.recover.distill is not None else ()
     return [
         Stage(
             f"{name}/score",
@@ -56,6 +57,7 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
             ),
             reads=(weights_before(cycle), unsound, *earlier),
             data=("calibration",),
+            by_all=True,
         ),
         Stage(
             f"{name}/plan",
@@ -73,10 +75,11 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
         ),
         Stage(
             f"{name}/recover",
-            run_recover(cycle),
+            run_recover(name),
             settings=_settings(recipe, "seed", "threads", "recover", "schedule.cycles"),
-            reads=(f"{name}/prune/weights.safetensors", plan, f"baseline/{SPENT}"),
+            reads=(f"{name}/prune/weights.safetensors", plan, f"baseline/{SPENT}", *parent),
             data=("train", "calibration", "validation"),
+            by_all=True,
         ),
     ]
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prunekit import __version__
 from prunekit.errors import PrunekitError, RunDirectoryError
 from prunekit.files import content_digest
-from prunekit.recipe import Recipe, load_recipe
+from prunekit.ranks import ALONE, Ranks
+from prunekit.recipe import load_recipe
 from prunekit.report import write_report
 from prunekit.workflow.blame import blaming
 from prunekit.workflow.deciding import check_goal
 from prunekit.workflow.determinism import deterministic, seeded, stage_seed
-from prunekit.workflow.job import Job, Silent, Stage, Watcher
+from prunekit.workflow.job import Job, Result, Silent, Stage, Watcher
 from prunekit.workflow.opening import RECIPE_FILE, Identity, claim, open_run, read_run
 from prunekit.workflow.order import stages_of
 from prunekit.workflow.outcome import Outcome, read_outcome
@@ -28,20 +30,31 @@ REPORTED = frozenset({".json", ".parquet"})
 """The kinds of file that the report is made from."""
 
 
-def run_recipe(recipe_path: Path, *, run_dir: Path | None = None, watcher: Watcher | None = None) -> Outcome:
+def run_recipe(
+    recipe_path: Path,
+    *,
+    run_dir: Path | None = None,
+    watcher: Watcher | None = None,
+    ranks: Ranks = ALONE,
+) -> Outcome:
     """Run a recipe, or what of it has not run yet or no longer holds.
+
+    With several processes, calibration and training are shared between all of them; the first does the rest
+    and is the only one that writes into the run directory, which all of them can read.
 
     Args:
         recipe_path: the YAML file.
         run_dir: where its stages are kept; ``runs/<name>`` in the current directory if None.
         watcher: hears how it goes on.
+        ranks: the processes that run it together; all call this with the same recipe.
 
     Raises:
         UsageError: the recipe, the workload or the run directory cannot be used.
         RunError: a stage failed; earlier stages are kept.
     """
-    given = read_given(recipe_path)
-    source = open_source(given)
+    with ranks.together("reading the recipe"):
+        given = read_given(recipe_path)
+        source = open_source(given)
     path = run_dir if run_dir is not None else Path("runs") / given.recipe.name
     identity = Identity(
         name=given.recipe.name,
@@ -50,8 +63,20 @@ def run_recipe(recipe_path: Path, *, run_dir: Path | None = None, watcher: Watch
         recipe_digest=content_digest(given.content),
         workload_digest=found_digest(source.path),
     )
-    with open_run(path, identity) as directory:
-        _run_stages(given, source, directory, identity, watcher or Silent())
+    ranks.check_same([identity.recipe_digest, identity.workload_digest], "the recipe and its workload")
+    with ExitStack() as stack:
+        with ranks.together("opening the run directory"):
+            opened = open_run(path, identity) if ranks.is_first else nullcontext(RunDirectory(path))
+            directory = stack.enter_context(opened)
+        run = _Run(given, source, directory, watcher or Silent(), ranks)
+        with deterministic(given.recipe.threads):
+            run.prepare(identity)
+            for stage in run.stages:
+                run.stage(stage)
+        with ranks.together("the report"):
+            if ranks.is_first:
+                directory.forget_unfinished()
+                _write_report(directory, run.watcher)
         return read_outcome(directory)
 
 
@@ -74,34 +99,73 @@ def make_report(run_dir: Path) -> Path:
         return _write_report(directory, Silent())
 
 
-def _run_stages(
-    given: Given, source: Source, directory: RunDirectory, identity: Identity, watcher: Watcher
-) -> None:
-    recipe = given.recipe
-    stages = stages_of(recipe)
-    with deterministic(recipe.threads):
-        plan = next(stage for stage in stages if stage.name == FIRST_PLAN)
-        if directory.why_stale(plan.name, _inputs(plan, source, directory)):
-            with blaming(given.places, recipe):
-                check_goal(recipe, deciding(source.workload))
-        claim(directory, identity, given.content)
-        for name in directory.keep_only([*(stage.name for stage in stages), REPORT]):
-            watcher.removed(name)
-        for stage in stages:
-            inputs = _inputs(stage, source, directory)
-            why = directory.why_stale(stage.name, inputs)
-            if not why:
-                watcher.kept(stage.name)
-                continue
-            with (
-                blaming(given.places, recipe, stage.name),
-                _watched(watcher, stage.name, why, directory),
-                directory.writing(stage.name, inputs) as out,
-            ):
-                job = _job(stage, recipe, source, directory, out, watcher)
-                with seeded(job.seed):
-                    write_json(out / "result.json", stage.run(job))
-    _write_report(directory, watcher)
+class _Run:
+    """A recipe that runs in its directory."""
+
+    def __init__(
+        self, given: Given, source: Source, directory: RunDirectory, watcher: Watcher, ranks: Ranks
+    ) -> None:
+        self.given, self.source, self.directory = given, source, directory
+        self.watcher, self.ranks = watcher, ranks
+        self.stages = stages_of(given.recipe)
+
+    def prepare(self, identity: Identity) -> None:
+        """Find out what cannot work before anything is trained, and take hold of the directory."""
+        with self.ranks.together("checking the goal"):
+            if not self.ranks.is_first:
+                return
+            plan = next(stage for stage in self.stages if stage.name == FIRST_PLAN)
+            if self.directory.why_stale(plan.name, _inputs(plan, self.source, self.directory)):
+                with blaming(self.given.places, self.given.recipe):
+                    check_goal(self.given.recipe, deciding(self.source.workload))
+            claim(self.directory, identity, self.given.content)
+            for name in self.directory.keep_only([*(stage.name for stage in self.stages), REPORT]):
+                self.watcher.removed(name)
+
+    def stage(self, stage: Stage) -> None:
+        """Run a stage unless it is current."""
+        with self.ranks.together(f"looking at the stage {stage.name}"):
+            inputs = _inputs(stage, self.source, self.directory) if self.ranks.is_first else {}
+            why = self.directory.why_stale(stage.name, inputs) if self.ranks.is_first else ""
+            why, inputs = self.ranks.first([why, inputs], "what a stage depends on")
+        if not why:
+            self.watcher.kept(stage.name)
+            return
+        with self.ranks.together(f"the stage {stage.name}"):
+            if self.ranks.is_first:
+                self._lead(stage, inputs, why)
+            elif stage.by_all:
+                with TemporaryDirectory() as out:
+                    self._work(stage, inputs, Path(out))
+
+    def _lead(self, stage: Stage, inputs: dict[str, str], why: str) -> None:
+        with (
+            blaming(self.given.places, self.given.recipe, stage.name),
+            _watched(self.watcher, stage.name, why, self.directory),
+            self.directory.writing(stage.name, inputs) as out,
+        ):
+            write_json(out / "result.json", self._work(stage, inputs, out))
+
+    def _work(self, stage: Stage, inputs: dict[str, str], out: Path) -> Result:
+        job = self._job(stage, inputs, out)
+        with seeded(job.seed):
+            return stage.run(job)
+
+    def _job(self, stage: Stage, inputs: dict[str, str], out: Path) -> Job:
+        recipe, source, directory = self.given.recipe, self.source, self.directory
+        return Job(
+            recipe=recipe,
+            workload=deciding(source.workload),
+            files={name: directory.path / "stages" / name for name in stage.reads},
+            out=out,
+            seed=stage_seed(recipe.seed, stage.name),
+            progress=lambda done, total: self.watcher.progress(stage.name, done, total),
+            checkpoint=source.checkpoint if stage.name == "baseline" else None,
+            open_test=source.workload.splits.open_test if "test" in stage.data else None,
+            unfinished=directory.unfinished(stage.name, inputs),
+            kept=directory.kept,
+            ranks=self.ranks,
+        )
 
 
 def _inputs(stage: Stage, source: Source, directory: RunDirectory) -> dict[str, str]:
@@ -112,21 +176,6 @@ def _inputs(stage: Stage, source: Source, directory: RunDirectory) -> dict[str, 
         **source.inputs(stage),
         **{name: directory.output_digest(name) for name in stage.reads},
     }
-
-
-def _job(
-    stage: Stage, recipe: Recipe, source: Source, directory: RunDirectory, out: Path, watcher: Watcher
-) -> Job:
-    return Job(
-        recipe=recipe,
-        workload=deciding(source.workload),
-        files={name: directory.path / "stages" / name for name in stage.reads},
-        out=out,
-        seed=stage_seed(recipe.seed, stage.name),
-        progress=lambda done, total: watcher.progress(stage.name, done, total),
-        checkpoint=source.checkpoint if stage.name == "baseline" else None,
-        open_test=source.workload.splits.open_test if "test" in stage.data else None,
-    )
 
 
 def _write_report(directory: RunDirectory, watcher: Watcher) -> Path:

@@ -26,6 +26,7 @@ from prunekit.files import PARTIAL, content_digest, file_digest, flush
 
 LOCK_FILE, RECORD_FILE = ".lock", "stage.json"
 OLD = ".old"
+UNFINISHED = "unfinished"
 STORAGE_TROUBLE = frozenset(
     {
         errno.ENOSPC,
@@ -79,6 +80,24 @@ class RunDirectory:
     def stage_path(self, stage: str) -> Path:
         """Where a stage's files are, once it is finished."""
         return self.path / "stages" / stage
+
+    @property
+    def kept(self) -> Path:
+        """Where the stages of a run keep what is costly to make again, until the run ends."""
+        return self.path / UNFINISHED / "kept"
+
+    def unfinished(self, stage: str, inputs: Mapping[str, str]) -> Path:
+        """Where a stage that follows from these inputs keeps what it can go on from, until it ends."""
+        return self.path / UNFINISHED / stage.replace("/", "-") / value_digest(dict(inputs))[:16]
+
+    def has_unfinished(self) -> bool:
+        """A stage was begun and can be gone on with."""
+        return any((self.path / UNFINISHED).glob("*/*/*/*"))
+
+    def forget_unfinished(self) -> None:
+        """The run has ended: nothing is to be gone on with."""
+        with storage_errors(self.path):
+            remove(self.path / UNFINISHED)
 
     def stages(self) -> list[str]:
         """The names of the stages that have a record, in the order of their names."""
@@ -165,6 +184,7 @@ class RunDirectory:
                 partial.rename(final)
                 flush(final.parent)
                 remove(old)
+                remove(self.unfinished(stage, inputs).parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -127,7 +127,8 @@ def _uncalled(name: str, whose: str, what: str) -> TrainingError:
         f"the module {name!r} of the {whose} {what}",
         expected="a module that runs once in every forward pass, uncompiled",
         where="distillation",
-        remedy="Name another module, or compile the model after its training",
+        remedy="Name another module, or compile the model after its training; of a graph module, which calls "
+        "none, distil the logits only, or prune with form='own class'",
     )
 
 

@@ -38,7 +38,7 @@ def split_rows(key: str, value: Tensor, positions: Positions) -> list[Tensor]:
         for dim in dims if mask is not None else ():
             assert mask is not None
             row = row.index_select(dim, mask[place].nonzero()[:, 0].to(row.device))
-        rows.append(row.contiguous())
+        rows.append(row.clone(memory_format=torch.contiguous_format))  # Files hold no tensor twice.
     return rows
 
 

@@ -131,7 +131,7 @@ class Teacher:
         return done
 
     def _run(self, batch: Batch, keys: Sequence[str], given: torch.dtype | None) -> dict[str, Tensor]:
-        """Run the teacher on a batch.
+        """Run the teacher on a batch, in its own precision whatever the student's is.
 
         Args:
             batch: on any device.
@@ -146,7 +146,9 @@ class Teacher:
         for key in keys:
             kind, _, name = key.partition("/")
             names += [] if key == LOGITS else [(kind, name)]
-        with evaluating(self.model), torch.no_grad(), listening(self.model, names, "teacher") as heard:
+        precision = torch.autocast(device_of(self.model).type, enabled=False)
+        hears = listening(self.model, names, "teacher")
+        with evaluating(self.model), torch.no_grad(), precision, hears as heard:
             outputs = self.model(*batch.args, **batch.kwargs)
         found = {f"{kind}/{name}": value for (kind, name), value in heard.items()}
         if LOGITS in keys:

@@ -5,16 +5,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from tests.workflow.tiny_workload import Net
 
 from prunekit.errors import PlanError
 from prunekit.graph import find_groups, trace
 from prunekit.plan import Goal, allocate
+from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recover import shares
 from prunekit.surgery import remove
 from prunekit.types import WIDTHS, Cost
-from prunekit.workflow.cycles import Continued, continued_scores, goal_of_cycle, joined, step
-
-from .tiny_workload import Net
 
 IMAGES = torch.zeros(2, 1, 8, 8)
 DENSE = Cost(params=1000, macs=10_000, param_bytes=4000)

@@ -1,0 +1,70 @@
+"""Gradual masks in the training run of the house: the goal is kept, and a run can go on."""
+
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit.recover import Checkpoints, TrainingSettings, train
+from prunekit.workload import build_parent
+
+SETTINGS = TrainingSettings(epochs=4, batch_size=16, learning_rate=0.05, seed=3)
+STEPS = 16
+LAST = round(0.6 * STEPS)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def run(workload, *, checkpoints=None, stop_after=None, settings=SETTINGS, **asked):
+    model = build_parent(workload, seed=0)
+    masks = pk.GradualMasks(
+        model, **{"sparsity": 0.9, "steps": STEPS, "end": 0.6, "every": 2, "regrow": "gradient"} | asked
+    )
+
+    def progress(done, planned):
+        assert planned == STEPS
+        if done == stop_after:
+            raise Interrupted
+
+    record = train(model, workload, settings, companions=[masks], checkpoints=checkpoints, progress=progress)
+    return model, masks, record
+
+
+@pytest.mark.parametrize("select", ["metric", "loss"])
+def test_the_best_weights_are_those_of_a_validation_at_the_final_sparsity(workload, select):
+    """The dense model as it came is passed over, and so is every line before the last change."""
+    settings = TrainingSettings(epochs=4, batch_size=16, learning_rate=1.0, seed=3, select=select)
+    model, masks, record = run(workload, settings=settings)
+    assert masks.sparsity == pytest.approx(0.9, abs=0.005)
+    folded = pk.fold_masks(model)
+    zeros = sum(int((folded.get_parameter(name) == 0).sum()) for name in ("0.weight", "5.weight"))
+    assert zeros == round(0.9 * 54) + round(0.9 * 192)
+    assert record.epochs[record.best].step >= LAST
+    later = [line for line in record.epochs if line.step >= LAST]
+    assert record.epochs[record.best].validation_loss <= max(line.validation_loss for line in later)
+    if select == "loss":
+        assert record.epochs[record.best].validation_loss == min(line.validation_loss for line in later)
+
+
+def test_patience_waits_for_the_final_sparsity(workload):
+    """A learning rate at which nothing gets better: stopped one line after the first that counts."""
+    settings = TrainingSettings(epochs=4, batch_size=16, learning_rate=1e-9, seed=3, patience=1)
+    model, _, record = run(workload, settings=settings, end=0.2)
+    assert record.epochs[record.best].step >= round(0.2 * STEPS)
+    assert record.stopped_early
+    assert pk.fold_masks(model).get_parameter("5.weight").count_nonzero() == 192 - round(0.9 * 192)
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 13])
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(workload, tmp_path, stop_after):
+    expected, _, whole = run(workload)
+    checkpoints = Checkpoints(tmp_path / "here", every_steps=2)
+    with pytest.raises(Interrupted):
+        run(workload, checkpoints=checkpoints, stop_after=stop_after)
+    model, masks, record = run(workload, checkpoints=checkpoints)
+    assert record.resumed_at == stop_after - 1
+    assert record.best == whole.best
+    assert masks.state_dict()["step"] == STEPS
+    state = expected.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

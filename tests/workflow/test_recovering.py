@@ -1,0 +1,137 @@
+"""Recovery in a recipe: budgets, distillation, going on inside a stage, several processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.workflow.conftest import Project
+
+from prunekit.errors import RecipeError, SelectionError, TrainingError
+
+ROOT = Path(__file__).parents[2]
+BUDGET = "recover: {share_of_original: 0.5, batch_size: 16}"
+
+
+def recovered(project, cycle="01"):
+    return json.loads(project.file(f"cycle-{cycle}/recover/result.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "steps"),
+    [
+        ("steps: 7", {"steps": 4}, 4),
+        ("examples: 100", {"examples": 50}, None),
+        ("seconds: 0.2", {"seconds": 0.1}, None),
+    ],
+)
+def test_a_budget_is_shared_by_the_cycles(finished, budget, asked, steps):
+    finished.edit(BUDGET, f"recover: {{{budget}, batch_size: 16}}")
+    finished.run()
+    for cycle in ("01", "02"):
+        found = recovered(finished, cycle)
+        assert found["budget"]["asked"] == asked
+        assert steps in (None, found["training"]["steps"])
+        assert found["training"]["examples_seen"] > 0
+
+
+def test_a_pruned_model_learns_from_its_parent(finished):
+    finished.edit(BUDGET, "recover: {epochs: 4, batch_size: 16, distill: {logits: 1, task: 0.5}}")
+    finished.run()
+    found = recovered(finished)
+    assert found["distilled"]["logits"] == 1
+    losses = [line["train_loss"] for line in found["training"]["epochs"][1:]]
+    assert losses[-1] < losses[0]
+
+
+def test_what_the_parent_gives_is_remembered_until_the_run_ends(finished):
+    texts = [f"distill: {{logits: 1{remember}}}" for remember in ("", ", remember: true")]
+    weights = []
+    for before, text in zip([BUDGET, texts[0]], texts, strict=True):
+        finished.edit(before, f"recover: {{epochs: 2, batch_size: 16, {text}}}" if before == BUDGET else text)
+        finished.run()
+        weights.append(finished.file("cycle-02/recover/weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert not (finished.run_dir / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "error", "message"),
+    [
+        ("recover: {epochs: 0, distill: {}}", RecipeError, "with a budget of 0"),
+        ("recover: {steps: 5, seconds: 3}", RecipeError, "together with"),
+        ("recover: {steps: 0}", RecipeError, "recover.steps"),
+        ("recover: {distill: {logits: 0, task: 1}}", RecipeError, "All weights but the task's"),
+        ("recover: {distill: {hidden: 1}}", SelectionError, "recover.*no layer of the teacher is left"),
+        ("recover: {tokens: 50}", TrainingError, "budget is in tokens"),
+    ],
+)
+def test_recovery_that_cannot_be_is_refused(finished, section, error, message):
+    before = finished.file("cycle-01/recover/weights.safetensors").read_bytes()
+    finished.edit(BUDGET, section)
+    with pytest.raises(error, match=message):
+        finished.run()
+    assert finished.file("cycle-01/recover/weights.safetensors").read_bytes() == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import prunekit.recover.run as training
+from prunekit.workflow import run_recipe
+
+save = training.write_checkpoint
+def and_die(*given):
+    save(*given)
+    if sys.argv[3] == "die" and given[1] >= 3:
+        os.kill(os.getpid(), 9)
+training.write_checkpoint = and_die
+run_recipe(Path(sys.argv[1]), run_dir=Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_stage_goes_on_where_it_was(finished):
+    """The oracle is the same recipe, not killed."""
+    finished.edit(BUDGET, "recover: {epochs: 4, batch_size: 16, checkpoint_seconds: 0.000001}")
+    expected = finished.run_dir.with_name("expected")
+    command = [sys.executable, "-c", KILLED, finished.recipe]
+    subprocess.run([*command, expected, "live"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    killed = subprocess.run([*command, finished.run_dir, "die"], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -9
+    assert list((finished.run_dir / "unfinished").glob("cycle-01-recover/*/checkpoints/step-*"))
+    finished.run()
+    assert recovered(finished)["training"]["resumed_at"] == 3
+    assert not (finished.run_dir / "unfinished").exists()
+    for cycle in ("01", "02"):
+        name = f"cycle-{cycle}/recover/weights.safetensors"
+        assert finished.file(name).read_bytes() == (expected / "stages" / name).read_bytes()
+
+
+def launch(project: Project, processes: int) -> None:
+    """As a user would, and every gate passes."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"),
+            *("-m", "prunekit", "run", str(project.recipe), "--run-dir", str(project.run_dir)),
+        ],
+        check=True,
+        timeout=300,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["", ", shard: true"])
+def test_two_processes_run_a_recipe(finished, shard):
+    """From the same parent on: calibration is pooled to the same plan, and recovery is shared."""
+    finished.edit(BUDGET, f"recover: {{epochs: 2, batch_size: 16{shard}}}")
+    expected = json.loads(finished.file("cycle-01/plan/plan.json").read_text())
+    shutil.rmtree(finished.file("cycle-01/score"))
+    launch(finished, 2)
+    assert json.loads(finished.file("cycle-01/plan/plan.json").read_text())["keep"] == expected["keep"]
+    assert recovered(finished)["training"]["steps"] > 0
+    assert finished.file("report/report.html").exists()
