@@ -137,6 +137,7 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     tuple(Cell(kind, 0.5, budget=0.1) for kind in KINDS),
     (Cell("macs", 0.9, rates="last"), Cell("macs", 0.9, distilled=True)),
     (Cell("weights", 0.9, "gradual"), Cell("macs", 0.9, "gradual")),
+    (Cell("macs", 0.9, rates="middle"),),
     (Cell("macs", 0.9, rates="peak"), Cell("macs", 0.9, budget=0.05), Cell("macs", 0.9, budget=0.1)),
     (Cell("macs", 0.7, rates="last"), Cell("macs", 0.7, distilled=True)),
     tuple(Cell(kind, 0.5, budget=0.05) for kind in KINDS),

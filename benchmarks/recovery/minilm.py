@@ -137,6 +137,7 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     (Cell("nothing", 0.0, budget=0.0), HARDEST),
     (replace(HARDEST, rates="last"), replace(HARDEST, rates="peak")),
     (replace(HARDEST, rates="peak", distilled=True),),
+    tuple(Cell(kind, LOST[kind], budget=BUDGET, rates="middle") for kind in LOST),
     tuple(Cell(kind, LOST[kind], budget=BUDGET) for kind in ("heads", "ffn")),
     (replace(HARDEST, distilled=True),),
     tuple(Cell(kind, LOST[kind], budget=BUDGET, distilled=True) for kind in ("heads", "ffn")),
@@ -147,7 +148,7 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
 
 def design(seeds: Sequence[int]) -> Iterator[Cell]:
     """The first blocks for all seeds, then the others for all seeds: parents come when they are needed."""
-    for blocks in (BLOCKS[:3], BLOCKS[3:]):
+    for blocks in (BLOCKS[:3], BLOCKS[3:5], BLOCKS[5:]):
         for seed in seeds:
             for block in blocks:
                 yield from (replace(cell, seed=seed) for cell in block)
