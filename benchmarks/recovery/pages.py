@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -151,25 +151,32 @@ def defaults(into: Path) -> str:
         path = into / f"recovery_{study}.json"
         if not path.exists():
             continue
-        record = Ledger(path).record()
-        results = _results(record, study)
-        plain = dict.fromkeys(_unseeded(row) for row in record["rows"] if row["rates"] == "last")
-        named = [
-            (in_words(replace(cell, rates="defaults")), replace(cell, rates="defaults"), cell)
-            for cell in plain
-        ]
-        seeds = len(_seeds(results))
-        parts += [f"## {title} ({seeds} seeds, {TEST_EXAMPLES[study]:,} test examples)\n"]
-        parts += [tables.pairs(results, named, ("defaults", "plain fine-tuning"))]
+        results = _results(Ledger(path).record(), study)
+        plain = dict.fromkeys(_unseeded(row) for row in results.rows if row["rates"] == "last")
+        named = {rates: _against(plain, rates, results) for rates in ("defaults", "middle")}
+        parts += [f"## {title} ({TEST_EXAMPLES[study]:,} test examples)\n"]
+        parts += [tables.pairs(results, named["defaults"], ("defaults", "plain"))]
+        if named["middle"]:
+            parts += [tables.pairs(results, named["middle"], ("three tenths of the peak", "plain"))]
+        parts += ["Accuracy on validation:\n"]
+        parts += [tables.rates(results, plain, ("defaults", "last", "middle", "peak"), "validation")]
     return "\n".join(parts)
+
+
+def _against(plain: Iterable[Cell], rates: str, results: Results) -> list[tuple[str, Cell, Cell]]:
+    """Cells under other rates beside those under plain fine-tuning, where both are measured."""
+    pairs = [(lost(cell), replace(cell, rates=rates), cell) for cell in plain]
+    return [pair for pair in pairs if results.of(pair[1])]
 
 
 DEFAULTS = """# The defaults against plain fine-tuning
 
-Test accuracy after the same budget, the same seeds and the same batch size. Defaults: what a recipe without a
-word about it does, SGD at 0.01 with 5 % warm-up and a cosine. Plain fine-tuning: the parent's optimizer at
-the last learning rate of its training, constant (a hundredth of its peak; for the encoder a tenth). Intervals
-are those of [the Fashion-MNIST page](recovery_fashion.md).
+Test accuracy after the same budget (20 % of the parent's training, for the encoder 40 %), the same seeds
+and batch size. Defaults: what a recipe without a word about it does, SGD at 0.01 with 5 % warm-up and
+a cosine. Plain: the parent's optimizer at the last learning rate of its training (`last`), constant: a
+hundredth of its peak, for the encoder a tenth. `middle` and `peak`: the parent's optimizer at three tenths of
+its highest learning rate, or at that rate, along a cosine. Intervals are those of
+[the Fashion-MNIST page](recovery_fashion.md).
 """
 
 

@@ -12,7 +12,7 @@ from benchmarks.recovery.cells import Cell, cell_of
 from benchmarks.recovery.claims import CLAIMS, KIND_NAMES
 from benchmarks.recovery.intervals import Difference, better
 from benchmarks.recovery.results import PARENT, Results
-from benchmarks.recovery.words import in_words
+from benchmarks.recovery.words import in_words, lost
 
 NOT_MEASURED = "not measured"
 
@@ -109,6 +109,15 @@ def missing(design: Iterable[Cell], rows: Sequence[dict[str, Any]]) -> str:
         return "Every cell of the design is measured.\n"
     lines = [f"- {what}: seeds {', '.join(map(str, seeds))}" for what, seeds in lacking.items()]
     return "Of the design these cells are not measured yet:\n\n" + "\n".join(lines) + "\n"
+
+
+def rates(results: Results, cells: Iterable[Cell], names: Sequence[str], figure: str) -> str:
+    """One figure of cells under several ways to choose the learning rate."""
+    rows = [
+        [lost(cell), *(spread(results.figures(replace(cell, rates=name), figure)) for name in names)]
+        for cell in cells
+    ]
+    return table(["", *names], rows)
 
 
 def cells(results: Results) -> str:
