@@ -18,9 +18,6 @@ from prunekit.files import write_atomically
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "benchmarks"
 
-Rates = str
-"""A key of :data:`benchmarks.recovery.subject.RATES`."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -31,7 +28,7 @@ class Cell:
         sparsity: the fraction of it that goes, in [0, 1).
         way: ``oneshot``, ``iterative`` or ``gradual``: a key of :data:`benchmarks.recovery.ways.WAYS`.
         budget: of the recovery, as a share of the examples that the parent's training saw.
-        rates: what the learning rate does.
+        rates: how it trains: a key of :data:`benchmarks.recovery.subject.RATES`.
         distilled: whether the parent's logits are a target beside the labels.
         seed: of the parent, and of the recovery.
     """
@@ -40,7 +37,7 @@ class Cell:
     sparsity: float
     way: str = "oneshot"
     budget: float = 0.2
-    rates: Rates = "defaults"
+    rates: str = "defaults"
     distilled: bool = False
     seed: int = 0
 
