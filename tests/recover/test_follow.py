@@ -17,7 +17,7 @@ import prunekit as pk
 from prunekit.errors import PlanError, TrainingError
 from prunekit.plan import Goal, allocate
 from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, stepper, train
-from prunekit.recover.optimizers import make_optimizer
+from prunekit.recover.training.optimizers import make_optimizer
 from prunekit.surgery import Removal, remove
 
 TOYS = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunekit.recover import LEARNING_RATES, learning_rate
-from prunekit.recover.learning_rate import one_cycle_rate
+from prunekit.recover.training.learning_rate import one_cycle_rate
 
 
 def rates(steps, **settings):
@@ -14,7 +14,7 @@ def rates(steps, **settings):
 
 
 def test_the_examples_in_the_docstrings_hold():
-    failed, tried = doctest.testmod(importlib.import_module("prunekit.recover.learning_rate"))
+    failed, tried = doctest.testmod(importlib.import_module("prunekit.recover.training.learning_rate"))
     assert (failed, tried) == (0, 3)
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import ALONE, Ranks
-from prunekit.recover.checkpoints import Checkpoints
-from prunekit.recover.cuts import Cutting
-from prunekit.recover.objective import Companion, Objective, task_objective
-from prunekit.recover.run import Progress, Run
-from prunekit.recover.settings import TrainingRecord, TrainingSettings
-from prunekit.recover.task import Task, task_of
+from prunekit.recover.shrinking.cuts import Cutting
+from prunekit.recover.training.checkpoints import Checkpoints
+from prunekit.recover.training.objective import Companion, Objective, task_objective
+from prunekit.recover.training.run import Progress, Run
+from prunekit.recover.training.settings import TrainingRecord, TrainingSettings
+from prunekit.recover.training.task import Task, task_of
 from prunekit.workload import DecidingWorkload, device_of
 
 

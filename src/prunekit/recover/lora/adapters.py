@@ -193,9 +193,9 @@ def _kinds() -> ModuleType:
     Raises:
         UsageError: it is missing.
     """
-    from prunekit.recover import lora_layers
+    from prunekit.recover.lora import layers
 
-    return lora_layers
+    return layers
 
 
 def _check_numbers(rank: object, alpha: object, dropout: object) -> None:

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from prunekit.errors import ProofError, UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
-from prunekit.recover.follow import Followed, chained, check_optimizer, follow, follow_average
-from prunekit.recover.transplant import Edit, edits_of, keep_untouched, with_origins
+from prunekit.recover.shrinking.follow import Followed, chained, check_optimizer, follow, follow_average
+from prunekit.recover.shrinking.transplant import Edit, edits_of, keep_untouched, with_origins
 from prunekit.surgery import Proof, Removal, remove, verify
 from prunekit.surgery.compare import OWN_TOLERANCE, fresh_inputs, max_relative_error, outputs
 from prunekit.surgery.tensors import copied

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from prunekit.ranks import ALONE, Ranks
-from prunekit.recover.objective import Objective
-from prunekit.recover.task import Task
+from prunekit.recover.training.objective import Objective
+from prunekit.recover.training.task import Task
 from prunekit.workload import Batch, Split, device_of, evaluating
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.recover.average import copy_into, tensors_of
-from prunekit.recover.budget import Spent
-from prunekit.recover.settings import EpochRecord
+from prunekit.recover.training.average import copy_into, tensors_of
+from prunekit.recover.training.budget import Spent
+from prunekit.recover.training.settings import EpochRecord
 from prunekit.workload import device_of
 
 if TYPE_CHECKING:
-    from prunekit.recover.run import Run
+    from prunekit.recover.training.run import Run
 
 FREE = ("workers",)
 """Settings that change nothing in the result."""

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks
-from prunekit.recover.feed import Step
-from prunekit.recover.objective import Objective
-from prunekit.recover.optimizers import make_optimizer
-from prunekit.recover.settings import TrainingSettings
+from prunekit.recover.training.feed import Step
+from prunekit.recover.training.objective import Objective
+from prunekit.recover.training.optimizers import make_optimizer
+from prunekit.recover.training.settings import TrainingSettings
 from prunekit.workload import Batch, device_of
 
 

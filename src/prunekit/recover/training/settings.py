@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prunekit.errors import UsageError
-from prunekit.recover.budget import UNITS, Budget
-from prunekit.recover.learning_rate import LEARNING_RATES
-from prunekit.recover.optimizers import OPTIMIZERS
+from prunekit.recover.training.budget import UNITS, Budget
+from prunekit.recover.training.learning_rate import LEARNING_RATES
+from prunekit.recover.training.optimizers import OPTIMIZERS
 
 EPOCHS = 10.0
 """The budget where none is given."""

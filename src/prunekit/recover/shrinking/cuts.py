@@ -17,7 +17,7 @@ from prunekit.importance import check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recover.schedules import Curve, shares
-from prunekit.recover.shrink import Shrunk, check_whole, shrink
+from prunekit.recover.shrinking.shrink import Shrunk, check_whole, shrink
 from prunekit.surgery import sound
 from prunekit.types import WIDTHS, Granularity, Scores
 from prunekit.workload import Batch

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from prunekit.ranks import Ranks
-from prunekit.recover.budget import steps_per_epoch
+from prunekit.recover.training.budget import steps_per_epoch
 from prunekit.workload import Batch, Split
 
 

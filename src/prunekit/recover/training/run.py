@@ -13,17 +13,17 @@ from torch import nn
 
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks
-from prunekit.recover.average import Average, copied, copy_into, tensors_of
-from prunekit.recover.budget import Spent
-from prunekit.recover.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
-from prunekit.recover.feed import Feed, Step, tokens_of
-from prunekit.recover.learning_rate import learning_rate
-from prunekit.recover.objective import Companion, Objective, is_settled
-from prunekit.recover.resuming import go_on_from, identity_of, state_of, tensor_at
-from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
-from prunekit.recover.stepper import Stepper
-from prunekit.recover.task import Task
-from prunekit.recover.validation import validate
+from prunekit.recover.training.average import Average, copied, copy_into, tensors_of
+from prunekit.recover.training.budget import Spent
+from prunekit.recover.training.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
+from prunekit.recover.training.feed import Feed, Step, tokens_of
+from prunekit.recover.training.learning_rate import learning_rate
+from prunekit.recover.training.objective import Companion, Objective, is_settled
+from prunekit.recover.training.resuming import go_on_from, identity_of, state_of, tensor_at
+from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.training.stepper import Stepper
+from prunekit.recover.training.task import Task
+from prunekit.recover.training.validation import validate
 
 Progress = Callable[[int, int], None]
 """``progress(steps done, steps planned)``."""

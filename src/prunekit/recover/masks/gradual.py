@@ -32,8 +32,8 @@ from prunekit.plan import (
     check_selection,
     choose_weights,
 )
-from prunekit.recover.phases import Phases
-from prunekit.recover.regrowth import REGROWTH, Regrowth, exchange, summed_over_ranks
+from prunekit.recover.masks.phases import Phases
+from prunekit.recover.masks.regrowth import REGROWTH, Regrowth, exchange, summed_over_ranks
 from prunekit.recover.schedules import Curve
 from prunekit.surgery import WeightMask, attach_masks, mask_on
 
