@@ -1,30 +1,15 @@
-"""The tensors of a model: copies of them, and their exponential moving average."""
+"""The exponential moving average of a model while it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, the non-persistent buffers too; a tied one once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, with memory of their own."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Give tensors the values of others with the same names."""
-    for name, tensor in source.items():
-        targets[name].copy_(tensor)
+from prunekit.recover.training.tensors import copies_of, copy_into, named_tensors
 
 
 class Average:
@@ -42,14 +27,14 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay, self.steps = model, decay, 0
-        self.tensors = copied(tensors_of(model))
+        self.tensors = copies_of(named_tensors(model))
 
     @torch.no_grad()
     def step(self) -> None:
         """Take in the model as it is."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, tensor in tensors_of(self.model).items():
+        for name, tensor in named_tensors(self.model).items():
             average = self.tensors[name]
             if average.is_floating_point():
                 average.lerp_(tensor.detach().to(average.dtype), 1 - decay)
@@ -66,8 +51,8 @@ class Average:
             self._exchange()
 
     def _exchange(self) -> None:
-        tensors = tensors_of(self.model)
-        own = copied(tensors)
+        tensors = named_tensors(self.model)
+        own = copies_of(tensors)
         copy_into(tensors, self.tensors)
         copy_into(self.tensors, own)
 

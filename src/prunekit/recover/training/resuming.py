@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.recover.training.average import copy_into, tensors_of
 from prunekit.recover.training.budget import Spent
 from prunekit.recover.training.settings import EpochRecord
+from prunekit.recover.training.tensors import copy_into, named_tensors
 from prunekit.workload import device_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FREE = ("workers",)
 def state_of(run: Run) -> dict[str, Any]:
     """Everything that differs from step to step."""
     return {
-        "model": tensors_of(run.model),
+        "model": named_tensors(run.model),
         "objective": _own_tensors(run.objective),
         "optimizer": run.stepper.optimizer.state_dict(),
         "best": run.best_state,
@@ -47,7 +47,7 @@ def go_on_from(state: dict[str, Any], run: Run) -> None:
 
     A process that was not there then keeps the random state that its seed gives.
     """
-    copy_into(tensors_of(run.model), state["model"])
+    copy_into(named_tensors(run.model), state["model"])
     copy_into(_own_tensors(run.objective), state["objective"])
     run.stepper.optimizer.load_state_dict(state["optimizer"])
     copy_into(run.best_state, state["best"])
@@ -72,13 +72,13 @@ def tensor_at(place: str, run: Run) -> Tensor:
         return trained[int(name.split("/")[1])]
     if room == "objective":
         return _own_tensors(run.objective)[name]
-    return tensors_of(run.model)[name.removeprefix("tensors/")]
+    return named_tensors(run.model)[name.removeprefix("tensors/")]
 
 
 def identity_of(run: Run) -> dict[str, str]:
     """What has to be the same where a run goes on, in words that an error can show."""
     settings = {name: repr(value) for name, value in asdict(run.settings).items() if name not in FREE}
-    form = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors_of(run.model).items()]
+    form = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named_tensors(run.model).items()]
     return {
         **settings,
         "model": hashlib.sha256(repr(form).encode()).hexdigest()[:12],
@@ -92,7 +92,7 @@ def identity_of(run: Run) -> dict[str, str]:
 
 
 def _own_tensors(objective: object) -> dict[str, Tensor]:
-    return tensors_of(objective) if isinstance(objective, nn.Module) else {}
+    return named_tensors(objective) if isinstance(objective, nn.Module) else {}
 
 
 def _random_state(run: Run) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks
-from prunekit.recover.training.average import Average, copied, copy_into, tensors_of
+from prunekit.recover.training.average import Average
 from prunekit.recover.training.budget import Spent
 from prunekit.recover.training.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
 from prunekit.recover.training.feed import Feed, Step, tokens_of
@@ -23,6 +23,7 @@ from prunekit.recover.training.resuming import go_on_from, identity_of, state_of
 from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.training.stepper import Stepper
 from prunekit.recover.training.task import Task
+from prunekit.recover.training.tensors import copies_of, copy_into, named_tensors
 from prunekit.recover.training.validation import validate
 
 Progress = Callable[[int, int], None]
@@ -67,7 +68,7 @@ class Run:
         self.resumed_at: int | None = None
         self.started = self.noted = self.saved = time.monotonic()
         self.saved_step = 0
-        self.best_state = copied(tensors_of(model))
+        self.best_state = copies_of(named_tensors(model))
         self.average = Average(model, settings.ema) if settings.ema is not None else None
 
     def start(self) -> None:
@@ -104,7 +105,7 @@ class Run:
     def restore_best(self) -> None:
         """Leave the best weights and buffers so far in the model, and no gradients."""
         self.model.zero_grad(set_to_none=True)
-        copy_into(tensors_of(self.model), self.best_state)
+        copy_into(named_tensors(self.model), self.best_state)
 
     def record(self) -> TrainingRecord:
         """What was done."""
@@ -248,7 +249,7 @@ class Run:
         self.log.append(line)
         self.total, self.seen = 0.0, 0
         if not self.settled or self._better(line, self.log[self.best]):
-            self.best, self.best_state = len(self.log) - 1, copied(tensors_of(self.model))
+            self.best, self.best_state = len(self.log) - 1, copies_of(named_tensors(self.model))
         self.settled = all(map(is_settled, self.companions))
 
     def _better(self, new: EpochRecord, old: EpochRecord) -> bool:

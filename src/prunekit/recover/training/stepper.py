@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from prunekit.errors import TrainingError
-from prunekit.ranks import Ranks
+from prunekit.ranks import Ranks, is_parted, is_sharded
 from prunekit.recover.training.feed import Step
 from prunekit.recover.training.objective import Objective
 from prunekit.recover.training.optimizers import make_optimizer
@@ -86,7 +84,7 @@ class Stepper:
         whole = [
             name.removeprefix("model.")
             for name, parameter in self.both.named_parameters()
-            if parameter.requires_grad and not isinstance(parameter, DTensor)
+            if parameter.requires_grad and not is_parted(parameter)
         ]
         if whole:
             raise TrainingError(
@@ -116,8 +114,3 @@ class _Both(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.objective(self.model, batch)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model, or a part of it, is spread over processes by ``fully_shard``."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
