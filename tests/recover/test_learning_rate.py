@@ -59,3 +59,11 @@ def test_it_rises_to_the_peak_once_and_never_after(schedule, warmup, steps):
     assert (np.diff(made[: top + 1]) > 0).all()
     assert (np.diff(made[top:]) <= 0).all()
     assert (made > 0).all()
+
+
+@pytest.mark.parametrize("schedule", sorted(LEARNING_RATES))
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_rewinding_goes_through_the_rest_of_the_schedule_again(schedule, warmup):
+    """Oracle: the parent's own learning rates from the early step on."""
+    given = {"peak": 0.1, "schedule": schedule, "warmup": warmup}
+    assert rates(30, **given, rewind_to=0.25) == pytest.approx(rates(40, **given)[10:])

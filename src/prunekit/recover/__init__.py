@@ -10,7 +10,6 @@ from prunekit.recover.rewinding import (
     early_point,
     load_early_point,
     rewind,
-    rewound,
     rewound_removal,
     save_early_point,
 )
@@ -103,7 +102,6 @@ __all__ = [
     "pruned_layers",
     "recalibrate_norms",
     "rewind",
-    "rewound",
     "rewound_removal",
     "save_early_point",
     "schedule_of",

@@ -17,6 +17,7 @@ from prunekit.errors import PlanError, StorageError, UsageError
 from prunekit.files import written_atomically
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.numbers import check_count, check_share
 from prunekit.surgery import Removal, WeightMask, remove, zero_under_masks
 from prunekit.surgery.tensors import copied
 
@@ -42,7 +43,7 @@ class EarlyPoint:
     progress: float
 
     def __post_init__(self) -> None:
-        check_progress(self.progress)
+        check_share("progress", self.progress, where="rewinding")
 
 
 def early_point(model: nn.Module, progress: float) -> EarlyPoint:
@@ -65,7 +66,8 @@ def early_point(model: nn.Module, progress: float) -> EarlyPoint:
 def rewind(model: nn.Module, point: EarlyPoint) -> None:
     """Give a model the weights and buffers of an early point, in place; its masks stay, and their zeros.
 
-    Begin with a new optimizer: momentum belongs to the weights that were left.
+    Begin with a new optimizer: momentum belongs to the weights that were left. The learning rate goes back
+    with ``TrainingSettings.rewind_to``, or :func:`prunekit.recover.learning_rate` in your own loop.
 
     Args:
         model: of the same form as the one at the early point, masked or not. One that lost units:
@@ -118,32 +120,6 @@ def rewound_removal(parent: nn.Module, point: EarlyPoint, plan: PruningPlan, gro
     return remove(early, plan, groups)
 
 
-def rewound(progress: float, *, start: float) -> float:
-    """Where a retraining is in the parent's schedule: learning-rate rewinding.
-
-    ``rewound(p) = start + (1 - start) p``: weights stay as they are, and the learning rates of the last
-    ``1 - start`` of the parent's training are gone through again. With weights that were rewound to ``start``
-    it is the schedule that continues there. A retraining of equal length has ``(1 - start) * steps`` steps.
-
-    Args:
-        progress: of the retraining, in [0, 1].
-        start: the progress in the parent's training that it begins at (``EarlyPoint.progress``), in [0, 1].
-
-    Returns:
-        Progress in the parent's training, in [start, 1].
-
-    Raises:
-        UsageError: one of them lies outside [0, 1].
-
-    Source: Renda et al., 2020, section 2 ("learning rate rewinding"), https://arxiv.org/abs/2003.02389.
-    Deviation: in shares of the training in place of epochs.
-
-    >>> rewound(0.0, start=0.25), rewound(0.5, start=0.25), rewound(1.0, start=0.25)
-    (0.25, 0.625, 1.0)
-    """
-    return check_progress(start) + (1.0 - start) * check_progress(progress)
-
-
 class EarlyPointKeeper:
     """Keeps the early point while a parent trains: one ``step()`` after every optimizer step.
 
@@ -162,12 +138,10 @@ class EarlyPointKeeper:
     """
 
     def __init__(self, model: nn.Module, *, steps: int, at: float, path: Path | str | None = None) -> None:
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise UsageError(
-                f"steps is {steps!r}", expected="a whole number of at least 1", where="rewinding"
-            )
+        check_count("steps", steps, where="rewinding")
+        check_share("at", at, where="rewinding")
         self._model, self._steps, self._path = model, steps, path
-        self._at, self._step = round(check_progress(at) * steps), 0
+        self._at, self._step = round(at * steps), 0
         self.point: EarlyPoint | None = None
         self._take()
 
@@ -251,17 +225,6 @@ def load_early_point(path: Path | str) -> EarlyPoint:
     if not isinstance(progress, int | float):
         raise _damaged(path, f"its progress is {progress!r}")
     return _of_parts(tensors, places, progress)
-
-
-def check_progress(progress: float) -> float:
-    """The progress itself.
-
-    Raises:
-        UsageError: it is no number from 0 to 1.
-    """
-    if isinstance(progress, bool) or not isinstance(progress, int | float) or not 0 <= progress <= 1:
-        raise UsageError(f"progress is {progress!r}", expected="a number from 0 to 1", where="rewinding")
-    return float(progress)
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import nn
 from prunekit.errors import UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.numbers import check_share
 from prunekit.recover.shrinking.cuts import Cutting, PlannedCut
 from prunekit.recover.training.objective import Companion
 from prunekit.surgery import WeightMask
@@ -52,8 +53,7 @@ def maker(make: Make | None, plan: PruningPlan | None, groups: Groups | None, at
         raise UsageError(
             "a plan is given without the groups it was made on", expected="both", where="PruningCallback"
         )
-    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= 1:
-        raise UsageError(f"at is {at!r}", expected="a share of the training from 0 to 1", where="at")
+    check_share("at", at, where="PruningCallback")
     asked, found = plan, groups
     return lambda model, steps: PlannedCut(model, asked, found, at=max(1, round(at * steps)))
 

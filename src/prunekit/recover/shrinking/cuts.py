@@ -16,6 +16,7 @@ from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
+from prunekit.recover.numbers import check_count
 from prunekit.recover.schedules import Curve, shares
 from prunekit.recover.shrinking.shrink import Shrunk, check_whole, shrink
 from prunekit.surgery import sound
@@ -134,7 +135,7 @@ class PlannedCut(Cutting):
         optimizers: Sequence[torch.optim.Optimizer] = (),
         averages: Sequence[AveragedModel] = (),
     ) -> None:
-        check_count("at", at, least=1)
+        check_count("at", at, where="PlannedCut")
         super().__init__(model, groups, {"kind": "planned cut", "asked": plan.digest, "at": at})
         self._asked, self._at = plan, at
         self.use(*optimizers, averages=averages)
@@ -217,8 +218,8 @@ class Shrinking(Cutting):
         averages: Sequence[AveragedModel] = (),
         seed: int = 0,
     ) -> None:
-        check_count("steps", steps, least=1)
-        check_count("cycles", cycles, least=1)
+        check_count("steps", steps, where="Shrinking")
+        check_count("cycles", cycles, where="Shrinking")
         self._due = _due(steps, cycles, begin, end)
         self._shares = shares(curve, cycles)
         self._goal = Goal(kind=goal, remove=sparsity)
@@ -350,9 +351,3 @@ def _check_depth(groups: Groups, cycles: int) -> None:
             where="granularity",
             remedy="Use cycles=1, or prune widths in cycles and layers before",
         )
-
-
-def check_count(name: str, given: object, *, least: int) -> None:
-    """Raise UsageError unless it is a whole number of at least ``least``."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise UsageError(f"{name} is {given!r}", expected=f"a whole number of at least {least}", where=name)

@@ -195,13 +195,13 @@ class Run:
         chosen = self.settings
         steps = GRID if self.steps is None else self.steps
         step = self.share * GRID if self.steps is None else self.spent.steps
-        whole = steps / (1 - chosen.rewind_to) if chosen.rewind_to else steps
         return learning_rate(
-            step + (whole - steps),
-            steps=whole,
+            step,
+            steps=steps,
             peak=chosen.learning_rate,
             schedule=chosen.schedule,
             warmup=chosen.rise,
+            rewind_to=chosen.rewind_to,
         )
 
     def _validation_is_due(self) -> bool:
