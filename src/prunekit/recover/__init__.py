@@ -1,5 +1,6 @@
 """Winning quality back by training."""
 
+from prunekit.recover.companion import Companion
 from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
 from prunekit.recover.lora import Adapters, add_lora, merge_lora, pruned_layers
 from prunekit.recover.masks import REGROWTH, GradualMasks, Regrowth, mask_in_cycles
@@ -39,7 +40,6 @@ from prunekit.recover.training import (
     UNITS,
     Budget,
     Checkpoints,
-    Companion,
     EpochRecord,
     Objective,
     Task,

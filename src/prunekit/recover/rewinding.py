@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.errors import PlanError, StorageError, UsageError
+from prunekit.errors import PlanError, StorageError
 from prunekit.files import written_atomically
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.companion import step_of
 from prunekit.recover.numbers import check_count, check_share
 from prunekit.surgery import Removal, WeightMask, remove, zero_under_masks
 from prunekit.surgery.tensors import copied
@@ -142,6 +143,7 @@ class EarlyPointKeeper:
         check_share("at", at, where="rewinding")
         self._model, self._steps, self._path = model, steps, path
         self._at, self._step = round(at * steps), 0
+        self._made_by = {"steps": steps, "at": self._at}
         self.point: EarlyPoint | None = None
         self._take()
 
@@ -158,8 +160,7 @@ class EarlyPointKeeper:
         """Where it is; with the early point where that is in memory only."""
         point = self.point if self._path is None else None
         tensors, places = ({}, {}) if point is None else _parts(point)
-        where = {"step": self._step, "steps": self._steps, "at": self._at}
-        return {**where, "tensors": tensors, "places": places}
+        return {"step": self._step, **self._made_by, "tensors": tensors, "places": places}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Go on where the other one was.
@@ -168,13 +169,7 @@ class EarlyPointKeeper:
             UsageError: it was made for another length or another point.
             StorageError, PlanError: the file it wrote is not there, or damaged.
         """
-        if (state_dict.get("steps"), state_dict.get("at")) != (self._steps, self._at):
-            raise UsageError(
-                f"The state is that of a point at step {state_dict.get('at')} of {state_dict.get('steps')}",
-                expected=f"step {self._at} of {self._steps}",
-                where="rewinding",
-            )
-        self._step, self.point = state_dict["step"], None
+        self._step, self.point = step_of(state_dict, self._made_by, where="EarlyPointKeeper"), None
         if self._step >= self._at:
             kept = _of_parts(state_dict["tensors"], state_dict["places"], self._at / self._steps)
             self.point = kept if self._path is None else load_early_point(self._path)

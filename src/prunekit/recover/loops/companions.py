@@ -12,9 +12,9 @@ from torch import nn
 from prunekit.errors import UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.companion import Companion
 from prunekit.recover.numbers import check_share
 from prunekit.recover.shrinking.cuts import Cutting, PlannedCut
-from prunekit.recover.training.objective import Companion
 from prunekit.surgery import WeightMask
 
 Make = Callable[[nn.Module, int], Companion]

@@ -10,9 +10,9 @@ from torch import nn
 from prunekit.errors import TrainingError, UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.companion import Companion
 from prunekit.recover.loops.companions import Make, maker, plan_of, use_optimizers
 from prunekit.recover.shrinking.cuts import Cutting
-from prunekit.recover.training.objective import Companion
 from prunekit.surgery import fold_masks
 
 try:

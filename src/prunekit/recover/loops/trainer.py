@@ -13,9 +13,9 @@ from prunekit.errors import StorageError, TrainingError, UsageError
 from prunekit.files import write_atomically
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.companion import Companion
 from prunekit.recover.loops.companions import Make, form_of, maker, misfit, plan_of, use_optimizers
 from prunekit.recover.shrinking.cuts import Cutting
-from prunekit.recover.training.objective import Companion
 from prunekit.surgery import fold_masks
 
 try:

@@ -32,6 +32,7 @@ from prunekit.plan import (
     check_selection,
     choose_weights,
 )
+from prunekit.recover.companion import step_of
 from prunekit.recover.masks.phases import Phases
 from prunekit.recover.masks.regrowth import REGROWTH, Regrowth, exchange, summed_over_ranks
 from prunekit.recover.schedules import Curve
@@ -187,15 +188,7 @@ class GradualMasks:
         Raises:
             UsageError: it was made by other arguments.
         """
-        step, names = state_dict.get("step"), {*state_dict, *self._made_by} - {"step"}
-        differ = sorted(name for name in names if state_dict.get(name) != self._made_by.get(name))
-        if differ or not isinstance(step, int) or step < 0:
-            raise UsageError(
-                f"The state is that of another schedule: it differs in {', '.join(differ or ['step'])}",
-                expected="the state of gradual masks made by the same arguments on a model of the same form",
-                where="GradualMasks.load_state_dict",
-            )
-        self._step = step
+        self._step = step_of(state_dict, self._made_by, where="GradualMasks")
         self._watch(anew=True)
 
     def _change(self) -> None:

@@ -16,6 +16,7 @@ from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
+from prunekit.recover.companion import step_of
 from prunekit.recover.numbers import check_count
 from prunekit.recover.schedules import Curve, shares
 from prunekit.recover.shrinking.shrink import Shrunk, check_whole, shrink
@@ -35,7 +36,8 @@ class Cutting:
 
     def __init__(self, model: nn.Module, groups: Groups, made_by: Mapping[str, Any]) -> None:
         check_whole(model)
-        self._model, self._groups, self._made_by = model, groups, dict(made_by)
+        self._model, self._groups = model, groups
+        self._made_by = {"fingerprint": groups.fingerprint, **made_by}
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._averages: tuple[AveragedModel, ...] = ()
         self._step = 0
@@ -73,7 +75,7 @@ class Cutting:
     def state_dict(self) -> dict[str, Any]:
         """Where it is, what is gone, and by which arguments it was made; numbers and text only."""
         plan = None if self._plan is None else self._plan.to_json()
-        return {"step": self._step, "plan": plan, "fingerprint": self._groups.fingerprint, **self._made_by}
+        return {"step": self._step, "plan": plan, **self._made_by}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
         """Go on where another one was: the dense model is cut to the form that the other's model had.
@@ -83,15 +85,8 @@ class Cutting:
         Raises:
             UsageError: it was made by other arguments or on another model, or this model is cut otherwise.
         """
-        own = {**self._made_by, "fingerprint": self._groups.fingerprint}
-        differ = sorted(name for name in own if state_dict.get(name) != own[name])
-        made, text = state_dict.get("step"), state_dict.get("plan")
-        if differ or not isinstance(made, int) or made < 0:
-            raise UsageError(
-                f"The state is that of another run: it differs in {', '.join(differ or ['step'])}",
-                expected="the state of one made by the same arguments on a model of the same form",
-                where=f"{type(self).__name__}.load_state_dict",
-            )
+        made = step_of(state_dict, self._made_by, where=type(self).__name__)
+        text = state_dict.get("plan")
         plan = None if text is None else PruningPlan.from_json(text)
         if self._plan is not None and (plan is None or plan.digest != self._plan.digest):
             raise UsageError(

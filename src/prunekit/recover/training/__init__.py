@@ -4,7 +4,7 @@ from prunekit.recover.training.budget import UNITS, Budget, budget_in_epochs, bu
 from prunekit.recover.training.checkpoints import Checkpoints
 from prunekit.recover.training.feed import training_batches
 from prunekit.recover.training.learning_rate import LEARNING_RATES, learning_rate
-from prunekit.recover.training.objective import Companion, Objective
+from prunekit.recover.training.objective import Objective
 from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.training.sharding import shard_layers
 from prunekit.recover.training.task import Task, task_of
@@ -16,7 +16,6 @@ __all__ = [
     "UNITS",
     "Budget",
     "Checkpoints",
-    "Companion",
     "EpochRecord",
     "Objective",
     "Task",

@@ -13,12 +13,13 @@ from torch import nn
 
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks
+from prunekit.recover.companion import Companion, is_settled
 from prunekit.recover.training.average import Average
 from prunekit.recover.training.budget import Spent
 from prunekit.recover.training.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
 from prunekit.recover.training.feed import Feed, Step, tokens_of
 from prunekit.recover.training.learning_rate import learning_rate
-from prunekit.recover.training.objective import Companion, Objective, is_settled
+from prunekit.recover.training.objective import Objective
 from prunekit.recover.training.resuming import go_on_from, identity_of, state_of, tensor_at
 from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.training.stepper import Stepper

@@ -10,9 +10,10 @@ from torch import nn
 
 from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import ALONE, Ranks
+from prunekit.recover.companion import Companion
 from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.recover.training.checkpoints import Checkpoints
-from prunekit.recover.training.objective import Companion, Objective, task_objective
+from prunekit.recover.training.objective import Objective, task_objective
 from prunekit.recover.training.run import Progress, Run
 from prunekit.recover.training.settings import TrainingRecord, TrainingSettings
 from prunekit.recover.training.task import Task, task_of
