@@ -53,7 +53,6 @@ class CycleRow:
     after: Figure
     epochs: Figure
     budget: Figure
-    examples: Figure
     seconds: Figure
 
 
@@ -109,7 +108,6 @@ def _cycle_row(run: RunRecord, cycle: Cycle, metric: Metric) -> CycleRow:
         after=_quality(cycle.recover, metric),
         epochs=chosen(passes),
         budget=percent(cycle.recover.at("budget", "share_of_original")),
-        examples=count(cycle.recover.at("training", "examples_seen")),
         seconds=measured(cycle.recover.at("training", "seconds"), "s"),
     )
 
