@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from prunekit.errors import TrainingError
 from prunekit.workload import Batch
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -36,6 +37,23 @@ class Companion(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Go on where the other one was."""
         ...
+
+
+def checked(loss: object) -> Tensor:
+    """The loss itself.
+
+    Raises:
+        TrainingError: it is not one number in a tensor.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    given = f"tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TrainingError(
+        f"it is a {given}",
+        expected="a tensor of one number, the mean over the examples of the batch",
+        where="the loss",
+        remedy="Return the loss alone, with reduction='mean', and without .item()",
+    )
 
 
 def is_settled(companion: Companion) -> bool:

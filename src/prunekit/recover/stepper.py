@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks
 from prunekit.recover.feed import Step
-from prunekit.recover.objective import Objective
+from prunekit.recover.objective import Objective, checked
 from prunekit.recover.optimizers import make_optimizer
 from prunekit.recover.settings import TrainingSettings
 from prunekit.workload import Batch, device_of
@@ -67,7 +67,7 @@ class Stepper:
             batch = part.batch.to(self.device)
             with self._synchronised(number == len(step.parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-                    loss = self._loss(batch)
+                    loss = checked(self._loss(batch))
                 weighted = loss * part.share
                 # The processes' gradients are averaged, so their sum is as many times larger.
                 (weighted * self.ranks.size).backward()
