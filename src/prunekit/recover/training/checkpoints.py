@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -52,10 +54,14 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if self.every_steps is None and self.every_seconds is None:
             raise UsageError("checkpoints are to be written never", expected="every_steps or every_seconds")
-        for name in ("every_steps", "every_seconds", "keep"):
+        object.__setattr__(self, "directory", Path(self.directory))
+        for name, kind in (("every_steps", int), ("every_seconds", int | float), ("keep", int)):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} is {value!r}", expected="a number above 0", where="checkpoints")
+            if value is None and name != "keep":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+                expected = f"a {'whole ' if kind is int else ''}number above 0"
+                raise UsageError(f"{name} is {value!r}", expected=expected, where="checkpoints")
 
     def are_due(self, steps: int, seconds: float) -> bool:
         """Whether the next one is to be written, so long after the one before."""
@@ -64,7 +70,26 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest that is whole; None where there is none."""
-        return max(self.directory.glob("step-*"), default=None)
+        return max(self.whole(), default=None)
+
+    def whole(self) -> list[Path]:
+        """All that are whole, the oldest first; other files in the directory are none."""
+        found = self.directory.glob("step-*")
+        return sorted(path for path in found if path.name[5:].isdigit() and path.is_dir())
+
+
+def make_room(checkpoints: Checkpoints, ranks: Ranks) -> None:
+    """Make the directory, and find out now and not after the first stretch whether it can be written to.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    where = checkpoints.directory
+    with _stored(where), ranks.together("making room for checkpoints"):
+        if ranks.is_first:
+            where.mkdir(parents=True, exist_ok=True)
+            if not os.access(where, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(where))
 
 
 def write_checkpoint(
@@ -118,7 +143,7 @@ def write_checkpoint(
                     shutil.rmtree(whole)
                 partial.rename(whole)
                 flush(checkpoints.directory)
-                for old in sorted(checkpoints.directory.glob("step-*"))[: -checkpoints.keep]:
+                for old in checkpoints.whole()[: -checkpoints.keep]:
                     shutil.rmtree(old)
 
 
@@ -137,6 +162,14 @@ def read_checkpoint(path: Path, identity: Mapping[str, str], like: Like, ranks: 
     """
     with _stored(path), ranks.together("reading a checkpoint"):
         content = json.loads((path / STATE).read_text())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise StorageError(
+                f"Its format is {found!r}",
+                expected=f"{FORMAT}, that of this version",
+                where=str(path),
+                remedy="Go on with the version that wrote it, or remove it, and the run begins anew",
+            )
         _check_identity(content["identity"], identity, path)
         if ranks.is_first:
             for name, digest in content["files"].items():
@@ -162,10 +195,18 @@ def _stored(where: Path) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, CheckpointException) as error:
         raise StorageError(
-            f"A checkpoint could not be written or read ({' '.join(str(error).split())})",
+            f"A checkpoint could not be written or read ({_told(error)})",
             where=str(where),
             remedy="Make room or choose another directory; a run goes on from the checkpoint before",
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, without the tracebacks that torch puts into its own."""
+    causes = [error]
+    if isinstance(error, CheckpointException):
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, Exception)] or causes
+    return " ".join("; ".join(map(str, causes)).split())
 
 
 def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Path) -> None:
@@ -186,7 +227,7 @@ def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Pa
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     """The value as JSON, with the tensors by their place beside it."""
     if isinstance(value, Tensor):
-        tensors[place] = value.detach()
+        tensors[place] = value.detach().contiguous()  # Files hold nothing else; think of channels_last.
         form = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return {"tensor": place, **form, "sharded": isinstance(value, DTensor)}
     if isinstance(value, Mapping):

@@ -16,7 +16,12 @@ from prunekit.ranks import Ranks
 from prunekit.recover.companion import Companion, is_settled
 from prunekit.recover.training.average import Average
 from prunekit.recover.training.budget import Spent
-from prunekit.recover.training.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
+from prunekit.recover.training.checkpoints import (
+    Checkpoints,
+    make_room,
+    read_checkpoint,
+    write_checkpoint,
+)
 from prunekit.recover.training.feed import Feed, Step, tokens_of
 from prunekit.recover.training.learning_rate import learning_rate
 from prunekit.recover.training.objective import Objective
@@ -69,18 +74,22 @@ class Run:
         self.resumed_at: int | None = None
         self.started = self.noted = self.saved = time.monotonic()
         self.saved_step = 0
+        self.identity: dict[str, str] = {}  # Of the model as it came, where there are checkpoints.
         self.best_state = copies_of(named_tensors(model))
         self.average = Average(model, settings.ema) if settings.ema is not None else None
 
     def start(self) -> None:
         """Go on from a checkpoint, or judge the model as it came; then prepare the optimizer."""
+        if self.checkpoints is not None:
+            make_room(self.checkpoints, self.ranks)
+            self.identity = identity_of(self)
         path = self._newest_checkpoint()
         if path is None:
             self._validate(rate=None)
         if self.share < 1 or path is not None:
             self.stepper = Stepper(self.model, self.objective, self.settings, self.ranks)
         if path is not None:
-            state = read_checkpoint(path, identity_of(self), lambda place: tensor_at(place, self), self.ranks)
+            state = read_checkpoint(path, self.identity, lambda place: tensor_at(place, self), self.ranks)
             go_on_from(state, self)
             self.share = self._share_used()
         self.coming = self._coming()
@@ -142,10 +151,10 @@ class Run:
         if not math.isfinite(loss):
             raise self._diverged("training loss", loss, self.rate)
         self.stepper.update(self.rate)
-        if self.average is not None:
-            self.average.step()
         for companion in self.companions:
             companion.step()
+        if self.average is not None:  # After the companions: it has the masks that they have made.
+            self.average.step()
         self.total, self.seen = self.total + loss * step.examples, self.seen + step.examples
         self.spent = Spent(
             steps=self.spent.steps + 1,
@@ -279,8 +288,7 @@ class Run:
         steps, seconds = self.spent.steps - self.saved_step, time.monotonic() - self.saved
         due = self.checkpoints.are_due(steps, seconds)
         if self.ranks.first(due, "whether a checkpoint is due"):
-            state, identity = state_of(self), identity_of(self)
-            write_checkpoint(self.checkpoints, self.spent.steps, state, identity, self.ranks)
+            write_checkpoint(self.checkpoints, self.spent.steps, state_of(self), self.identity, self.ranks)
             self.saved, self.saved_step = time.monotonic(), self.spent.steps
 
     def _failed(self, what: str, error: Exception) -> TrainingError:

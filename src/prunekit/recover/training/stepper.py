@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prunekit.errors import TrainingError
 from prunekit.ranks import Ranks, is_parted, is_sharded
 from prunekit.recover.training.feed import Step
-from prunekit.recover.training.objective import Objective
+from prunekit.recover.training.objective import Objective, checked
 from prunekit.recover.training.optimizers import make_optimizer
 from prunekit.recover.training.settings import TrainingSettings
 from prunekit.workload import Batch, device_of
@@ -65,7 +65,7 @@ class Stepper:
             batch = part.batch.to(self.device)
             with self._synchronised(number == len(step.parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-                    loss = self._loss(batch)
+                    loss = checked(self._loss(batch))
                 weighted = loss * part.share
                 # The processes' gradients are averaged, so their sum is as many times larger.
                 (weighted * self.ranks.size).backward()
