@@ -35,19 +35,14 @@ if TYPE_CHECKING:
     from prunekit.ranks import Ranks, all_ranks
     from prunekit.reconstruction import Choice, Reconstruction, Sweep, reconstruct, reconstruct_weights
     from prunekit.recover import (
-        Adapters,
         Distillation,
         DistillationSettings,
         EarlyPoint,
         EarlyPointKeeper,
-        Followed,
         GradualMasks,
         Lineage,
         PlannedCut,
-        Recalibrated,
-        Remembered,
         Shrinking,
-        Shrunk,
         add_lora,
         check_optimizer,
         early_point,
@@ -86,7 +81,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapters",
     "Batch",
     "BySensitivity",
     "Choice",
@@ -94,7 +88,6 @@ __all__ = [
     "DistillationSettings",
     "EarlyPoint",
     "EarlyPointKeeper",
-    "Followed",
     "Goal",
     "GradualMasks",
     "Granularity",
@@ -112,12 +105,9 @@ __all__ = [
     "PrunekitError",
     "PruningPlan",
     "Ranks",
-    "Recalibrated",
     "Reconstruction",
-    "Remembered",
     "Removal",
     "Shrinking",
-    "Shrunk",
     "Sweep",
     "WeightMovement",
     "Weights",
@@ -166,7 +156,6 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Adapters": "recover",
     "Batch": "workload",
     "BySensitivity": "plan",
     "Choice": "reconstruction",
@@ -174,7 +163,6 @@ _ROOMS = {
     "DistillationSettings": "recover",
     "EarlyPoint": "recover",
     "EarlyPointKeeper": "recover",
-    "Followed": "recover",
     "Goal": "plan",
     "GradualMasks": "recover",
     "Granularity": "types",
@@ -192,12 +180,9 @@ _ROOMS = {
     "PrunekitError": "errors",
     "PruningPlan": "plan",
     "Ranks": "ranks",
-    "Recalibrated": "recover",
     "Reconstruction": "reconstruction",
-    "Remembered": "recover",
     "Removal": "surgery",
     "Shrinking": "recover",
-    "Shrunk": "recover",
     "Sweep": "reconstruction",
     "WeightMovement": "importance",
     "Weights": "importance",

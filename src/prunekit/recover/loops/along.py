@@ -130,7 +130,7 @@ class Along:
         )
 
 
-def form_of(model: nn.Module) -> str:
+def form_digest(model: nn.Module) -> str:
     """A digest of what training does not change and a companion does: names, shapes and masks."""
     digest = hashlib.sha256()
     for name, tensor in model.named_parameters():

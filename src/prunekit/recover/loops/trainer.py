@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import StorageError, UsageError
 from prunekit.files import write_atomically
-from prunekit.recover.loops.along import Along, form_of, misfit, use_optimizers
+from prunekit.recover.loops.along import Along, form_digest, misfit, use_optimizers
 from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.surgery import fold_masks
 
@@ -112,7 +112,7 @@ class PruningCallback(Along, TrainerCallback):
                 remedy="Cut before the training and train what is left, or use masks",
             )
         use_optimizers(self._companion, [given["optimizer"]])
-        self._form = form_of(model)
+        self._form = form_digest(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """An optimizer step was made."""
@@ -148,7 +148,7 @@ class PruningCallback(Along, TrainerCallback):
             fold_masks(given["model"], in_place=True)
 
     def _forget_best(self, state: Any, model: nn.Module) -> None:
-        form = form_of(model)
+        form = form_digest(model)
         if form != self._form:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             self._form = form
