@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"every_steps": 0.5}, {"every_steps": "2"}, {"keep": 1.5}, {"keep": None}])
 def test_numbers_of_checkpoints_that_are_none_are_refused(tmp_path, wrong):
-    with pytest.raises(UsageError, match="whole number above 0"):
+    with pytest.raises(UsageError, match="whole number of at least 1"):
         Checkpoints(tmp_path, **wrong)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.errors import StorageError, TrainingError, UsageError
-from prunekit.files import content_digest, file_digest, write_atomically, written_atomically
+from prunekit.files import content_digest, file_digest, found_digest, write_atomically, written_atomically
 from prunekit.surgery.tensors import digest_of
 from prunekit.workload import Split
 
@@ -179,7 +179,9 @@ class Store:
             return why, []
         self.batch_size, self.keys = content["batch_size"], tuple(content["keys"])
         listed = [_Shard(**entry) for entry in content["shards"]]
-        self._shards = [shard for shard in listed if _digest(self.directory / shard.file) == shard.digest]
+        self._shards = [
+            shard for shard in listed if found_digest(self.directory / shard.file) == shard.digest
+        ]
         damaged = [shard.file for shard in listed if shard not in self._shards]
         if damaged:
             return f"{', '.join(damaged[:3])} was damaged or missing", self._shards
@@ -259,10 +261,6 @@ def unknown_example(example: str) -> TrainingError:
         where="distillation",
         remedy="Call remember() for the split that it lies in",
     )
-
-
-def _digest(path: Path) -> str:
-    return file_digest(path) if path.is_file() else ""
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from prunekit.errors import StorageError, UsageError
 from prunekit.files import PARTIAL, file_digest, flush
 from prunekit.ranks import Ranks
+from prunekit.recover.numbers import check, check_count, is_number
 
 STATE, FORMAT = "state.json", 1
 NAME = "step-{:09}"
@@ -55,13 +56,12 @@ class Checkpoints:
         if self.every_steps is None and self.every_seconds is None:
             raise UsageError("checkpoints are to be written never", expected="every_steps or every_seconds")
         object.__setattr__(self, "directory", Path(self.directory))
-        for name, kind in (("every_steps", int), ("every_seconds", int | float), ("keep", int)):
-            value = getattr(self, name)
-            if value is None and name != "keep":
-                continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-                expected = f"a {'whole ' if kind is int else ''}number above 0"
-                raise UsageError(f"{name} is {value!r}", expected=expected, where="checkpoints")
+        check_count("keep", self.keep, where="checkpoints")
+        if self.every_steps is not None:
+            check_count("every_steps", self.every_steps, where="checkpoints")
+        seconds = self.every_seconds
+        positive = seconds is None or (is_number(seconds) and seconds > 0)
+        check("every_seconds", seconds, "a number above 0", positive, where="checkpoints")
 
     def are_due(self, steps: int, seconds: float) -> bool:
         """Whether the next one is to be written, so long after the one before."""
@@ -201,7 +201,7 @@ def _stored(where: Path) -> Iterator[None]:
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What went wrong, without the tracebacks that torch puts into its own."""
     causes = [error]
     if isinstance(error, CheckpointException):
