@@ -85,7 +85,7 @@ def make_room(checkpoints: Checkpoints, ranks: Ranks) -> None:
         StorageError: it cannot.
     """
     where = checkpoints.directory
-    with _stored(where), ranks.together("making room for checkpoints"):
+    with ranks.together("making room for checkpoints"), _stored(where):
         if ranks.is_first:
             where.mkdir(parents=True, exist_ok=True)
             if not os.access(where, os.W_OK | os.X_OK):
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, str], like: Like, ranks: 
         UsageError: it is of another run; the differences are named.
         StorageError: it is damaged.
     """
-    with _stored(path), ranks.together("reading a checkpoint"):
+    with ranks.together("reading a checkpoint"), _stored(path):
         content = json.loads((path / STATE).read_text())
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else None
@@ -220,7 +220,8 @@ def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Pa
             f"The checkpoint is of another run: {'; '.join(differences[:5])}",
             expected="the settings, the data and the model that it was written with",
             where=str(path),
-            remedy="Go on with those, or give a new run a directory of its own",
+            remedy="Go on with those, give a new run a directory of its own, or remove the checkpoint to begin "
+            "anew",
         )
 
 

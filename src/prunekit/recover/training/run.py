@@ -233,13 +233,14 @@ class Run:
 
     def _line(self, rate: float | None) -> EpochRecord:
         try:
-            loss, metric = validate(
-                self.model,
-                self.task,
-                batch_size=self.settings.batch_size,
-                objective=self.objective,
-                ranks=self.ranks,
-            )
+            with self.ranks.together("a validation"):
+                loss, metric = validate(
+                    self.model,
+                    self.task,
+                    batch_size=self.settings.batch_size,
+                    objective=self.objective,
+                    ranks=self.ranks,
+                )
         except (RuntimeError, ValueError) as error:
             raise self._failed("validation", error) from error
         if not math.isfinite(loss):
