@@ -267,12 +267,12 @@ def test_both_or_neither_is_refused():
 
 
 def test_sharded_trainers_are_refused(monkeypatch, tmp_path):
-    from prunekit.recover.loops import trainer
+    from prunekit.recover.loops import trainer as room
 
     class State:
         _shared_state = {"there": True}
         fsdp_plugin = object()
 
-    monkeypatch.setattr(trainer, "AcceleratorState", State)
+    monkeypatch.setattr(room, "AcceleratorState", State)
     with pytest.raises(UsageError, match="FSDP"):
         trainer(tmp_path, PruningCallback(shrinking))
