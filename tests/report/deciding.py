@@ -154,8 +154,10 @@ def _write_pruned(root: Path, cycle: str, names: list[str], hurt: float) -> None
 def _write_recovered(root: Path, cycle: str, rng: np.random.Generator, *, hurt: float, end: float) -> None:
     log = training(rng, epochs=4, start=hurt, end=end)
     recover = {
+        "recalibrated": None,
+        "distilled": {"logits": 1.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, "task": 0.5},
         "training": log,
-        "budget": {"epochs": 4.0, "share_of_original": 4 / 12},
+        "budget": {"asked": {"epochs": 4.0}, "epochs": 4.0, "share_of_original": 4 / 12},
         "quality": _quality(log["epochs"][log["best"]]["validation_metric"]),
     }
     write_stage(root, f"{cycle}/recover", recover)
@@ -196,4 +198,6 @@ def training(
         "steps_planned": epochs * 17,
         "examples_seen": epochs * examples,
         "seconds": epochs * 1.24,
+        "tokens_seen": None,
+        "resumed_at": None,
     }

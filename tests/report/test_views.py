@@ -120,6 +120,8 @@ def test_cycles_before_and_after_recovery(finished):
     cycles = path.cycles(run, ACCURACY)
     assert [text_of(row.before) for row in cycles.rows] == ["93.9 %", "86.1 %", "71.1 %"]
     assert [text_of(row.target) for row in cycles.rows] == ["35.2 %", "48.1 %", "50.0 %"]
+    learnt = "Recovery learnt from the dense parent's outputs (weight 1), the labels (weight 0.5)."
+    assert cycles.learnt_from == learnt
     assert cycles.plot is not None
     assert [mark.style for mark in cycles.plot.marks] == ["hollow"] * 3 + ["pruned"] * 3
     assert cycles.plot.lines[-1].points.count(" ") == 3  # from the dense parent over three cycles

@@ -16,7 +16,7 @@ from prunekit.errors import PlanError, ProofError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.plan import Goal, PruningPlan, allocate
 from prunekit.surgery import check_mask, check_permutation, remove, sound, verify
-from prunekit.surgery.laws import _block_permutation
+from prunekit.surgery.laws import block_permutation
 from prunekit.types import Granularity, Group, Slice
 
 COUPLED = tuple(case.name for case in CASES if len(case.groups) > 1)
@@ -123,7 +123,7 @@ class TestPermutationLaw:
     def test_no_unit_stays_where_it_is(self, size, blocks):
         group = Group("g", Granularity.CHANNEL, size, blocks, ())
         for seed in range(20):
-            order = _block_permutation(group, np.random.default_rng(seed))
+            order = block_permutation(group, np.random.default_rng(seed))
             assert sorted(order.tolist()) == list(range(size))
             assert (order // (size // blocks) == np.arange(size) // (size // blocks)).all()
             assert (order != np.arange(size)).all()

@@ -321,7 +321,7 @@ def test_a_plan_survives_being_written_down():
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-STEPS = ("narrow", "copied", "replace_everywhere", "_graph_form", "follow_shapes", "precision_of", "Rivals")
+STEPS = ("narrow", "copied", "replace_everywhere", "graph_form", "follow_shapes", "precision_of", "Rivals")
 """What removal does one after the other; the first and the third more than once."""
 
 

@@ -220,8 +220,8 @@ def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Pa
             f"The checkpoint is of another run: {'; '.join(differences[:5])}",
             expected="the settings, the data and the model that it was written with",
             where=str(path),
-            remedy="Go on with those, give a new run a directory of its own, or remove the checkpoint to begin "
-            "anew",
+            remedy="Go on with those, give a new run a directory of its own, or remove the checkpoint to "
+            "begin anew",
         )
 
 

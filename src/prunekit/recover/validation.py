@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from prunekit.errors import TrainingError
-from prunekit.ranks import ALONE, Ranks
+from prunekit.ranks import ALONE, Ranks, resharded
 from prunekit.recover.objective import Objective, checked
 from prunekit.recover.task import Task
 from prunekit.workload import Batch, Split, device_of, evaluating
@@ -44,19 +43,12 @@ def validate(
                 loss += float(mean) * len(moved)
             if score is not None:
                 scores.append(score if counts else score[:0])
-    reshard(model)
+    resharded(model)
     whole = np.concatenate(scores)
     found = ranks.gather([loss, float(whole.sum())], "validation")
     count = len(task.validation)
     mean_loss = sum(each[0] for each in found) / count
     return mean_loss, sum(each[1] for each in found) / count if task.score is not None else None
-
-
-def reshard(model: nn.Module) -> None:
-    """Give up the whole parameters that ``fully_shard`` keeps after a pass without a backward pass."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _judged(

@@ -17,9 +17,11 @@ from prunekit.report.charts import (
 from prunekit.report.figures import (
     Figure,
     Metric,
+    as_set,
     chosen,
     count,
     derived,
+    measured,
     missing,
     percent,
     percent_text,
@@ -29,6 +31,14 @@ from prunekit.report.figures import (
 )
 from prunekit.report.reading import Cycle, Entry, RunRecord
 from prunekit.report.views.decision import costs
+
+LEARNT_FROM = {
+    "logits": "the dense parent's outputs",
+    "hidden": "its hidden states",
+    "attention": "its attention maps",
+    "task": "the labels",
+}
+"""The terms of a distillation, in words."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class CycleRow:
     after: Figure
     epochs: Figure
     budget: Figure
+    seconds: Figure
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Cycles:
 
     dense: Figure
     basis: str
+    learnt_from: str
     rows: tuple[CycleRow, ...]
     plot: Plot | None
 
@@ -61,7 +73,25 @@ def cycles(run: RunRecord, metric: Metric) -> Cycles:
     n = dense.at("n").number
     rows = tuple(_cycle_row(run, cycle, metric) for cycle in run.cycles)
     basis = f"{dense.at('split').text or 'validation'} split" + (f", n = {n:,}" if n is not None else "")
-    return Cycles(metric.level(dense.at("value"), n), basis, rows, _curve(run, metric))
+    return Cycles(metric.level(dense.at("value"), n), basis, _learnt_from(run), rows, _curve(run, metric))
+
+
+def _learnt_from(run: RunRecord) -> str:
+    """What recovery learnt from, as a sentence; "" where nothing was trained."""
+    trained = [
+        cycle.recover for cycle in run.cycles if list(cycle.recover.at("training", "epochs").elements())
+    ]
+    if not trained:
+        return ""
+    weights = [
+        (text, entry.number)
+        for name, text in LEARNT_FROM.items()
+        if (entry := trained[-1].at("distilled", name)).number
+    ]
+    if not weights:
+        return "Recovery learnt from the labels."
+    terms = ", ".join(f"{text} (weight {as_set(weight)})" for text, weight in weights if weight)
+    return f"Recovery learnt from {terms}."
 
 
 def _cycle_row(run: RunRecord, cycle: Cycle, metric: Metric) -> CycleRow:
@@ -78,6 +108,7 @@ def _cycle_row(run: RunRecord, cycle: Cycle, metric: Metric) -> CycleRow:
         after=_quality(cycle.recover, metric),
         epochs=chosen(passes),
         budget=percent(cycle.recover.at("budget", "share_of_original")),
+        seconds=measured(cycle.recover.at("training", "seconds"), "s"),
     )
 
 
