@@ -59,7 +59,7 @@ class Checkpoints:
             value = getattr(self, name)
             if value is None and name != "keep":
                 continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            if value is None or isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
                 expected = f"a {'whole ' if kind is int else ''}number above 0"
                 raise UsageError(f"{name} is {value!r}", expected=expected, where="checkpoints")
 
@@ -201,11 +201,11 @@ def _stored(where: Path) -> Iterator[None]:
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What went wrong, without the tracebacks that torch puts into its own."""
-    causes = [error]
+    causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, Exception)] or causes
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, BaseException)] or causes
     return " ".join("; ".join(map(str, causes)).split())
 
 
