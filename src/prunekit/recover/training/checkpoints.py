@@ -203,9 +203,9 @@ def _stored(where: Path) -> Iterator[None]:
 
 def _told(error: BaseException) -> str:
     """What went wrong, without the tracebacks that torch puts into its own."""
-    causes = [error]
+    causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, Exception)] or causes
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, BaseException)] or causes
     return " ".join("; ".join(map(str, causes)).split())
 
 
