@@ -94,3 +94,12 @@ def test_a_state_that_the_masks_refuse_leaves_the_model_as_it_was(workload, tmp_
     with pytest.raises(UsageError, match="differs in sparsity"):
         train(model, workload, SETTINGS, companions=[masks], checkpoints=checkpoints)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_that_ends_before_the_final_sparsity_is_refused(workload):
+    model = build_parent(workload, seed=0)
+    masks = pk.GradualMasks(model, sparsity=0.9, steps=100, end=0.6, every=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UsageError, match="needs 60 more optimizer steps, and the run has 16"):
+        train(model, workload, SETTINGS, companions=[masks])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -13,7 +13,8 @@ class Companion(Protocol):
     """What goes along with training, in the form of PyTorch's learning-rate schedulers.
 
     One may say ``settled``, a bool, whether the model has the form that it is to have at the end (a sparsity,
-    say). Validations before that are passed over when the best weights are chosen.
+    say). Validations before that are passed over when the best weights are chosen. It may say ``steps_left``,
+    the optimizer steps until then: a run that has fewer is refused.
 
     Law: where the state of one is loaded into another that was made by the same arguments, both go on alike.
     """

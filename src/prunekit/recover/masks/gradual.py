@@ -162,7 +162,12 @@ class GradualMasks:
     @property
     def settled(self) -> bool:
         """The sparsity is the one at the end: validations before that say nothing about the result."""
-        return self._step >= self._phases.settled
+        return self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        """Optimizer steps until it is settled."""
+        return max(0, self._phases.settled - self._step)
 
     def step(self) -> None:
         """An optimizer step was made; change the masks where that is due.

@@ -119,32 +119,31 @@ def write_checkpoint(
     partial = checkpoints.directory / f".{name}{PARTIAL}"
     tensors: dict[str, Tensor] = {}
     skeleton = _without_tensors(state, "", tensors)
-    with _stored(checkpoints.directory):
-        with ranks.together("making room for a checkpoint"):
-            if ranks.is_first:
-                for left in checkpoints.directory.glob(f".step-*{PARTIAL}"):
-                    shutil.rmtree(left)
-                partial.mkdir(parents=True)
-        with ranks.together("writing a checkpoint"):
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
-        with ranks.together("naming a checkpoint"):
-            if ranks.is_first:
-                content = {
-                    "format": FORMAT,
-                    "identity": dict(identity),
-                    "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
-                    "state": skeleton,
-                }
-                (partial / STATE).write_text(json.dumps(content))
-                flush(partial / STATE)
-                flush(partial)
-                if whole.exists():
-                    shutil.rmtree(whole)
-                partial.rename(whole)
-                flush(checkpoints.directory)
-                for old in checkpoints.whole()[: -checkpoints.keep]:
-                    shutil.rmtree(old)
+    with ranks.together("making room for a checkpoint"), _stored(checkpoints.directory):
+        if ranks.is_first:
+            for left in checkpoints.directory.glob(f".step-*{PARTIAL}"):
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+    with ranks.together("writing a checkpoint"), _stored(checkpoints.directory):
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
+    with ranks.together("naming a checkpoint"), _stored(checkpoints.directory):
+        if ranks.is_first:
+            content = {
+                "format": FORMAT,
+                "identity": dict(identity),
+                "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
+                "state": skeleton,
+            }
+            (partial / STATE).write_text(json.dumps(content))
+            flush(partial / STATE)
+            flush(partial)
+            if whole.exists():
+                shutil.rmtree(whole)
+            partial.rename(whole)
+            flush(checkpoints.directory)
+            for old in checkpoints.whole()[: -checkpoints.keep]:
+                shutil.rmtree(old)
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, str], like: Like, ranks: Ranks) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunekit.errors import TrainingError
+from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import Ranks
 from prunekit.recover.companion import Companion, is_settled
 from prunekit.recover.training.average import Average
@@ -92,6 +92,7 @@ class Run:
             state = read_checkpoint(path, self.identity, lambda place: tensor_at(place, self), self.ranks)
             go_on_from(state, self)
             self.share = self._share_used()
+        self._check_companions()
         self.coming = self._coming()
 
     def is_over(self) -> bool:
@@ -132,6 +133,21 @@ class Run:
             tokens_seen=self.spent.tokens if counts_tokens else None,
             resumed_at=self.resumed_at,
         )
+
+    def _check_companions(self) -> None:
+        """No companion may be cut short: the model would not have the form that it was to have."""
+        if self.steps is None:
+            return
+        left = self.steps - self.spent.steps
+        for companion in self.companions:
+            needed = getattr(companion, "steps_left", 0)
+            if needed > left:
+                raise UsageError(
+                    f"{type(companion).__name__} needs {needed} more optimizer steps, and the run has {left}",
+                    expected="a companion that is settled within the budget",
+                    where="train",
+                    remedy=f"Give it steps={self.steps}, or the run a larger budget",
+                )
 
     def _coming(self) -> Iterator[Step]:
         """The steps from here on, epoch after epoch."""

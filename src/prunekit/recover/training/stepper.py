@@ -64,7 +64,11 @@ class Stepper:
         for number, part in enumerate(step.parts, start=1):
             batch = part.batch.to(self.device)
             with self._synchronised(number == len(step.parts)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                # Before any process waits for the others' gradients, all know that none has failed.
+                with (
+                    self.ranks.together("a forward pass"),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=mixed),
+                ):
                     loss = checked(self._loss(batch))
                 weighted = loss * part.share
                 # The processes' gradients are averaged, so their sum is as many times larger.
