@@ -9,6 +9,7 @@ import torch
 
 README = Path(__file__).parents[1] / "README.md"
 RECOVERY = README.parent / "docs" / "recovery.md"
+TRAINING = README.parent / "docs" / "training.md"
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,15 @@ def test_the_page_on_recovery_takes_the_optimizer_along(tmp_path):
     assert example["shrinking"].state_dict()["due"] == [7, 13, 20]
     torch.testing.assert_close(example["net"](example["x"]), example["trained"], rtol=0, atol=0)
     assert [int((example["net"][place].weight == 0).sum()) for place in (0, 2)] == [128, 64]
+
+
+def test_the_page_on_training_trains(tmp_path):
+    """256 examples in batches of 64 are 4 steps an epoch; the best line is the best of the log."""
+    blocks = re.findall(r"```python\n(.*?)```", TRAINING.read_text(encoding="utf-8"), flags=re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text("\n\n".join(blocks))
+    torch.manual_seed(0)
+    record = runpy.run_path(str(path))["record"]
+    qualities = [line.validation_metric for line in record.epochs]
+    assert (record.steps, [line.step for line in record.epochs]) == (12, [0, 4, 8, 12])
+    assert qualities[record.best] == max(qualities) > qualities[0]

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 
 from prunekit.files import write_atomically
 from prunekit.measure import environment
-from prunekit.recover.optimizers import make_optimizer
+from prunekit.recover.training.optimizers import make_optimizer
 from prunekit.workload import Batch, Workload
 
 PAIRS, WARM = 40, 4

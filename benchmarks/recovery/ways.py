@@ -13,8 +13,8 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.recover import Objective, Task, TrainingSettings, cubic, learning_rate, shares, train
-from prunekit.recover.optimizers import make_optimizer
-from prunekit.recover.settings import WARMUP
+from prunekit.recover.training.optimizers import make_optimizer
+from prunekit.recover.training.settings import WARMUP
 from prunekit.workload import Batch
 
 CYCLES = 5

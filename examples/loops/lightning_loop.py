@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunekit as pk
-from prunekit.recover.lightning_callback import PruningCallback
+from prunekit.recover.loops.lightning import PruningCallback
 
 
 class Digits(pl.LightningModule):

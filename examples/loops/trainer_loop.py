@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 import prunekit as pk
-from prunekit.recover.trainer_callback import PruningCallback
+from prunekit.recover.loops.trainer import PruningCallback
 
 CONFIG = ViTConfig(
     image_size=8,

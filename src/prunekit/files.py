@@ -22,7 +22,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_digest(content: bytes) -> str:
+def found_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, or "" where it cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return ""
+
+
+def content_digest(content: bytes | memoryview) -> str:
     """SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 

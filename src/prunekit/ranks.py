@@ -263,6 +263,15 @@ def is_parted(tensor: Tensor) -> bool:
     return known is not None and isinstance(tensor, known.DTensor)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Processes hold parts of the model: FSDP1 or FSDP2 has parted it, or a part of it."""
+    known = sys.modules.get("torch.distributed.fsdp")
+    kinds = () if known is None else (known.FSDPModule, known.FullyShardedDataParallel)
+    return any(isinstance(module, kinds) for module in model.modules()) or any(
+        map(is_parted, model.parameters())
+    )
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, in the same memory; all of one that is not parted."""
     return tensor.to_local() if is_parted(tensor) else tensor  # pyright: ignore

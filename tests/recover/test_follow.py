@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import prunekit as pk
 from prunekit.errors import PlanError, TrainingError
 from prunekit.plan import Goal, allocate
-from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, stepper, train
-from prunekit.recover.optimizers import make_optimizer
+from prunekit.recover import TrainingSettings, check_optimizer, follow, follow_average, train
+from prunekit.recover.training import stepper
+from prunekit.recover.training.optimizers import make_optimizer
 from prunekit.surgery import Removal, remove
 
 TOYS = (

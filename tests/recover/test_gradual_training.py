@@ -1,9 +1,12 @@
 """Gradual masks in the training run of the house: the goal is kept, and a run can go on."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import prunekit as pk
+from prunekit.errors import UsageError
 from prunekit.recover import Checkpoints, TrainingSettings, train
 from prunekit.workload import build_parent
 
@@ -68,3 +71,35 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(workload, tmp_pa
     assert masks.state_dict()["step"] == STEPS
     state = expected.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("end", [0.5, 1.0])
+def test_the_moving_average_has_the_masks_of_the_step_that_is_validated(workload, end):
+    """Oracle: the masks of the run without an average, which do not depend on it."""
+    found = [
+        run(workload, settings=dataclasses.replace(SETTINGS, ema=ema), end=end, every=4, regrow="none")[0]
+        for ema in (None, 0.9)
+    ]
+    for name in ("0.parametrizations.weight.0.packed", "5.parametrizations.weight.0.packed"):
+        plain, averaged = (model.state_dict()[name] for model in found)
+        assert torch.equal(plain, averaged)
+
+
+def test_a_state_that_the_masks_refuse_leaves_the_model_as_it_was(workload, tmp_path):
+    checkpoints = Checkpoints(tmp_path, every_steps=2)
+    run(workload, checkpoints=checkpoints)
+    model = build_parent(workload, seed=0)
+    masks = pk.GradualMasks(model, sparsity=0.5, steps=STEPS, end=0.6, every=2, regrow="gradient")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match="differs in sparsity"):
+        train(model, workload, SETTINGS, companions=[masks], checkpoints=checkpoints)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_that_ends_before_the_final_sparsity_is_refused(workload):
+    model = build_parent(workload, seed=0)
+    masks = pk.GradualMasks(model, sparsity=0.9, steps=100, end=0.6, every=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UsageError, match="needs 60 more optimizer steps, and the run has 16"):
+        train(model, workload, SETTINGS, companions=[masks])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunekit.recover import LEARNING_RATES, learning_rate
-from prunekit.recover.learning_rate import one_cycle_rate
+from prunekit.recover.training.learning_rate import one_cycle_rate
 
 
 def rates(steps, **settings):
@@ -14,7 +14,7 @@ def rates(steps, **settings):
 
 
 def test_the_examples_in_the_docstrings_hold():
-    failed, tried = doctest.testmod(importlib.import_module("prunekit.recover.learning_rate"))
+    failed, tried = doctest.testmod(importlib.import_module("prunekit.recover.training.learning_rate"))
     assert (failed, tried) == (0, 3)
 
 
@@ -59,3 +59,11 @@ def test_it_rises_to_the_peak_once_and_never_after(schedule, warmup, steps):
     assert (np.diff(made[: top + 1]) > 0).all()
     assert (np.diff(made[top:]) <= 0).all()
     assert (made > 0).all()
+
+
+@pytest.mark.parametrize("schedule", sorted(LEARNING_RATES))
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_rewinding_goes_through_the_rest_of_the_schedule_again(schedule, warmup):
+    """Oracle: the parent's own learning rates from the early step on."""
+    given = {"peak": 0.1, "schedule": schedule, "warmup": warmup}
+    assert rates(30, **given, rewind_to=0.25) == pytest.approx(rates(40, **given)[10:])

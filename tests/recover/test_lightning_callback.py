@@ -14,7 +14,7 @@ from prunekit.errors import TrainingError, UsageError
 pl = pytest.importorskip("lightning.pytorch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what lightning warns about is its own
 
-from prunekit.recover.lightning_callback import PruningCallback  # noqa: E402
+from prunekit.recover.loops.lightning import PruningCallback  # noqa: E402
 
 STEPS = 8
 

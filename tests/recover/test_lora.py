@@ -282,9 +282,9 @@ def test_no_warning_and_half_precision():
 @pytest.mark.parametrize(
     ("room", "package", "command"),
     [
-        ("lora_layers", "peft", "prunekit[lora]"),
-        ("trainer_callback", "transformers", "transformers[torch]"),
-        ("lightning_callback", "lightning.pytorch", "prunekit[lightning]"),
+        ("lora.layers", "peft", "prunekit[lora]"),
+        ("loops.trainer", "transformers", "transformers[torch]"),
+        ("loops.lightning", "lightning.pytorch", "prunekit[lightning]"),
     ],
 )
 def test_a_missing_package_is_named_with_what_installs_it(room, package, command, monkeypatch):

@@ -10,7 +10,6 @@ from scipy.optimize import brentq
 from prunekit.errors import UsageError
 from prunekit.recover import (
     SCHEDULES,
-    budget,
     cubic,
     exponential,
     linear,
@@ -20,6 +19,7 @@ from prunekit.recover import (
     shares,
     steps,
 )
+from prunekit.recover.training import budget
 
 TABLE = {
     **SCHEDULES,

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import prunekit as pk
 from prunekit.errors import PlanError, ProofError, TrainingError, UsageError
 from prunekit.recover import Shrunk, follow, shrink
-from prunekit.recover.shrink import check_whole
+from prunekit.recover.shrinking.shrink import check_whole
 from prunekit.surgery import remove
 
 TOYS = (
@@ -255,7 +255,7 @@ def test_after_an_error_everything_is_as_it_was(place, monkeypatch):
     average = AveragedModel(model)
     result = pk.prune(model, (x,), sparsity=0.5)
     before, outputs = fingerprint(model, optimizer, average), model(x)
-    room = importlib.import_module("prunekit.recover.shrink")
+    room = importlib.import_module("prunekit.recover.shrinking.shrink")
     own = getattr(room, place)
 
     def fails(*given, **named):

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from prunekit.errors import UsageError
 from prunekit.recover import Task, TrainingSettings, task_of, train, validate
-from prunekit.recover.average import Average
+from prunekit.recover.training.average import Average
 from prunekit.workload import Split, build_parent
 
 

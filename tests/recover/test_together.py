@@ -62,3 +62,10 @@ def test_a_process_that_dies_is_an_error_of_the_others_and_the_checkpoint_stays(
     for found in launch(RUN, 2, next(places), "whole", str(checkpoints)):
         for name in alone.keys() - {"resumed"}:
             torch.testing.assert_close(found[name], alone[name], **CLOSE)
+
+
+def test_a_failure_of_one_process_is_an_error_of_all_before_they_wait_for_gradients(tmp_path):
+    # 61 examples in steps of 29, 29 and 3: two for the first process, and one for the second.
+    for ended in start("tests.recover.together:fails_alone", 2, tmp_path):
+        assert ended.returncode == 1
+        assert "rank 1: It stopped with ValueError: Expected more than 1 value per channel" in ended.stderr

@@ -15,7 +15,7 @@ from prunekit.errors import StorageError, TrainingError, UsageError
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
 
-from prunekit.recover.trainer_callback import STATE, PruningCallback  # noqa: E402
+from prunekit.recover.loops.trainer import STATE, PruningCallback  # noqa: E402
 
 STEPS = 8
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
@@ -267,12 +267,12 @@ def test_both_or_neither_is_refused():
 
 
 def test_sharded_trainers_are_refused(monkeypatch, tmp_path):
-    from prunekit.recover import trainer_callback
+    from prunekit.recover.loops import trainer as room
 
     class State:
         _shared_state = {"there": True}
         fsdp_plugin = object()
 
-    monkeypatch.setattr(trainer_callback, "AcceleratorState", State)
+    monkeypatch.setattr(room, "AcceleratorState", State)
     with pytest.raises(UsageError, match="FSDP"):
         trainer(tmp_path, PruningCallback(shrinking))

@@ -1,6 +1,7 @@
 """What each process of the tests with several processes trains."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,3 +74,10 @@ def run(ranks, form="whole", directory="", stop_after="", die_at=""):
     found["losses"] = torch.tensor([line.validation_loss for line in record.epochs], dtype=torch.float64)
     found["resumed"] = torch.tensor(-1 if record.resumed_at is None else record.resumed_at)
     return found
+
+
+def fails_alone(ranks):
+    """The second process cannot run its only example of the last step; the first could."""
+    model, task = model_and_task()
+    model[1] = nn.BatchNorm1d(13)
+    train(model, task, replace(SETTINGS, batch_size=29), ranks=ranks)

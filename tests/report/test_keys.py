@@ -14,7 +14,7 @@ from prunekit.measure import environment
 from prunekit.measure.latency import Noise, Percentiles, Speedup
 from prunekit.plan import Goal
 from prunekit.recover import TrainingRecord
-from prunekit.recover.settings import EpochRecord
+from prunekit.recover.training.settings import EpochRecord
 from prunekit.surgery.laws import LawResult
 from prunekit.types import Cost
 

@@ -80,7 +80,7 @@ def test_recovery_that_cannot_be_is_refused(finished, section, error, message):
 KILLED = """
 import os, sys
 from pathlib import Path
-import prunekit.recover.run as training
+import prunekit.recover.training.run as training
 from prunekit.workflow import run_recipe
 
 save = training.write_checkpoint

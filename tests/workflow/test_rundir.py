@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from prunekit.errors import RunDirectoryError, StorageError
+from prunekit.files import found_digest
 from prunekit.workflow.opening import Identity, claim, open_run, read_run
-from prunekit.workflow.rundir import found_digest, plain, value_digest
+from prunekit.workflow.rundir import plain, value_digest
 
 IDENTITY = Identity("digits", "../workload.py", "0.1.0", "abc", "fed")
 RECIPE = b"name: digits\n"

@@ -22,19 +22,26 @@ class _Training(Section):
         default=None, description="the budget in optimizer steps, a whole number of 1 or more"
     )
     examples: Count | None = Field(
-        default=None, description="the budget in training examples, each counted as often as it is seen"
+        default=None,
+        description="the budget in training examples, a whole number of 1 or more; each counts as often as "
+        "it is seen",
     )
     tokens: Count | None = Field(
-        default=None, description="the budget in tokens of the training examples, for token inputs only"
+        default=None,
+        description="the budget in tokens of the training examples, a whole number of 1 or more; for token "
+        "inputs only",
     )
     seconds: Positive | None = Field(
-        default=None, description="the budget in wall time; such a run is not repeated bit by bit"
+        default=None,
+        description="the budget in seconds of wall time, above 0; such a run is not repeated bit by bit",
     )
     batch_size: Count = Field(
         default=64, description="examples per step, of all processes together, 1 or more"
     )
     accumulate: Count = Field(
-        default=1, description="the parts in which a process runs the examples of a step, to save memory"
+        default=1,
+        description="the parts, at most, in which a process runs the examples of a step, to save memory; "
+        "1 or more",
     )
     optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
@@ -64,7 +71,8 @@ class _Training(Section):
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="decay of a moving average of the weights, which is then what counts; without it none",
+        description="decay of a moving average of the weights, above 0 and below 1, which is then what "
+        "counts; without it none",
     )
     validate_every: Count | None = Field(
         default=None, description="steps between two validations, 1 or more; without it after every epoch"
@@ -81,7 +89,8 @@ class _Training(Section):
     )
     checkpoint_seconds: Positive = Field(
         default=600.0,
-        description="a run that is killed goes on from what it wrote down at most so many seconds before",
+        description="above 0: a run that is killed goes on from what it wrote down at most so many seconds "
+        "before",
     )
 
     @model_validator(mode="after")

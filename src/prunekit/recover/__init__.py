@@ -1,25 +1,16 @@
 """Winning quality back by training."""
 
-from prunekit.recover.budget import UNITS, Budget, budget_in_epochs, budget_in_steps, steps_per_epoch
-from prunekit.recover.checkpoints import Checkpoints
-from prunekit.recover.cuts import PlannedCut, Shrinking
+from prunekit.recover.companion import Companion
 from prunekit.recover.distillation import Distillation, DistillationSettings, Lineage, Remembered
-from prunekit.recover.feed import training_batches
-from prunekit.recover.follow import Followed, check_optimizer, follow, follow_average
-from prunekit.recover.gradual import GradualMasks
-from prunekit.recover.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.lora import Adapters, add_lora, merge_lora, pruned_layers
-from prunekit.recover.masked_cycles import mask_in_cycles
-from prunekit.recover.objective import Companion, Objective
+from prunekit.recover.masks import REGROWTH, GradualMasks, Regrowth, mask_in_cycles
 from prunekit.recover.recalibration import Recalibrated, recalibrate_norms
-from prunekit.recover.regrowth import REGROWTH, Regrowth
 from prunekit.recover.rewinding import (
     EarlyPoint,
     EarlyPointKeeper,
     early_point,
     load_early_point,
     rewind,
-    rewound,
     rewound_removal,
     save_early_point,
 )
@@ -34,12 +25,36 @@ from prunekit.recover.schedules import (
     shares,
     steps,
 )
-from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
-from prunekit.recover.sharding import shard_layers
-from prunekit.recover.shrink import Shrunk, shrink
-from prunekit.recover.task import Task, task_of
-from prunekit.recover.training import train
-from prunekit.recover.validation import validate
+from prunekit.recover.shrinking import (
+    Followed,
+    PlannedCut,
+    Shrinking,
+    Shrunk,
+    check_optimizer,
+    follow,
+    follow_average,
+    shrink,
+)
+from prunekit.recover.training import (
+    LEARNING_RATES,
+    UNITS,
+    Budget,
+    Checkpoints,
+    EpochRecord,
+    Objective,
+    Task,
+    TrainingRecord,
+    TrainingSettings,
+    budget_in_epochs,
+    budget_in_steps,
+    learning_rate,
+    shard_layers,
+    steps_per_epoch,
+    task_of,
+    train,
+    training_batches,
+    validate,
+)
 
 __all__ = [
     "LEARNING_RATES",
@@ -87,7 +102,6 @@ __all__ = [
     "pruned_layers",
     "recalibrate_norms",
     "rewind",
-    "rewound",
     "rewound_removal",
     "save_early_point",
     "schedule_of",

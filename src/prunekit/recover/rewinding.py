@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.errors import PlanError, StorageError, UsageError
+from prunekit.errors import PlanError, StorageError
 from prunekit.files import written_atomically
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
+from prunekit.recover.companion import step_of
+from prunekit.recover.numbers import check_count, check_share
 from prunekit.surgery import Removal, WeightMask, remove, zero_under_masks
 from prunekit.surgery.tensors import copied
 
@@ -42,7 +44,7 @@ class EarlyPoint:
     progress: float
 
     def __post_init__(self) -> None:
-        check_progress(self.progress)
+        check_share("progress", self.progress, where="rewinding")
 
 
 def early_point(model: nn.Module, progress: float) -> EarlyPoint:
@@ -65,7 +67,8 @@ def early_point(model: nn.Module, progress: float) -> EarlyPoint:
 def rewind(model: nn.Module, point: EarlyPoint) -> None:
     """Give a model the weights and buffers of an early point, in place; its masks stay, and their zeros.
 
-    Begin with a new optimizer: momentum belongs to the weights that were left.
+    Begin with a new optimizer: momentum belongs to the weights that were left. The learning rate goes back
+    with ``TrainingSettings.rewind_to``, or :func:`prunekit.recover.learning_rate` in your own loop.
 
     Args:
         model: of the same form as the one at the early point, masked or not. One that lost units:
@@ -118,32 +121,6 @@ def rewound_removal(parent: nn.Module, point: EarlyPoint, plan: PruningPlan, gro
     return remove(early, plan, groups)
 
 
-def rewound(progress: float, *, start: float) -> float:
-    """Where a retraining is in the parent's schedule: learning-rate rewinding.
-
-    ``rewound(p) = start + (1 - start) p``: weights stay as they are, and the learning rates of the last
-    ``1 - start`` of the parent's training are gone through again. With weights that were rewound to ``start``
-    it is the schedule that continues there. A retraining of equal length has ``(1 - start) * steps`` steps.
-
-    Args:
-        progress: of the retraining, in [0, 1].
-        start: the progress in the parent's training that it begins at (``EarlyPoint.progress``), in [0, 1].
-
-    Returns:
-        Progress in the parent's training, in [start, 1].
-
-    Raises:
-        UsageError: one of them lies outside [0, 1].
-
-    Source: Renda et al., 2020, section 2 ("learning rate rewinding"), https://arxiv.org/abs/2003.02389.
-    Deviation: in shares of the training in place of epochs.
-
-    >>> rewound(0.0, start=0.25), rewound(0.5, start=0.25), rewound(1.0, start=0.25)
-    (0.25, 0.625, 1.0)
-    """
-    return check_progress(start) + (1.0 - start) * check_progress(progress)
-
-
 class EarlyPointKeeper:
     """Keeps the early point while a parent trains: one ``step()`` after every optimizer step.
 
@@ -162,12 +139,11 @@ class EarlyPointKeeper:
     """
 
     def __init__(self, model: nn.Module, *, steps: int, at: float, path: Path | str | None = None) -> None:
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise UsageError(
-                f"steps is {steps!r}", expected="a whole number of at least 1", where="rewinding"
-            )
+        check_count("steps", steps, where="rewinding")
+        check_share("at", at, where="rewinding")
         self._model, self._steps, self._path = model, steps, path
-        self._at, self._step = round(check_progress(at) * steps), 0
+        self._at, self._step = round(at * steps), 0
+        self._made_by = {"steps": steps, "at": self._at}
         self.point: EarlyPoint | None = None
         self._take()
 
@@ -184,8 +160,7 @@ class EarlyPointKeeper:
         """Where it is; with the early point where that is in memory only."""
         point = self.point if self._path is None else None
         tensors, places = ({}, {}) if point is None else _parts(point)
-        where = {"step": self._step, "steps": self._steps, "at": self._at}
-        return {**where, "tensors": tensors, "places": places}
+        return {"step": self._step, **self._made_by, "tensors": tensors, "places": places}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Go on where the other one was.
@@ -194,13 +169,7 @@ class EarlyPointKeeper:
             UsageError: it was made for another length or another point.
             StorageError, PlanError: the file it wrote is not there, or damaged.
         """
-        if (state_dict.get("steps"), state_dict.get("at")) != (self._steps, self._at):
-            raise UsageError(
-                f"The state is that of a point at step {state_dict.get('at')} of {state_dict.get('steps')}",
-                expected=f"step {self._at} of {self._steps}",
-                where="rewinding",
-            )
-        self._step, self.point = state_dict["step"], None
+        self._step, self.point = step_of(state_dict, self._made_by, where="EarlyPointKeeper"), None
         if self._step >= self._at:
             kept = _of_parts(state_dict["tensors"], state_dict["places"], self._at / self._steps)
             self.point = kept if self._path is None else load_early_point(self._path)
@@ -251,17 +220,6 @@ def load_early_point(path: Path | str) -> EarlyPoint:
     if not isinstance(progress, int | float):
         raise _damaged(path, f"its progress is {progress!r}")
     return _of_parts(tensors, places, progress)
-
-
-def check_progress(progress: float) -> float:
-    """The progress itself.
-
-    Raises:
-        UsageError: it is no number from 0 to 1.
-    """
-    if isinstance(progress, bool) or not isinstance(progress, int | float) or not 0 <= progress <= 1:
-        raise UsageError(f"progress is {progress!r}", expected="a number from 0 to 1", where="rewinding")
-    return float(progress)
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

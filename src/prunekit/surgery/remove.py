@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PlanError
-from prunekit.files import content_digest
 from prunekit.graph import Groups
 from prunekit.graph.change import Change
 from prunekit.graph.pruned_graph import PrunedGraph
@@ -31,7 +30,7 @@ from prunekit.surgery.shorten import (
     names_before,
     shorten,
 )
-from prunekit.surgery.tensors import copied, read, replace_everywhere
+from prunekit.surgery.tensors import copied, digest_of, read, replace_everywhere
 from prunekit.surgery.training import own_derivatives, trains
 from prunekit.surgery.weight_masks import refuse_masks
 from prunekit.types import BoolArray, Group, KeepMask
@@ -92,8 +91,7 @@ def remove(model: nn.Module, plan: PruningPlan, groups: Groups, *, ranks: Ranks 
 def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
     """SHA-256 of each parameter by name; running statistics are each process's own under DDP."""
     for name, parameter in model.named_parameters():
-        values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        yield name, content_digest(values.numpy().tobytes())
+        yield name, digest_of(parameter)
 
 
 def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bool = True) -> Removal:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PlanError
+from prunekit.files import content_digest
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -25,6 +27,12 @@ def copied(model: nn.Module) -> nn.Module:
             remedy="Replace tensors with a gradient history among its attributes, such as the weight that "
             "torch.nn.utils.weight_norm leaves; torch.nn.utils.parametrizations.weight_norm leaves none",
         ) from error
+
+
+def digest_of(tensor: Tensor) -> str:
+    """SHA-256 of the values of a tensor, in hexadecimal; its shape and dtype do not count."""
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return content_digest(values.numpy().data)
 
 
 def owner(model: nn.Module, name: str) -> tuple[Any, str]:

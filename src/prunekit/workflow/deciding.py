@@ -31,7 +31,7 @@ from prunekit.workflow.models import (
     read_plan,
     save_weights,
     select,
-    tensors_of,
+    shapes_of,
 )
 from prunekit.workflow.recovering import SPENT, checkpoints_of
 from prunekit.workload import Batch, DecidingWorkload, Split, load_weights
@@ -69,7 +69,7 @@ def run_baseline(job: Job) -> Result:
         "quality": quality(model, job),
         "cost": asdict(groups.cost()),
         "training": asdict(training) if training else None,
-        "tensors": tensors_of(model),
+        "tensors": shapes_of(model),
         **describe(groups, groups.frozen),
     }
 

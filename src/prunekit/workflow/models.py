@@ -115,7 +115,7 @@ def quality(model: nn.Module, job: Job) -> Result:
     }
 
 
-def tensors_of(model: nn.Module) -> Result:
+def shapes_of(model: nn.Module) -> Result:
     """The shape of every parameter and buffer, module by module in the model's order."""
     return {
         f"{prefix}.{name}".removeprefix("."): list(tensor.shape)

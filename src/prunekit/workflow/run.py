@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from prunekit import __version__
 from prunekit.errors import PrunekitError, RunDirectoryError
-from prunekit.files import content_digest
+from prunekit.files import content_digest, found_digest
 from prunekit.ranks import ALONE, Ranks
 from prunekit.recipe import load_recipe
 from prunekit.report import write_report
@@ -21,7 +21,7 @@ from prunekit.workflow.job import Job, Result, Silent, Stage, Watcher
 from prunekit.workflow.opening import RECIPE_FILE, Identity, claim, open_run, read_run
 from prunekit.workflow.order import stages_of
 from prunekit.workflow.outcome import Outcome, read_outcome
-from prunekit.workflow.rundir import RECORD_FILE, RunDirectory, found_digest, value_digest, write_json
+from prunekit.workflow.rundir import RECORD_FILE, RunDirectory, value_digest, write_json
 from prunekit.workflow.source import Given, Source, open_source, read_given
 from prunekit.workload import deciding
 

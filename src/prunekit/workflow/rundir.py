@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import RunDirectoryError, StorageError
-from prunekit.files import PARTIAL, content_digest, file_digest, flush
+from prunekit.files import PARTIAL, content_digest, file_digest, flush, found_digest
 
 LOCK_FILE, RECORD_FILE = ".lock", "stage.json"
 OLD = ".old"
@@ -233,14 +233,6 @@ class RunDirectory:
                 if "/" in stage and not any(place.parent.iterdir()):
                     place.parent.rmdir()
         return gone
-
-
-def found_digest(path: Path) -> str:
-    """SHA-256 of a file, or "" where it cannot be read."""
-    try:
-        return file_digest(path)
-    except OSError:
-        return ""
 
 
 def value_digest(value: object) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prunekit.errors import MeasurementError, RecipeError
+from prunekit.files import found_digest
 from prunekit.measure import check_threads
 from prunekit.recipe import Places, Recipe, load_recipe
 from prunekit.workflow.blame import blaming
 from prunekit.workflow.job import Stage
-from prunekit.workflow.rundir import found_digest
 from prunekit.workload import Workload, load_workload, source_digest
 
 

@@ -102,9 +102,9 @@ def attention_distance(
 
 
 def _divergence(log_p: Tensor, log_q: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """``sum p (log p - log q)`` over everything where p > 0."""
+    """``sum p (log p - log q)`` over everything where p is not 0; NaN where it is NaN."""
     p = log_p.exp() if weight is None else weight
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum()
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum()
 
 
 def _rows(values: Tensor, counted: Tensor | None) -> Tensor:

@@ -156,8 +156,8 @@ class Distillation(nn.Module):
 
         Raises:
             ShapeError: what the student gives does not fit to what the teacher gives.
-            TrainingError: a remembered example has other inputs or is unknown, attention maps do not sum to
-                1, or logits are missing.
+            TrainingError: the teacher gives NaN, a remembered example has other inputs or is unknown,
+                attention maps do not sum to 1, or logits are missing.
             StorageError: remembered outputs cannot be read.
         """
         positions = positions_of(batch, self.teacher, self._counted)
@@ -170,7 +170,10 @@ class Distillation(nn.Module):
             assert self._loss is not None
             terms["task"] = self._loss(outputs, batch)
         self.terms = {name: value.detach() for name, value in terms.items()}
-        return torch.stack([getattr(self.settings, name) * value for name, value in terms.items()]).sum()
+        loss = torch.stack([getattr(self.settings, name) * value for name, value in terms.items()]).sum()
+        if not bool(torch.isfinite(loss.detach())):
+            _check_taught(taught)
+        return loss
 
     def remember(
         self,
@@ -321,6 +324,18 @@ class Distillation(nn.Module):
         if distance == "kl":
             _check_sums(pair, ours, counted)
         return attention_distance(ours, theirs, distance=distance, counted=counted)
+
+
+def _check_taught(taught: Mapping[str, Tensor]) -> None:
+    """Make sure that a loss which is no number is not the teacher's doing."""
+    for key, value in taught.items():
+        if bool(value.isnan().any()):
+            raise TrainingError(
+                f"the teacher's {key} hold NaN",
+                expected="a teacher that gives numbers for every example",
+                where="distillation",
+                remedy="Look for NaN in the teacher's weights and in the inputs",
+            )
 
 
 def _check_sums(pair: Pair, maps: Tensor, counted: Tensor | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.errors import StorageError, TrainingError, UsageError
-from prunekit.files import file_digest, write_atomically, written_atomically
+from prunekit.files import content_digest, file_digest, found_digest, write_atomically, written_atomically
+from prunekit.surgery.tensors import digest_of
 from prunekit.workload import Split
 
 SCHEMA = "prunekit.parent_outputs/1"
@@ -180,7 +179,9 @@ class Store:
             return why, []
         self.batch_size, self.keys = content["batch_size"], tuple(content["keys"])
         listed = [_Shard(**entry) for entry in content["shards"]]
-        self._shards = [shard for shard in listed if _digest(self.directory / shard.file) == shard.digest]
+        self._shards = [
+            shard for shard in listed if found_digest(self.directory / shard.file) == shard.digest
+        ]
         damaged = [shard.file for shard in listed if shard not in self._shards]
         if damaged:
             return f"{', '.join(damaged[:3])} was damaged or missing", self._shards
@@ -231,12 +232,9 @@ class Store:
 
 def digest_of_weights(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and values of all parameters and buffers."""
-    whole = hashlib.sha256()
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+    tensors = sorted((*model.named_parameters(), *model.named_buffers()), key=lambda item: item[0])
+    forms = [f"{name} {each.dtype} {tuple(each.shape)} {digest_of(each)}" for name, each in tensors]
+    return content_digest("\n".join(forms).encode())
 
 
 def check_split(split: Split, stores: Sequence[Store]) -> None:
@@ -263,10 +261,6 @@ def unknown_example(example: str) -> TrainingError:
         where="distillation",
         remedy="Call remember() for the split that it lies in",
     )
-
-
-def _digest(path: Path) -> str:
-    return file_digest(path) if path.is_file() else ""
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.recover.numbers import check, is_number
+
+WHERE = "distillation settings"
 
 HIDDEN_DISTANCES = ("mse", "cosine")
 ATTENTION_DISTANCES = ("kl", "mse")
@@ -62,43 +63,37 @@ class DistillationSettings:
     def __post_init__(self) -> None:
         for name in ("logits", "hidden", "attention", "task"):
             weight = getattr(self, name)
-            _check(name, weight, "a finite weight >= 0", _finite(weight) and weight >= 0)
-        _check("temperature", self.temperature, "a finite number > 0", _finite(self.temperature))
-        _check("temperature", self.temperature, "a finite number > 0", self.temperature > 0)
+            check(name, weight, "a finite weight >= 0", is_number(weight) and weight >= 0, where=WHERE)
+        warm = is_number(self.temperature) and self.temperature > 0
+        check("temperature", self.temperature, "a finite number > 0", warm, where=WHERE)
         for name, known in (
             ("hidden_distance", HIDDEN_DISTANCES),
             ("attention_distance", ATTENTION_DISTANCES),
             ("projection", PROJECTIONS),
         ):
-            _check(name, getattr(self, name), f"one of {', '.join(known)}", getattr(self, name) in known)
+            given = getattr(self, name)
+            check(name, given, f"one of {', '.join(known)}", given in known, where=WHERE)
         for name in ("hidden_modules", "attention_modules"):
             given = getattr(self, name)
             names = [*given, *given.values()] if isinstance(given, Mapping) else given
             right = isinstance(names, Sequence) and not isinstance(names, str)
-            _check(
+            check(
                 name,
                 given,
                 "a list of patterns, or a dict from the student's modules to the teacher's",
                 right and all(isinstance(each, str) for each in names),
+                where=WHERE,
             )
-        _check("causal", self.causal, "true, false or none", self.causal in (None, True, False))
+        known = self.causal in (None, True, False)
+        check("causal", self.causal, "true, false or none", known, where=WHERE)
         if not (self.logits or self.hidden or self.attention or self.task):
             raise UsageError(
                 "all weights are 0, so that there is nothing to learn",
                 expected="a weight > 0 for logits, hidden, attention or task",
-                where="distillation settings",
+                where=WHERE,
             )
 
     @property
     def compares(self) -> bool:
         """Some term needs the teacher."""
         return bool(self.logits or self.hidden or self.attention)
-
-
-def _check(name: str, value: Any, expected: str, right: bool) -> None:
-    if not right:
-        raise UsageError(f"{name} is {value!r}", expected=expected, where="distillation settings")
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.errors import UsageError
 from prunekit.plan import MaskPlan
+from prunekit.recover.numbers import check, is_number
 from prunekit.recover.rewinding import EarlyPoint, rewind
 from prunekit.recover.schedules import Curve, shares
 from prunekit.surgery import mask_weights
@@ -52,10 +52,8 @@ def mask_in_cycles(
     https://arxiv.org/abs/1803.03635, with ``point`` taken early instead of at the start (Frankle et al.,
     2020, https://arxiv.org/abs/1912.05671).
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
-        raise UsageError(
-            f"the sparsity is {sparsity!r}", expected="a number between 0 and 1", where="cycles of masking"
-        )
+    inside = is_number(sparsity) and 0 < sparsity < 1
+    check("sparsity", sparsity, "a number between 0 and 1", inside, where="mask_in_cycles")
     way = shares("linear" if curve is None else curve, cycles)
     plan = None
     for cycle, share in enumerate(way, start=1):

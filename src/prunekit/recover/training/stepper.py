@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from prunekit.errors import TrainingError
-from prunekit.ranks import Ranks
-from prunekit.recover.feed import Step
-from prunekit.recover.objective import Objective
-from prunekit.recover.optimizers import make_optimizer
-from prunekit.recover.settings import TrainingSettings
+from prunekit.ranks import Ranks, is_parted, is_sharded
+from prunekit.recover.training.feed import Step
+from prunekit.recover.training.objective import Objective, checked
+from prunekit.recover.training.optimizers import make_optimizer
+from prunekit.recover.training.settings import TrainingSettings
 from prunekit.workload import Batch, device_of
 
 
@@ -66,8 +64,12 @@ class Stepper:
         for number, part in enumerate(step.parts, start=1):
             batch = part.batch.to(self.device)
             with self._synchronised(number == len(step.parts)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-                    loss = self._loss(batch)
+                # Before any process waits for the others' gradients, all know that none has failed.
+                with (
+                    self.ranks.together("a forward pass"),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=mixed),
+                ):
+                    loss = checked(self._loss(batch))
                 weighted = loss * part.share
                 # The processes' gradients are averaged, so their sum is as many times larger.
                 (weighted * self.ranks.size).backward()
@@ -86,7 +88,7 @@ class Stepper:
         whole = [
             name.removeprefix("model.")
             for name, parameter in self.both.named_parameters()
-            if parameter.requires_grad and not isinstance(parameter, DTensor)
+            if parameter.requires_grad and not is_parted(parameter)
         ]
         if whole:
             raise TrainingError(
@@ -116,8 +118,3 @@ class _Both(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.objective(self.model, batch)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model, or a part of it, is spread over processes by ``fully_shard``."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())

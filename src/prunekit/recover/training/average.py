@@ -1,34 +1,21 @@
-"""The tensors of a model: copies of them, and their exponential moving average."""
+"""The exponential moving average of a model while it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, the non-persistent buffers too; a tied one once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, with memory of their own."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def copy_into(targets: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Give tensors the values of others with the same names."""
-    for name, tensor in source.items():
-        targets[name].copy_(tensor)
+from prunekit.recover.training.tensors import changed, copies_of, copy_into, named_tensors
 
 
 class Average:
     """An exponential moving average of every parameter and floating buffer; other buffers are copied.
+
+    It is kept in float32 at least: in half precision the small steps of a slow average would round to none.
 
     ``average = d_n average + (1 - d_n) tensor`` with ``d_n = min(decay, (1 + n) / (10 + n))`` after the
     ``n``-th step, so that the beginning does not weigh for long in a short run.
@@ -42,16 +29,18 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay, self.steps = model, decay, 0
-        self.tensors = copied(tensors_of(model))
+        self.tensors = {name: _wide(tensor) for name, tensor in copies_of(named_tensors(model)).items()}
 
     @torch.no_grad()
     def step(self) -> None:
         """Take in the model as it is."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, tensor in tensors_of(self.model).items():
-            average = self.tensors[name]
-            if average.is_floating_point():
+        for name, tensor in named_tensors(self.model).items():
+            average = self.tensors.get(name)
+            if average is None or average.shape != tensor.shape:
+                raise changed(name, average, tensor)
+            if average.is_floating_point() or average.is_complex():
                 average.lerp_(tensor.detach().to(average.dtype), 1 - decay)
             else:
                 average.copy_(tensor)
@@ -59,17 +48,13 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averages inside, and its own tensors afterwards."""
-        self._exchange()
+        tensors = named_tensors(self.model)
+        own = copies_of(tensors)
         try:
+            copy_into(tensors, self.tensors)
             yield
         finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        tensors = tensors_of(self.model)
-        own = copied(tensors)
-        copy_into(tensors, self.tensors)
-        copy_into(self.tensors, own)
+            copy_into(tensors, own)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the number of steps."""
@@ -79,3 +64,7 @@ class Average:
         """Go on where another average of the same model was."""
         self.steps = state_dict["steps"]
         copy_into(self.tensors, state_dict["tensors"])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor

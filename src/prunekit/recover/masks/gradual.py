@@ -32,8 +32,9 @@ from prunekit.plan import (
     check_selection,
     choose_weights,
 )
-from prunekit.recover.phases import Phases
-from prunekit.recover.regrowth import REGROWTH, Regrowth, exchange, summed_over_ranks
+from prunekit.recover.companion import step_of
+from prunekit.recover.masks.phases import Phases
+from prunekit.recover.masks.regrowth import REGROWTH, Regrowth, exchange, summed_over_ranks
 from prunekit.recover.schedules import Curve
 from prunekit.surgery import WeightMask, attach_masks, mask_on
 
@@ -161,7 +162,12 @@ class GradualMasks:
     @property
     def settled(self) -> bool:
         """The sparsity is the one at the end: validations before that say nothing about the result."""
-        return self._step >= self._phases.settled
+        return self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        """Optimizer steps until it is settled."""
+        return max(0, self._phases.settled - self._step)
 
     def step(self) -> None:
         """An optimizer step was made; change the masks where that is due.
@@ -187,15 +193,7 @@ class GradualMasks:
         Raises:
             UsageError: it was made by other arguments.
         """
-        step, names = state_dict.get("step"), {*state_dict, *self._made_by} - {"step"}
-        differ = sorted(name for name in names if state_dict.get(name) != self._made_by.get(name))
-        if differ or not isinstance(step, int) or step < 0:
-            raise UsageError(
-                f"The state is that of another schedule: it differs in {', '.join(differ or ['step'])}",
-                expected="the state of gradual masks made by the same arguments on a model of the same form",
-                where="GradualMasks.load_state_dict",
-            )
-        self._step = step
+        self._step = step_of(state_dict, self._made_by, where="GradualMasks")
         self._watch(anew=True)
 
     def _change(self) -> None:

@@ -17,8 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from prunekit.errors import ProofError, UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
-from prunekit.recover.follow import Followed, chained, check_optimizer, follow, follow_average
-from prunekit.recover.transplant import Edit, edits_of, keep_untouched, with_origins
+from prunekit.ranks import is_sharded
+from prunekit.recover.shrinking.follow import Followed, chained, check_optimizer, follow, follow_average
+from prunekit.recover.shrinking.transplant import Edit, edits_of, keep_untouched, with_origins
 from prunekit.surgery import Proof, Removal, remove, verify
 from prunekit.surgery.compare import OWN_TOLERANCE, fresh_inputs, max_relative_error, outputs
 from prunekit.surgery.tensors import copied
@@ -128,7 +129,7 @@ def check_whole(model: nn.Module) -> None:
             expected="the model that was compiled",
             remedy="Cut model._orig_mod: the compiled model compiles again by itself",
         )
-    if _is_sharded(model):
+    if is_sharded(model):
         raise UsageError(
             f"{type(model).__name__} is sharded",
             expected="a model whose parameters are whole",
@@ -147,17 +148,6 @@ def check_whole(model: nn.Module) -> None:
             expected="a model in its own class",
             remedy="Cut it with prune() or remove(), and go on with follow() and the model they give",
         )
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(part, FullyShardedDataParallel) for part in model.modules()) or any(
-        isinstance(each, DTensor) for each in model.parameters()
-    )
 
 
 def _wrapper_of(model: nn.Module) -> nn.Module | None:

@@ -11,19 +11,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunekit.errors import TrainingError
+from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import Ranks
-from prunekit.recover.average import Average, copied, copy_into, tensors_of
-from prunekit.recover.budget import Spent
-from prunekit.recover.checkpoints import Checkpoints, read_checkpoint, write_checkpoint
-from prunekit.recover.feed import Feed, Step, tokens_of
-from prunekit.recover.learning_rate import learning_rate
-from prunekit.recover.objective import Companion, Objective, is_settled
-from prunekit.recover.resuming import go_on_from, identity_of, state_of, tensor_at
-from prunekit.recover.settings import EpochRecord, TrainingRecord, TrainingSettings
-from prunekit.recover.stepper import Stepper
-from prunekit.recover.task import Task
-from prunekit.recover.validation import validate
+from prunekit.recover.companion import Companion, is_settled
+from prunekit.recover.training.average import Average
+from prunekit.recover.training.budget import Spent
+from prunekit.recover.training.checkpoints import (
+    Checkpoints,
+    make_room,
+    read_checkpoint,
+    write_checkpoint,
+)
+from prunekit.recover.training.feed import Feed, Step, tokens_of
+from prunekit.recover.training.learning_rate import learning_rate
+from prunekit.recover.training.objective import Objective
+from prunekit.recover.training.resuming import go_on_from, identity_of, state_of, tensor_at
+from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
+from prunekit.recover.training.stepper import Stepper
+from prunekit.recover.training.task import Task
+from prunekit.recover.training.tensors import copies_of, copy_into, named_tensors
+from prunekit.recover.training.validation import validate
 
 Progress = Callable[[int, int], None]
 """``progress(steps done, steps planned)``."""
@@ -67,20 +74,25 @@ class Run:
         self.resumed_at: int | None = None
         self.started = self.noted = self.saved = time.monotonic()
         self.saved_step = 0
-        self.best_state = copied(tensors_of(model))
+        self.identity: dict[str, str] = {}  # Of the model as it came, where there are checkpoints.
+        self.best_state = copies_of(named_tensors(model))
         self.average = Average(model, settings.ema) if settings.ema is not None else None
 
     def start(self) -> None:
         """Go on from a checkpoint, or judge the model as it came; then prepare the optimizer."""
+        if self.checkpoints is not None:
+            make_room(self.checkpoints, self.ranks)
+            self.identity = identity_of(self)
         path = self._newest_checkpoint()
         if path is None:
             self._validate(rate=None)
         if self.share < 1 or path is not None:
             self.stepper = Stepper(self.model, self.objective, self.settings, self.ranks)
         if path is not None:
-            state = read_checkpoint(path, identity_of(self), lambda place: tensor_at(place, self), self.ranks)
+            state = read_checkpoint(path, self.identity, lambda place: tensor_at(place, self), self.ranks)
             go_on_from(state, self)
             self.share = self._share_used()
+        self._check_companions()
         self.coming = self._coming()
 
     def is_over(self) -> bool:
@@ -104,7 +116,7 @@ class Run:
     def restore_best(self) -> None:
         """Leave the best weights and buffers so far in the model, and no gradients."""
         self.model.zero_grad(set_to_none=True)
-        copy_into(tensors_of(self.model), self.best_state)
+        copy_into(named_tensors(self.model), self.best_state)
 
     def record(self) -> TrainingRecord:
         """What was done."""
@@ -121,6 +133,21 @@ class Run:
             tokens_seen=self.spent.tokens if counts_tokens else None,
             resumed_at=self.resumed_at,
         )
+
+    def _check_companions(self) -> None:
+        """No companion may be cut short: the model would not have the form that it was to have."""
+        if self.steps is None:
+            return
+        left = self.steps - self.spent.steps
+        for companion in self.companions:
+            needed = getattr(companion, "steps_left", 0)
+            if needed > left:
+                raise UsageError(
+                    f"{type(companion).__name__} needs {needed} more optimizer steps, and the run has {left}",
+                    expected="a companion that is settled within the budget",
+                    where="train",
+                    remedy=f"Give it steps={self.steps}, or the run a larger budget",
+                )
 
     def _coming(self) -> Iterator[Step]:
         """The steps from here on, epoch after epoch."""
@@ -140,10 +167,10 @@ class Run:
         if not math.isfinite(loss):
             raise self._diverged("training loss", loss, self.rate)
         self.stepper.update(self.rate)
-        if self.average is not None:
-            self.average.step()
         for companion in self.companions:
             companion.step()
+        if self.average is not None:  # After the companions: it has the masks that they have made.
+            self.average.step()
         self.total, self.seen = self.total + loss * step.examples, self.seen + step.examples
         self.spent = Spent(
             steps=self.spent.steps + 1,
@@ -194,13 +221,13 @@ class Run:
         chosen = self.settings
         steps = GRID if self.steps is None else self.steps
         step = self.share * GRID if self.steps is None else self.spent.steps
-        whole = steps / (1 - chosen.rewind_to) if chosen.rewind_to else steps
         return learning_rate(
-            step + (whole - steps),
-            steps=whole,
+            step,
+            steps=steps,
             peak=chosen.learning_rate,
             schedule=chosen.schedule,
             warmup=chosen.rise,
+            rewind_to=chosen.rewind_to,
         )
 
     def _validation_is_due(self) -> bool:
@@ -222,13 +249,14 @@ class Run:
 
     def _line(self, rate: float | None) -> EpochRecord:
         try:
-            loss, metric = validate(
-                self.model,
-                self.task,
-                batch_size=self.settings.batch_size,
-                objective=self.objective,
-                ranks=self.ranks,
-            )
+            with self.ranks.together("a validation"):
+                loss, metric = validate(
+                    self.model,
+                    self.task,
+                    batch_size=self.settings.batch_size,
+                    objective=self.objective,
+                    ranks=self.ranks,
+                )
         except (RuntimeError, ValueError) as error:
             raise self._failed("validation", error) from error
         if not math.isfinite(loss):
@@ -248,7 +276,7 @@ class Run:
         self.log.append(line)
         self.total, self.seen = 0.0, 0
         if not self.settled or self._better(line, self.log[self.best]):
-            self.best, self.best_state = len(self.log) - 1, copied(tensors_of(self.model))
+            self.best, self.best_state = len(self.log) - 1, copies_of(named_tensors(self.model))
         self.settled = all(map(is_settled, self.companions))
 
     def _better(self, new: EpochRecord, old: EpochRecord) -> bool:
@@ -277,8 +305,7 @@ class Run:
         steps, seconds = self.spent.steps - self.saved_step, time.monotonic() - self.saved
         due = self.checkpoints.are_due(steps, seconds)
         if self.ranks.first(due, "whether a checkpoint is due"):
-            state, identity = state_of(self), identity_of(self)
-            write_checkpoint(self.checkpoints, self.spent.steps, state, identity, self.ranks)
+            write_checkpoint(self.checkpoints, self.spent.steps, state_of(self), self.identity, self.ranks)
             self.saved, self.saved_step = time.monotonic(), self.spent.steps
 
     def _failed(self, what: str, error: Exception) -> TrainingError:

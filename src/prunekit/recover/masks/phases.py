@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from prunekit.errors import UsageError
+from prunekit.recover.numbers import check, check_count, is_number
 from prunekit.recover.schedules import Curve, Schedule, schedule_of
+
+WHERE = "gradual masks"
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,37 @@ class Phases:
             UsageError: a number that is none, or not in its range.
         """
         for name, count in (("steps", steps), ("every", every)):
-            _check(name, count, "a whole number of at least 1", _is_whole(count) and count >= 1)
-        _check("sparsity", final, "a number from 0 to below 1", _is_number(final) and 0 <= final < 1)
-        _check(
+            check_count(name, count, where=WHERE)
+        check(
+            "sparsity", final, "a number from 0 to below 1", is_number(final) and 0 <= final < 1, where=WHERE
+        )
+        check(
             "initial",
             initial,
             f"a number from 0 to the sparsity, {final}",
-            _is_number(initial) and 0 <= initial <= final,
+            is_number(initial) and 0 <= initial <= final,
+            where=WHERE,
         )
-        _check("begin", begin, "a share of the steps from 0 to below 1", _is_number(begin) and 0 <= begin < 1)
-        _check(
+        check(
+            "begin",
+            begin,
+            "a share of the steps from 0 to below 1",
+            is_number(begin) and 0 <= begin < 1,
+            where=WHERE,
+        )
+        check(
             "end",
             end,
             f"a share of the steps above begin ({begin}), at most 1",
-            _is_number(end) and begin < end <= 1,
+            is_number(end) and begin < end <= 1,
+            where=WHERE,
         )
         last = max(1, round(end * steps))
         lifted = None
         if lift is not None:
-            lifted = round(lift * steps) if _is_number(lift) and end < lift <= 1 else last
+            lifted = round(lift * steps) if is_number(lift) and end < lift <= 1 else last
             wanted = f"a share of the steps at least one step above end ({end}), at most 1, or None"
-            _check("lift", lift, wanted, lifted > last)
+            check("lift", lift, wanted, lifted > last, where=WHERE)
         return Phases(
             min(round(begin * steps), last - 1), last, lifted, every, initial, final, schedule_of(curve)
         )
@@ -105,16 +116,3 @@ class Phases:
     def is_lifted(self, step: int) -> bool:
         """The masks are gone for good."""
         return self.lifted is not None and step >= self.lifted
-
-
-def _check(name: str, value: object, expected: str, right: bool) -> None:
-    if not right:
-        raise UsageError(f"{name} is {value!r}", expected=expected, where="gradual masks")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

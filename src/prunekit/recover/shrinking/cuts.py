@@ -16,8 +16,10 @@ from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PruningPlan, allocate
 from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
+from prunekit.recover.companion import step_of
+from prunekit.recover.numbers import check_count
 from prunekit.recover.schedules import Curve, shares
-from prunekit.recover.shrink import Shrunk, check_whole, shrink
+from prunekit.recover.shrinking.shrink import Shrunk, check_whole, shrink
 from prunekit.surgery import sound
 from prunekit.types import WIDTHS, Granularity, Scores
 from prunekit.workload import Batch
@@ -34,7 +36,8 @@ class Cutting:
 
     def __init__(self, model: nn.Module, groups: Groups, made_by: Mapping[str, Any]) -> None:
         check_whole(model)
-        self._model, self._groups, self._made_by = model, groups, dict(made_by)
+        self._model, self._groups = model, groups
+        self._made_by = {"fingerprint": groups.fingerprint, **made_by}
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._averages: tuple[AveragedModel, ...] = ()
         self._step = 0
@@ -72,7 +75,7 @@ class Cutting:
     def state_dict(self) -> dict[str, Any]:
         """Where it is, what is gone, and by which arguments it was made; numbers and text only."""
         plan = None if self._plan is None else self._plan.to_json()
-        return {"step": self._step, "plan": plan, "fingerprint": self._groups.fingerprint, **self._made_by}
+        return {"step": self._step, "plan": plan, **self._made_by}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
         """Go on where another one was: the dense model is cut to the form that the other's model had.
@@ -82,15 +85,8 @@ class Cutting:
         Raises:
             UsageError: it was made by other arguments or on another model, or this model is cut otherwise.
         """
-        own = {**self._made_by, "fingerprint": self._groups.fingerprint}
-        differ = sorted(name for name in own if state_dict.get(name) != own[name])
-        made, text = state_dict.get("step"), state_dict.get("plan")
-        if differ or not isinstance(made, int) or made < 0:
-            raise UsageError(
-                f"The state is that of another run: it differs in {', '.join(differ or ['step'])}",
-                expected="the state of one made by the same arguments on a model of the same form",
-                where=f"{type(self).__name__}.load_state_dict",
-            )
+        made = step_of(state_dict, self._made_by, where=type(self).__name__)
+        text = state_dict.get("plan")
         plan = None if text is None else PruningPlan.from_json(text)
         if self._plan is not None and (plan is None or plan.digest != self._plan.digest):
             raise UsageError(
@@ -134,7 +130,7 @@ class PlannedCut(Cutting):
         optimizers: Sequence[torch.optim.Optimizer] = (),
         averages: Sequence[AveragedModel] = (),
     ) -> None:
-        check_count("at", at, least=1)
+        check_count("at", at, where="PlannedCut")
         super().__init__(model, groups, {"kind": "planned cut", "asked": plan.digest, "at": at})
         self._asked, self._at = plan, at
         self.use(*optimizers, averages=averages)
@@ -217,8 +213,8 @@ class Shrinking(Cutting):
         averages: Sequence[AveragedModel] = (),
         seed: int = 0,
     ) -> None:
-        check_count("steps", steps, least=1)
-        check_count("cycles", cycles, least=1)
+        check_count("steps", steps, where="Shrinking")
+        check_count("cycles", cycles, where="Shrinking")
         self._due = _due(steps, cycles, begin, end)
         self._shares = shares(curve, cycles)
         self._goal = Goal(kind=goal, remove=sparsity)
@@ -350,9 +346,3 @@ def _check_depth(groups: Groups, cycles: int) -> None:
             where="granularity",
             remedy="Use cycles=1, or prune widths in cycles and layers before",
         )
-
-
-def check_count(name: str, given: object, *, least: int) -> None:
-    """Raise UsageError unless it is a whole number of at least ``least``."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < least:
-        raise UsageError(f"{name} is {given!r}", expected=f"a whole number of at least {least}", where=name)

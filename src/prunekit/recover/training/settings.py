@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from prunekit.errors import UsageError
-from prunekit.recover.budget import UNITS, Budget
-from prunekit.recover.learning_rate import LEARNING_RATES
-from prunekit.recover.optimizers import OPTIMIZERS
+from prunekit.recover.numbers import check, is_number, is_whole
+from prunekit.recover.training.budget import UNITS, Budget
+from prunekit.recover.training.learning_rate import LEARNING_RATES
+from prunekit.recover.training.optimizers import OPTIMIZERS
 
 EPOCHS = 10.0
 """The budget where none is given."""
@@ -90,8 +90,7 @@ class TrainingSettings:
             )
         for name, (expected, is_right) in _RULES.items():
             value = getattr(self, name)
-            if not is_right(value):
-                raise UsageError(f"{name} is {value!r}", expected=expected, where="training settings")
+            check(name, value, expected, is_right(value), where="training settings")
         if self.schedule == "one_cycle" and self.warmup:
             raise UsageError(
                 f"warmup is {self.warmup!r} and the schedule is one_cycle",
@@ -169,16 +168,8 @@ class TrainingRecord:
     resumed_at: int | None = None
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _count(value: Any) -> bool:
-    return _whole(value) and value >= 1
+    return is_whole(value) and value >= 1
 
 
 def _maybe(is_right: Any) -> Any:
@@ -186,30 +177,30 @@ def _maybe(is_right: Any) -> Any:
 
 
 _RULES: dict[str, tuple[str, Any]] = {
-    "epochs": ("a finite number >= 0", _maybe(lambda value: _finite(value) and value >= 0)),
+    "epochs": ("a finite number >= 0", _maybe(lambda value: is_number(value) and value >= 0)),
     "steps": ("an integer >= 1; epochs=0 for no training", _maybe(_count)),
     "examples": ("an integer >= 1; epochs=0 for no training", _maybe(_count)),
     "tokens": ("an integer >= 1; epochs=0 for no training", _maybe(_count)),
     "seconds": (
         "a finite number > 0; epochs=0 for no training",
-        _maybe(lambda value: _finite(value) and value > 0),
+        _maybe(lambda value: is_number(value) and value > 0),
     ),
     "batch_size": ("an integer >= 1", _count),
     "accumulate": ("an integer >= 1", _count),
-    "learning_rate": ("a finite number > 0", lambda value: _finite(value) and value > 0),
+    "learning_rate": ("a finite number > 0", lambda value: is_number(value) and value > 0),
     "optimizer": (f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
-    "momentum": ("a number in [0, 1)", lambda value: _finite(value) and 0 <= value < 1),
-    "weight_decay": ("a finite number >= 0", lambda value: _finite(value) and value >= 0),
+    "momentum": ("a number in [0, 1)", lambda value: is_number(value) and 0 <= value < 1),
+    "weight_decay": ("a finite number >= 0", lambda value: is_number(value) and value >= 0),
     "schedule": (f"one of {', '.join(LEARNING_RATES)}", lambda value: value in LEARNING_RATES),
-    "warmup": ("a share in [0, 1), or none", _maybe(lambda value: _finite(value) and 0 <= value < 1)),
-    "rewind_to": ("a share in [0, 1)", lambda value: _finite(value) and 0 <= value < 1),
-    "clip_norm": ("a finite number > 0, or none", _maybe(lambda value: _finite(value) and value > 0)),
+    "warmup": ("a share in [0, 1), or none", _maybe(lambda value: is_number(value) and 0 <= value < 1)),
+    "rewind_to": ("a share in [0, 1)", lambda value: is_number(value) and 0 <= value < 1),
+    "clip_norm": ("a finite number > 0, or none", _maybe(lambda value: is_number(value) and value > 0)),
     "precision": ("fp32 or bf16", lambda value: value in {"fp32", "bf16"}),
-    "ema": ("a number in (0, 1), or none", _maybe(lambda value: _finite(value) and 0 < value < 1)),
+    "ema": ("a number in (0, 1), or none", _maybe(lambda value: is_number(value) and 0 < value < 1)),
     "validate_every": ("an integer >= 1, or none", _maybe(_count)),
     "patience": ("an integer >= 1, or none", _maybe(_count)),
     "select": ("metric or loss", lambda value: value in {"metric", "loss"}),
-    "workers": ("an integer >= 0", lambda value: _whole(value) and value >= 0),
-    "seed": ("an integer from 0 to 2**32 - 1", lambda value: _whole(value) and 0 <= value < 2**32),
+    "workers": ("an integer >= 0", lambda value: is_whole(value) and value >= 0),
+    "seed": ("an integer from 0 to 2**32 - 1", lambda value: is_whole(value) and 0 <= value < 2**32),
 }
 """Setting -> what is expected of it, and whether a value is that."""

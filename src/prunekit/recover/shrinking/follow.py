@@ -15,7 +15,7 @@ from prunekit.errors import TrainingError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
 from prunekit.ranks import is_parted, like, resharded, whole
-from prunekit.recover.state import narrow_state, rescale_state
+from prunekit.recover.shrinking.state import narrow_state, rescale_state
 from prunekit.surgery import Pruned, Removal, remove
 from prunekit.surgery.narrow import narrow, touched
 from prunekit.surgery.remove import check_fits, without_gone_groups
@@ -51,7 +51,7 @@ def follow(
 
     1. Every parameter is replaced by what is left of it; parameter groups keep their order and settings, one
        that loses all its parameters stays and is empty. What the optimizer did not train stays out.
-    2. State is narrowed exactly like its parameter: :func:`prunekit.recover.state.narrow_state`.
+    2. State is narrowed exactly like its parameter: :func:`prunekit.recover.shrinking.state.narrow_state`.
     3. State of queries and keys that a removal scaled is put in terms of the scaled weights, where that is
        exact (SGD and the Adam family), and dropped elsewhere.
 

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import ALONE, Ranks
-from prunekit.recover.checkpoints import Checkpoints
-from prunekit.recover.cuts import Cutting
-from prunekit.recover.objective import Companion, Objective, task_objective
-from prunekit.recover.run import Progress, Run
-from prunekit.recover.settings import TrainingRecord, TrainingSettings
-from prunekit.recover.task import Task, task_of
+from prunekit.recover.companion import Companion
+from prunekit.recover.shrinking.cuts import Cutting
+from prunekit.recover.training.checkpoints import Checkpoints
+from prunekit.recover.training.objective import Objective, task_objective
+from prunekit.recover.training.run import Progress, Run
+from prunekit.recover.training.settings import TrainingRecord, TrainingSettings
+from prunekit.recover.training.task import Task, task_of
+from prunekit.recover.training.tensors import named_tensors
 from prunekit.workload import DecidingWorkload, device_of
 
 
@@ -67,7 +70,8 @@ def train(
         raise TrainingError(
             "no parameter of the model requires a gradient", remedy="Unfreeze what is to train"
         )
-    objective = _objective(task, objective)
+    _check_values(model)
+    objective = _objective(task, objective, model)
     _check_companions(companions)
     with _as_found(model, settings.seed + ranks.rank):
         run = Run(model, task, settings, objective, companions, checkpoints, ranks, progress)
@@ -80,7 +84,7 @@ def train(
     return run.record()
 
 
-def _objective(task: Task, given: Objective | None) -> Objective:
+def _objective(task: Task, given: Objective | None, model: nn.Module) -> Objective:
     if given is None:
         if task.loss is None:
             raise UsageError(
@@ -89,6 +93,13 @@ def _objective(task: Task, given: Objective | None) -> Objective:
                 where="train",
             )
         return task_objective(task.loss)
+    if getattr(given, "teacher", None) is model:
+        raise UsageError(
+            "the model is its own teacher, from which it can learn nothing",
+            expected="two models",
+            where="train",
+            remedy="Take copy.deepcopy() of the dense model as the teacher before it is pruned in place",
+        )
     if task.augment is not None and getattr(given, "remembers_examples", False):
         raise UsageError(
             "the task changes its training examples, and the objective remembers them by their ids",
@@ -97,6 +108,18 @@ def _objective(task: Task, given: Objective | None) -> Objective:
             remedy="Leave out the cache of the distillation, or set augment to None",
         )
     return given
+
+
+def _check_values(model: nn.Module) -> None:
+    for name, tensor in named_tensors(model).items():
+        if is_lazy(tensor) or tensor.is_meta:
+            raise TrainingError(
+                "it has no values yet",
+                expected="a model whose parameters and buffers have values",
+                where=f"tensor '{name}'",
+                remedy="Run a model with lazy modules once before training; load weights into one on the "
+                "meta device",
+            )
 
 
 def _check_companions(companions: Sequence[Companion]) -> None:

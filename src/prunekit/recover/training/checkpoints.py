@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from prunekit.errors import StorageError, UsageError
 from prunekit.files import PARTIAL, file_digest, flush
 from prunekit.ranks import Ranks
+from prunekit.recover.numbers import check, check_count, is_number
 
 STATE, FORMAT = "state.json", 1
 NAME = "step-{:09}"
@@ -52,10 +55,13 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if self.every_steps is None and self.every_seconds is None:
             raise UsageError("checkpoints are to be written never", expected="every_steps or every_seconds")
-        for name in ("every_steps", "every_seconds", "keep"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} is {value!r}", expected="a number above 0", where="checkpoints")
+        object.__setattr__(self, "directory", Path(self.directory))
+        check_count("keep", self.keep, where="checkpoints")
+        if self.every_steps is not None:
+            check_count("every_steps", self.every_steps, where="checkpoints")
+        seconds = self.every_seconds
+        positive = seconds is None or (is_number(seconds) and seconds > 0)
+        check("every_seconds", seconds, "a number above 0", positive, where="checkpoints")
 
     def are_due(self, steps: int, seconds: float) -> bool:
         """Whether the next one is to be written, so long after the one before."""
@@ -64,7 +70,26 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest that is whole; None where there is none."""
-        return max(self.directory.glob("step-*"), default=None)
+        return max(self.whole(), default=None)
+
+    def whole(self) -> list[Path]:
+        """All that are whole, the oldest first; other files in the directory are none."""
+        found = self.directory.glob("step-*")
+        return sorted(path for path in found if path.name[5:].isdigit() and path.is_dir())
+
+
+def make_room(checkpoints: Checkpoints, ranks: Ranks) -> None:
+    """Make the directory, and find out now and not after the first stretch whether it can be written to.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    where = checkpoints.directory
+    with ranks.together("making room for checkpoints"), _stored(where):
+        if ranks.is_first:
+            where.mkdir(parents=True, exist_ok=True)
+            if not os.access(where, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(where))
 
 
 def write_checkpoint(
@@ -94,32 +119,31 @@ def write_checkpoint(
     partial = checkpoints.directory / f".{name}{PARTIAL}"
     tensors: dict[str, Tensor] = {}
     skeleton = _without_tensors(state, "", tensors)
-    with _stored(checkpoints.directory):
-        with ranks.together("making room for a checkpoint"):
-            if ranks.is_first:
-                for left in checkpoints.directory.glob(f".step-*{PARTIAL}"):
-                    shutil.rmtree(left)
-                partial.mkdir(parents=True)
-        with ranks.together("writing a checkpoint"):
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
-        with ranks.together("naming a checkpoint"):
-            if ranks.is_first:
-                content = {
-                    "format": FORMAT,
-                    "identity": dict(identity),
-                    "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
-                    "state": skeleton,
-                }
-                (partial / STATE).write_text(json.dumps(content))
-                flush(partial / STATE)
-                flush(partial)
-                if whole.exists():
-                    shutil.rmtree(whole)
-                partial.rename(whole)
-                flush(checkpoints.directory)
-                for old in sorted(checkpoints.directory.glob("step-*"))[: -checkpoints.keep]:
-                    shutil.rmtree(old)
+    with ranks.together("making room for a checkpoint"), _stored(checkpoints.directory):
+        if ranks.is_first:
+            for left in checkpoints.directory.glob(f".step-*{PARTIAL}"):
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
+    with ranks.together("writing a checkpoint"), _stored(checkpoints.directory):
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
+    with ranks.together("naming a checkpoint"), _stored(checkpoints.directory):
+        if ranks.is_first:
+            content = {
+                "format": FORMAT,
+                "identity": dict(identity),
+                "files": {path.name: file_digest(path) for path in sorted(partial.iterdir())},
+                "state": skeleton,
+            }
+            (partial / STATE).write_text(json.dumps(content))
+            flush(partial / STATE)
+            flush(partial)
+            if whole.exists():
+                shutil.rmtree(whole)
+            partial.rename(whole)
+            flush(checkpoints.directory)
+            for old in checkpoints.whole()[: -checkpoints.keep]:
+                shutil.rmtree(old)
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, str], like: Like, ranks: Ranks) -> dict[str, Any]:
@@ -135,8 +159,16 @@ def read_checkpoint(path: Path, identity: Mapping[str, str], like: Like, ranks: 
         UsageError: it is of another run; the differences are named.
         StorageError: it is damaged.
     """
-    with _stored(path), ranks.together("reading a checkpoint"):
+    with ranks.together("reading a checkpoint"), _stored(path):
         content = json.loads((path / STATE).read_text())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise StorageError(
+                f"Its format is {found!r}",
+                expected=f"{FORMAT}, that of this version",
+                where=str(path),
+                remedy="Go on with the version that wrote it, or remove it, and the run begins anew",
+            )
         _check_identity(content["identity"], identity, path)
         if ranks.is_first:
             for name, digest in content["files"].items():
@@ -162,10 +194,18 @@ def _stored(where: Path) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, CheckpointException) as error:
         raise StorageError(
-            f"A checkpoint could not be written or read ({' '.join(str(error).split())})",
+            f"A checkpoint could not be written or read ({_told(error)})",
             where=str(where),
             remedy="Make room or choose another directory; a run goes on from the checkpoint before",
         ) from error
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong, without the tracebacks that torch puts into its own."""
+    causes: list[BaseException] = [error]
+    if isinstance(error, CheckpointException):
+        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, BaseException)] or causes
+    return " ".join("; ".join(map(str, causes)).split())
 
 
 def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Path) -> None:
@@ -179,14 +219,15 @@ def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Pa
             f"The checkpoint is of another run: {'; '.join(differences[:5])}",
             expected="the settings, the data and the model that it was written with",
             where=str(path),
-            remedy="Go on with those, or give a new run a directory of its own",
+            remedy="Go on with those, give a new run a directory of its own, or remove the checkpoint "
+            "to begin anew",
         )
 
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     """The value as JSON, with the tensors by their place beside it."""
     if isinstance(value, Tensor):
-        tensors[place] = value.detach()
+        tensors[place] = value.detach().contiguous()  # Files hold nothing else; think of channels_last.
         form = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return {"tensor": place, **form, "sharded": isinstance(value, DTensor)}
     if isinstance(value, Mapping):

@@ -59,22 +59,37 @@ LEARNING_RATES: dict[str, Callable[[float], float]] = {
 """Every learning-rate schedule by its name in a recipe: progress after the warm-up -> share of the peak."""
 
 
-def learning_rate(step: float, *, steps: float, peak: float, schedule: str, warmup: float) -> float:
+def learning_rate(
+    step: float, *, steps: float, peak: float, schedule: str, warmup: float, rewind_to: float = 0.0
+) -> float:
     """The learning rate of step ``step`` out of ``steps``.
 
     With ``w = floor(warmup * steps)``: ``peak * (step + 1) / (w + 1)`` while ``step < w``, then
     ``peak * factor((step - w) / (steps - w))``.
+
+    Learning-rate rewinding: with ``rewind_to`` the steps are the last ``1 - rewind_to`` of a schedule of
+    ``steps / (1 - rewind_to)`` steps. A retraining of ``1 - rewind_to`` of the parent's steps goes through
+    the parent's own learning rates from there on.
 
     Args:
         step: counted from 0.
         steps: the number of steps of the whole run.
         peak: the largest learning rate.
         schedule: a name in :data:`LEARNING_RATES`.
-        warmup: share of the steps in which the learning rate rises, in [0, 1).
+        warmup: share of the whole schedule in which the learning rate rises, in [0, 1).
+        rewind_to: progress in the schedule at which step 0 is, in [0, 1).
+
+    Returns:
+        In [0, ``peak``].
+
+    Source: of rewinding, Renda et al., 2020, "Comparing Rewinding and Fine-tuning in Neural Network Pruning",
+    section 2, https://arxiv.org/abs/2003.02389. Deviation: in shares of the training in place of epochs.
 
     >>> [learning_rate(step, steps=4, peak=3.0, schedule="constant", warmup=0.5) for step in range(4)]
     [1.0, 2.0, 3.0, 3.0]
     """
+    whole = steps / (1 - rewind_to)
+    step, steps = step + (whole - steps), whole
     rising = math.floor(warmup * steps)
     if step < rising:
         return peak * (step + 1) / (rising + 1)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from prunekit.ranks import Ranks
-from prunekit.recover.budget import steps_per_epoch
+from prunekit.recover.training.budget import steps_per_epoch
 from prunekit.workload import Batch, Split
 
 
@@ -77,9 +77,21 @@ class Feed:
     def _mine(self, indices: list[int]) -> list[tuple[list[int], float]]:
         """What this process runs of a step, and the share of each call."""
         own = indices[self.ranks.rank :: self.ranks.size]
-        calls = min(self.accumulate, -(-len(indices) // self.ranks.size))
+        calls = self._calls(-(-len(indices) // self.ranks.size))
         parts = [part.tolist() for part in np.array_split(np.asarray(own, dtype=np.int64), calls)]
         return [(part or indices[:1], len(part) / len(indices)) for part in parts]
+
+    def _calls(self, count: int) -> int:
+        """Into how many calls a process divides ``count`` examples, the most that one has in this step.
+
+        A short step, as the last one of an epoch is, has no more calls than it takes to hold no more examples
+        in a call than in a full step, so that none is left with a single example: batch normalisation has no
+        variance over one.
+        """
+        full = -(-self.batch_size // self.ranks.size)
+        most = -(-full // self.accumulate)
+        calls = min(self.accumulate, -(-count // most))
+        return calls - 1 if most > 1 and calls > 1 and count // calls == 1 else calls
 
     def _read(self, calls: list[list[int]]) -> Iterator[Batch]:
         if not self.workers:

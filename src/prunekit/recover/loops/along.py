@@ -1,19 +1,20 @@
-"""What callbacks for other training loops share: making a companion, and knowing the form of a model."""
+"""What callbacks for other training loops share: a companion, and knowing the form of a model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.errors import UsageError
+from prunekit.errors import TrainingError, UsageError
 from prunekit.graph import Groups
 from prunekit.plan import PruningPlan
-from prunekit.recover.cuts import Cutting, PlannedCut
-from prunekit.recover.objective import Companion
+from prunekit.recover.companion import Companion
+from prunekit.recover.numbers import check_share
+from prunekit.recover.shrinking.cuts import Cutting, PlannedCut
 from prunekit.surgery import WeightMask
 
 Make = Callable[[nn.Module, int], Companion]
@@ -52,8 +53,7 @@ def maker(make: Make | None, plan: PruningPlan | None, groups: Groups | None, at
         raise UsageError(
             "a plan is given without the groups it was made on", expected="both", where="PruningCallback"
         )
-    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= 1:
-        raise UsageError(f"at is {at!r}", expected="a share of the training from 0 to 1", where="at")
+    check_share("at", at, where="PruningCallback")
     asked, found = plan, groups
     return lambda model, steps: PlannedCut(model, asked, found, at=max(1, round(at * steps)))
 
@@ -69,12 +69,68 @@ def use_optimizers(companion: Companion, optimizers: Sequence[torch.optim.Optimi
         use(*optimizers)
 
 
-def plan_of(companion: Companion | None) -> PruningPlan | None:
-    """What a companion has cut off the dense model so far."""
-    return companion.plan if isinstance(companion, Cutting) else None
+class Along:
+    """What every callback is that lets a companion go along; the other half of it is its library's.
+
+    Args:
+        make: makes the companion.
+        plan: instead of ``make``, one plan that is carried out in the middle of the training.
+        groups: that the plan was made on.
+        at: share of the training after which the plan is carried out, in [0, 1]; one step at least.
+        fold: make masks permanent at the end of the training.
+
+    Raises:
+        UsageError: as :func:`maker`.
+    """
+
+    def __init__(
+        self,
+        make: Make | None = None,
+        *,
+        plan: PruningPlan | None = None,
+        groups: Groups | None = None,
+        at: float = 0.0,
+        fold: bool = True,
+    ) -> None:
+        self._make = maker(make, plan, groups, at)
+        self._fold = fold
+        self._companion: Companion | None = None
+        self._finished = False
+
+    @property
+    def companion(self) -> Companion | None:
+        """What goes along with the training; None before it began."""
+        return self._companion
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """What was cut off the model so far, as a plan for the model as it came."""
+        return self._companion.plan if isinstance(self._companion, Cutting) else None
+
+    def take_up(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Make the companion anew, where the one of a checkpoint was; the model gets the form it had there.
+
+        Args:
+            model: as it was before the training.
+            state: ``steps`` of the training, and the state of its ``companion``.
+
+        Raises:
+            UsageError: it was made by other arguments.
+        """
+        companion = self._make(model, state["steps"])
+        companion.load_state_dict(state["companion"])
+        self._companion = companion
+
+    def used_before(self) -> TrainingError:
+        """The error of a callback that a second training is to begin with."""
+        return TrainingError(
+            "this callback went along with a training already",
+            expected="a callback for each training",
+            remedy="Make a new PruningCallback",
+        )
 
 
-def form_of(model: nn.Module) -> str:
+def form_digest(model: nn.Module) -> str:
     """A digest of what training does not change and a companion does: names, shapes and masks."""
     digest = hashlib.sha256()
     for name, tensor in model.named_parameters():

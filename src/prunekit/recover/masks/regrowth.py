@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunekit.errors import TrainingError
-from prunekit.recover.learning_rate import constant, cosine
+from prunekit.recover.training.learning_rate import constant, cosine
 
 Choose = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
 """``choose(scores, sparsity)``: by parameter what stays, bool; exact counts, higher scores first."""

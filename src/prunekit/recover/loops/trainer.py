@@ -9,13 +9,10 @@ from typing import Any
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from prunekit.errors import StorageError, TrainingError, UsageError
+from prunekit.errors import StorageError, UsageError
 from prunekit.files import write_atomically
-from prunekit.graph import Groups
-from prunekit.plan import PruningPlan
-from prunekit.recover.companions import Make, form_of, maker, misfit, plan_of, use_optimizers
-from prunekit.recover.cuts import Cutting
-from prunekit.recover.objective import Companion
+from prunekit.recover.loops.along import Along, form_digest, misfit, use_optimizers
+from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.surgery import fold_masks
 
 try:
@@ -32,7 +29,7 @@ STATE = "prunekit.json"
 """The file in every checkpoint of the Trainer that says what was pruned when it was written."""
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(Along, TrainerCallback):
     """Lets a companion go along with ``Trainer.train()``: one ``step()`` after every optimizer step.
 
     1. Cuts are made in place, so that the Trainer's model, optimizer, learning-rate scheduler and its own
@@ -59,31 +56,9 @@ class PruningCallback(TrainerCallback):
             processes.
     """
 
-    def __init__(
-        self,
-        make: Make | None = None,
-        *,
-        plan: PruningPlan | None = None,
-        groups: Groups | None = None,
-        at: float = 0.0,
-        fold: bool = True,
-    ) -> None:
-        self._make = maker(make, plan, groups, at)
-        self._fold = fold
-        self._companion: Companion | None = None
-        self._finished = False
-        self._form = ""
-        self._guard: Any = None
-
-    @property
-    def companion(self) -> Companion | None:
-        """What goes along with the training; None before it began."""
-        return self._companion
-
-    @property
-    def plan(self) -> PruningPlan | None:
-        """What was cut off the model so far, as a plan for the model as it came."""
-        return plan_of(self._companion)
+    _form = ""
+    """Of the model when the best one so far was found."""
+    _guard: Any = None
 
     def restore(self, trainer: Trainer, checkpoint: str | Path | bool) -> None:
         """Give a fresh Trainer's model the form that it had at a checkpoint, so that training can resume.
@@ -97,15 +72,13 @@ class PruningCallback(TrainerCallback):
             UsageError: it was made by other arguments, or this callback was used before.
         """
         if self._companion is not None:
-            raise _used_before()
+            raise self.used_before()
         if isinstance(checkpoint, bool):
             checkpoint = get_last_checkpoint(trainer.args.output_dir) or "(none)"
         model = trainer.model
         assert isinstance(model, nn.Module)
         state = _read(Path(checkpoint) / STATE)
-        companion = self._make(model, state["steps"])
-        companion.load_state_dict(state["companion"])
-        self._companion = companion
+        self.take_up(model, state)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The Trainer is made: refuse what shards the model, and checkpoints that do not fit it."""
@@ -117,7 +90,7 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Make the companion, or take up the restored one, and tell it which optimizer there is."""
         if self._finished:
-            raise _used_before()
+            raise self.used_before()
         model = given["model"]
         if self._companion is None:
             if state.global_step:
@@ -139,7 +112,7 @@ class PruningCallback(TrainerCallback):
                 remedy="Cut before the training and train what is left, or use masks",
             )
         use_optimizers(self._companion, [given["optimizer"]])
-        self._form = form_of(model)
+        self._form = form_digest(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """An optimizer step was made."""
@@ -175,7 +148,7 @@ class PruningCallback(TrainerCallback):
             fold_masks(given["model"], in_place=True)
 
     def _forget_best(self, state: Any, model: nn.Module) -> None:
-        form = form_of(model)
+        form = form_digest(model)
         if form != self._form:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             self._form = form
@@ -221,11 +194,3 @@ def _read(path: Path) -> dict[str, Any]:
     ):
         raise StorageError("it is not what this callback writes", where=str(path))
     return content
-
-
-def _used_before() -> TrainingError:
-    return TrainingError(
-        "this callback went along with a training already",
-        expected="a callback for each training",
-        remedy="Make a new PruningCallback",
-    )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.recover.average import copy_into, tensors_of
-from prunekit.recover.budget import Spent
-from prunekit.recover.settings import EpochRecord
-from prunekit.workload import device_of
+from prunekit.files import content_digest
+from prunekit.recover.training.budget import Spent
+from prunekit.recover.training.settings import EpochRecord
+from prunekit.recover.training.tensors import copy_into, named_tensors
+from prunekit.surgery import WeightMask
+from prunekit.workload import Split, device_of
 
 if TYPE_CHECKING:
-    from prunekit.recover.run import Run
+    from prunekit.recover.training.run import Run
 
 FREE = ("workers",)
 """Settings that change nothing in the result."""
@@ -24,7 +25,7 @@ FREE = ("workers",)
 def state_of(run: Run) -> dict[str, Any]:
     """Everything that differs from step to step."""
     return {
-        "model": tensors_of(run.model),
+        "model": named_tensors(run.model),
         "objective": _own_tensors(run.objective),
         "optimizer": run.stepper.optimizer.state_dict(),
         "best": run.best_state,
@@ -47,14 +48,15 @@ def go_on_from(state: dict[str, Any], run: Run) -> None:
 
     A process that was not there then keeps the random state that its seed gives.
     """
-    copy_into(tensors_of(run.model), state["model"])
+    # Companions first: where one refuses its state, the model is as it was.
+    for companion, own in zip(run.companions, state["companions"], strict=True):
+        companion.load_state_dict(own)
+    copy_into(named_tensors(run.model), state["model"])
     copy_into(_own_tensors(run.objective), state["objective"])
     run.stepper.optimizer.load_state_dict(state["optimizer"])
     copy_into(run.best_state, state["best"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
-    for companion, own in zip(run.companions, state["companions"], strict=True):
-        companion.load_state_dict(own)
     if run.ranks.rank < len(state["random"]):
         _set_random_state(state["random"][run.ranks.rank], run)
     at = state["run"]
@@ -72,27 +74,60 @@ def tensor_at(place: str, run: Run) -> Tensor:
         return trained[int(name.split("/")[1])]
     if room == "objective":
         return _own_tensors(run.objective)[name]
-    return tensors_of(run.model)[name.removeprefix("tensors/")]
+    return named_tensors(run.model)[name.removeprefix("tensors/")]
 
 
 def identity_of(run: Run) -> dict[str, str]:
-    """What has to be the same where a run goes on, in words that an error can show."""
+    """What has to be the same where a run goes on, in words that an error can show.
+
+    Functions are told apart by their names. Masks count where nothing could change them in training.
+    """
     settings = {name: repr(value) for name, value in asdict(run.settings).items() if name not in FREE}
-    form = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors_of(run.model).items()]
+    trained = [name for name, each in run.model.named_parameters() if each.requires_grad]
+    task, chosen = run.task, getattr(run.objective, "settings", None)
+    if not is_dataclass(chosen) or isinstance(chosen, type):
+        chosen = None
+    masks = [
+        (name, module.packed.tolist())
+        for name, module in run.model.named_modules()
+        if isinstance(module, WeightMask) and not run.companions
+    ]
     return {
         **settings,
-        "model": hashlib.sha256(repr(form).encode()).hexdigest()[:12],
-        "objective": _name(run.objective),
-        "companions": ", ".join(map(_name, run.companions)),
+        "model": _digest(_form(named_tensors(run.model))),
+        "masks": _digest(masks),
+        "trained parameters": f"{len(trained)} {_digest(trained)}",
+        "objective": f"{_name(run.objective)} {_digest(_form(_own_tensors(run.objective)))}",
         **{
-            f"{split.name} data": f"{len(split)} examples {split.quick_digest()[:12]}"
-            for split in (run.task.train, run.task.validation)
+            f"{name} of the objective": repr(value)
+            for name, value in (asdict(chosen) if chosen else {}).items()
+        },
+        "companions": ", ".join(map(_name, run.companions)),
+        **{name: _name(getattr(task, name)) for name in ("loss", "score", "augment")},
+        **{
+            f"{split.name} data": f"{len(split)} examples {_data_digest(split)}"
+            for split in (task.train, task.validation)
         },
     }
 
 
+def _form(tensors: dict[str, Tensor]) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    return [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+
+
+def _digest(value: object) -> str:
+    return content_digest(repr(value).encode())[:12]
+
+
+def _data_digest(split: Split) -> str:
+    """Of a few examples; of those that torch draws anew whenever they are read, always the same draw."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return split.quick_digest()[:12]
+
+
 def _own_tensors(objective: object) -> dict[str, Tensor]:
-    return tensors_of(objective) if isinstance(objective, nn.Module) else {}
+    return named_tensors(objective) if isinstance(objective, nn.Module) else {}
 
 
 def _random_state(run: Run) -> dict[str, list[int]]:
@@ -113,5 +148,7 @@ def _set_random_state(state: dict[str, list[int]], run: Run) -> None:
 
 
 def _name(thing: object) -> str:
+    if thing is None:
+        return "none"
     kind = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{kind.__module__}.{kind.__qualname__}"  # type: ignore[attr-defined]

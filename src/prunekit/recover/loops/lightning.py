@@ -7,12 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.errors import TrainingError, UsageError
-from prunekit.graph import Groups
-from prunekit.plan import PruningPlan
-from prunekit.recover.companions import Make, maker, plan_of, use_optimizers
-from prunekit.recover.cuts import Cutting
-from prunekit.recover.objective import Companion
+from prunekit.errors import UsageError
+from prunekit.recover.loops.along import Along, use_optimizers
+from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.surgery import fold_masks
 
 try:
@@ -26,7 +23,7 @@ except ImportError as error:
     ) from error
 
 
-class PruningCallback(Callback):
+class PruningCallback(Along, Callback):
     """Lets a companion go along with ``Trainer.fit()``: one ``step()`` after every optimizer step.
 
     1. Cuts are made in place, so that the LightningModule, its attributes and the Trainer's optimizers and
@@ -53,41 +50,15 @@ class PruningCallback(Callback):
             in several processes, or a training without a known number of steps.
     """
 
-    def __init__(
-        self,
-        make: Make | None = None,
-        *,
-        plan: PruningPlan | None = None,
-        groups: Groups | None = None,
-        at: float = 0.0,
-        fold: bool = True,
-    ) -> None:
-        self._make = maker(make, plan, groups, at)
-        self._fold = fold
-        self._companion: Companion | None = None
-        self._finished = False
-        self._steps = self._seen = 0
-
-    @property
-    def companion(self) -> Companion | None:
-        """What goes along with the training; None before it began."""
-        return self._companion
-
-    @property
-    def plan(self) -> PruningPlan | None:
-        """What was cut off the module so far, as a plan for the module as it came."""
-        return plan_of(self._companion)
+    _steps = _seen = 0
+    """Optimizer steps of the training, and those that the companion was told of."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be pruned, and be there when a checkpoint is loaded."""
         if stage != "fit":
             return
         if self._finished:
-            raise TrainingError(
-                "this callback went along with a training already",
-                expected="a callback for each training",
-                remedy="Make a new PruningCallback",
-            )
+            raise self.used_before()
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UsageError(
                 f"the Trainer uses {type(trainer.strategy).__name__}",
@@ -154,9 +125,7 @@ class PruningCallback(Callback):
             state = checkpoint.get("callbacks", {}).get(self.state_key)
             if state and self._companion is None:
                 self._steps = state["steps"]
-                companion = self._make(module, self._steps)
-                companion.load_state_dict(state["companion"])
-                self._companion = companion
+                self.take_up(module, state)
             own(checkpoint)
 
         vars(module)["on_load_checkpoint"] = on_load_checkpoint

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from prunekit.errors import PlanError, SelectionError, TrainingError, UsageError
 from prunekit.graph import Groups
 from prunekit.plan import MaskPlan, PruningPlan
+from prunekit.recover.numbers import check, check_count, is_number
 from prunekit.surgery import Pruned, Removal, fold_masks
 from prunekit.surgery.narrow import touched
 from prunekit.surgery.remove import without_gone_groups
@@ -22,6 +23,8 @@ from prunekit.types import lies_in
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+WHERE = "add_lora"
 
 READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that read the weights of layers in them without calling these."""
@@ -193,21 +196,17 @@ def _kinds() -> ModuleType:
     Raises:
         UsageError: it is missing.
     """
-    from prunekit.recover import lora_layers
+    from prunekit.recover.lora import layers
 
-    return lora_layers
+    return layers
 
 
 def _check_numbers(rank: object, alpha: object, dropout: object) -> None:
-    def number(given: object) -> bool:
-        return isinstance(given, int | float) and not isinstance(given, bool)
-
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise UsageError(f"the rank is {rank!r}", expected="a whole number of at least 1", where="rank")
-    if alpha is not None and not (number(alpha) and 0 < alpha < float("inf")):  # type: ignore[operator]
-        raise UsageError(f"alpha is {alpha!r}", expected="a number above 0", where="alpha")
-    if not (number(dropout) and 0 <= dropout < 1):  # type: ignore[operator]
-        raise UsageError(f"dropout is {dropout!r}", expected="a number from 0 to below 1", where="dropout")
+    check_count("rank", rank, where=WHERE)
+    positive = alpha is None or (is_number(alpha) and alpha > 0)
+    check("alpha", alpha, "a number above 0, or none", positive, where=WHERE)
+    inside = is_number(dropout) and 0 <= dropout < 1
+    check("dropout", dropout, "a number from 0 to below 1", inside, where=WHERE)
 
 
 def _check_bare(model: nn.Module) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunekit.errors import TrainingError
 from prunekit.ranks import ALONE, Ranks, resharded
-from prunekit.recover.objective import Objective
-from prunekit.recover.task import Task
+from prunekit.recover.training.objective import Objective, checked
+from prunekit.recover.training.task import Task
 from prunekit.workload import Batch, Split, device_of, evaluating
 
 
@@ -60,7 +61,30 @@ def _judged(
     else:
         assert objective is not None
         loss = objective(model, batch)
-    return loss, None if score is None else np.asarray(score(outputs, batch), dtype=np.float64)
+    return checked(loss), None if score is None else _scores(score(outputs, batch), batch)
+
+
+def _scores(found: Any, batch: Batch) -> np.ndarray:
+    """``[examples]`` float64.
+
+    Raises:
+        TrainingError: not a finite number for each example. Nothing is better than NaN or worse.
+    """
+    scores = np.asarray(found, dtype=np.float64)
+    if scores.shape != (len(batch),):
+        raise TrainingError(
+            f"it has the shape {list(scores.shape)} for {len(batch)} examples",
+            expected="a number for each example",
+            where="the score",
+        )
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        raise TrainingError(
+            f"it is {scores[wrong[0]]} for example {batch.ids[wrong[0]]}",
+            expected="a finite number for each example",
+            where="the score",
+        )
+    return scores
 
 
 def _parts(split: Split, batch_size: int, ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
