@@ -24,9 +24,9 @@ INTERVALS = (
     "Accuracies are means over the seeds with their range, in percent. A difference is paired, in points,"
     " with two 95 % intervals: Student's over the seeds (n = {seeds}; other parents, other orders of the "
     "data) and the bootstrap over the test examples (n = {examples:,}) of the mean over the seeds. A "
-    "verdict needs both intervals on the same side of its line; else it is NOT SEPARATED. No decision "
-    "looked at the test split: every figure on it is the last thing that was done with its cell. A seed "
-    "is of the parent's weights and of every order of the data."
+    "verdict needs both intervals on the same side of its line; else it is NOT SEPARATED. No setting "
+    "was chosen by the test split; the order in which cells were measured was changed while figures of "
+    "earlier ones were in view. A seed is of the parent's weights and of every order of the data."
 )
 
 FASHION = """# Recovery on Fashion-MNIST
