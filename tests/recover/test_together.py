@@ -37,8 +37,8 @@ def test_two_processes_make_the_run_of_one(tmp_path, alone, form):
 @pytest.mark.parametrize(
     ("form", "afterwards"),
     [
-        ("whole", 1),
         ("sharded", 3),
+        pytest.param("whole", 1, marks=pytest.mark.slow),
         pytest.param("whole", 2, marks=pytest.mark.slow),
         pytest.param("sharded", 2, marks=pytest.mark.slow),
     ],
