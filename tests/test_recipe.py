@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from prunekit.errors import RecipeError
 from prunekit.evaluate import GATES, MaxQualityDrop, MaxSliceDrop, MinSpeedup
 from prunekit.plan import GOAL_KINDS, SCOPES
 from prunekit.recipe import Recipe, load_recipe
+from prunekit.recipe.base import section_in
 from prunekit.recipe.sections import Export, GoalSection, Parent, Recover, Schedule, Section
 from prunekit.recipe.training import Distill
 from prunekit.recover import SCHEDULES, DistillationSettings, TrainingSettings
@@ -140,6 +140,12 @@ MISTAKES = {
         "neuron",
     ),
     "no list": (SHORT + "groups: {only: conv1}", "groups.only", "It is 'conv1'", "[layer1.*]"),
+    "a key of a section that may be absent": (
+        SHORT + "recover: {distill: {logit: 1}}",
+        "recover.distill.logit",
+        "logits",
+        "a key of recover.distill: logits, temperature",
+    ),
     "two budgets": (
         SHORT + "recover: {epochs: 1, share_of_original: 1}",
         "share_of_original",
@@ -283,12 +289,6 @@ def keys_of(section: type[Section], place: str = "") -> list[str]:
         below = section_in(field.annotation)
         found += keys_of(below, f"{key}.") if below is not None else []
     return found
-
-
-def section_in(annotation) -> type[Section] | None:
-    """The section that a field holds, or may hold."""
-    kinds = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def test_the_documentation_has_every_key_and_no_other():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -23,3 +23,9 @@ class Section(BaseModel):
     """Base of all parts of a recipe: nothing unknown, nothing converted in silence, nothing changed later."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def section_in(annotation: object) -> type[Section] | None:
+    """The section that a field holds, or may hold; None for every other kind of field."""
+    kinds = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
 from prunekit.errors import RecipeError
+from prunekit.recipe.base import Section, section_in
 from prunekit.recipe.mistakes import MistakeError, nearest, shown
-from prunekit.recipe.sections import Recipe, Section
+from prunekit.recipe.sections import Recipe
 
 MAX_RECIPE_BYTES = 1_000_000
 
@@ -138,10 +139,7 @@ def _section_at(place: list[str | int]) -> type[Section] | None:
     section: type[Section] | None = Recipe
     for part in place:
         field = _fields_of(section).get(str(part)) if section else None
-        kind = field.annotation if field is not None else None
-        section = (
-            cast("type[Section]", kind) if isinstance(kind, type) and issubclass(kind, Section) else None
-        )
+        section = section_in(field.annotation) if field is not None else None
     return section
 
 

@@ -127,7 +127,11 @@ def _remember(objective: Distillation, job: Job) -> None:
     with job.ranks.together("remembering what the parent gives"):
         if job.ranks.is_first:
             objective.remember(
-                job.workload.splits.train, job.kept / "parent", batch_size=AT_ONCE, progress=job.progress
+                job.workload.splits.train,
+                job.kept / "parent",
+                batch_size=AT_ONCE,
+                rebuild=True,  # What a killed run of an edited recipe left is of another parent.
+                progress=job.progress,
             )
     if not job.ranks.is_first:
         objective.remember(job.workload.splits.train, job.kept / "parent", batch_size=AT_ONCE)
