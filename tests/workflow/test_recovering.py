@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.workflow.conftest import Project
 
 from prunekit.errors import RecipeError, SelectionError, TrainingError
+from prunekit.recover import Distillation
+from prunekit.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "recover: {share_of_original: 0.5, batch_size: 16}"
@@ -135,3 +138,19 @@ def test_two_processes_run_a_recipe(finished, shard):
     assert json.loads(finished.file("cycle-01/plan/plan.json").read_text())["keep"] == expected["keep"]
     assert recovered(finished)["training"]["steps"] > 0
     assert finished.file("report/report.html").exists()
+
+
+def test_what_another_parent_gave_is_made_anew(finished):
+    """What a killed run of an edited recipe left in ``unfinished/``; the oracle is a run without it."""
+    finished.edit(BUDGET, "recover: {epochs: 2, batch_size: 16, distill: {logits: 1, remember: true}}")
+    finished.run()
+    expected = finished.file("cycle-02/recover/weights.safetensors").read_bytes()
+    splits = load_workload(finished.path / "workload.py").splits.deciding
+    torch.manual_seed(7)
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3)).eval()
+    other(*splits.train.batch([0]).args)
+    Distillation(other).remember(splits.train, finished.run_dir / "unfinished" / "kept" / "parent")
+    for cycle in ("01", "02"):
+        shutil.rmtree(finished.file(f"cycle-{cycle}/recover"))
+    finished.run()
+    assert finished.file("cycle-02/recover/weights.safetensors").read_bytes() == expected
