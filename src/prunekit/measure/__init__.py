@@ -10,6 +10,7 @@ from prunekit.measure.latency import (
     paired_speedup,
     percentiles,
 )
+from prunekit.measure.machine import FoundRuntime, Machine, describe_machine
 from prunekit.measure.macs import MACS, contracts, count_macs, einsum_macs
 from prunekit.measure.memory import MemoryUse, peak_memory
 from prunekit.measure.runtimes import (
@@ -31,7 +32,9 @@ __all__ = [
     "MACS",
     "RUNTIMES",
     "SPINNING",
+    "FoundRuntime",
     "LatencyComparison",
+    "Machine",
     "MemoryUse",
     "Noise",
     "OnnxRunner",
@@ -50,6 +53,7 @@ __all__ = [
     "compare_latency",
     "contracts",
     "count_macs",
+    "describe_machine",
     "einsum_macs",
     "environment",
     "external_files",

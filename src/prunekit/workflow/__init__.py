@@ -6,16 +6,28 @@ from prunekit.workflow.launched import launched_processes
 from prunekit.workflow.models import describe
 from prunekit.workflow.outcome import Outcome, Row
 from prunekit.workflow.run import make_report, run_recipe
+from prunekit.workflow.target import (
+    TextTable,
+    describe_target,
+    machine_headline,
+    machine_tables,
+    machine_values,
+)
 
 __all__ = [
     "Inspection",
     "Outcome",
     "Row",
     "Silent",
+    "TextTable",
     "Watcher",
     "describe",
+    "describe_target",
     "inspect_workload",
     "launched_processes",
+    "machine_headline",
+    "machine_tables",
+    "machine_values",
     "make_report",
     "run_recipe",
 ]
