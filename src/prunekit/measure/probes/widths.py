@@ -11,11 +11,15 @@ from prunekit.measure.probes.bench import Bench
 from prunekit.measure.probes.weights import random_weight
 from prunekit.measure.runtimes import Device, TargetRunner
 
-WIDTHS = tuple(range(64, 129, 4))
+WIDTHS = tuple(range(68, 129, 4))
+"""Whole stairs of every step that is tried."""
 STEPS = (4, 8, 16, 32)
 """Steps that are tried; a finer one than the widths are apart cannot be seen."""
-FLAT = 0.25
-"""Stairs are flat where the mean rise within them is at most this share of the mean rise of all widths."""
+FLAT = 0.35
+"""Stairs are flat where the mean rise within them is at most this share of the mean rise of all widths:
+half of what the next coarser step would leave, which is 0.7 on exact stairs."""
+UNDISTURBED = 0.2
+"""The quantile of the times that is taken for the cost: interruptions only ever add to a time."""
 
 FAN_IN = 512
 CHANNELS = 64
@@ -30,7 +34,7 @@ class WidthSteps:
         device: ``cpu`` or ``cuda``.
         operator: ``MatMul`` or ``Conv``.
         widths: output units or channels.
-        ms: median time at each width.
+        ms: time at each width, undisturbed.
         step: widths up to the next multiple of this cost about the same; the finest that was tried where
             nothing coarser is rewarded.
         rise_within: mean rise of the cost within a stair over that of all widths; 0 = flat stairs, 1 = a
@@ -52,7 +56,7 @@ class WidthSteps:
 
 
 def measure_widths(bench: Bench, rounds: int) -> tuple[WidthSteps, ...]:
-    """Time one product and one convolution at widths from 64 to 128, all of them once in every round."""
+    """Time one product and one convolution at widths from 68 to 128, all of them once in every round."""
 
     def product(width: int) -> TargetRunner:
         return bench.matmul(random_weight((FAN_IN, width)), 256)
@@ -88,10 +92,8 @@ def find_step(widths: Sequence[int], costs: Sequence[float]) -> tuple[int, float
 
 def _measured(bench: Bench, operator: str, make: Callable[[int], TargetRunner], rounds: int) -> WidthSteps:
     times = bench.rounds([make(width) for width in WIDTHS], rounds)
-    ms = np.median(times, axis=0)
-    # Drift of the machine between rounds cancels in shares of a round.
-    shares = np.median(times / times.mean(axis=1, keepdims=True), axis=0)
-    step, within = find_step(WIDTHS, shares.tolist())
+    ms = np.quantile(times, UNDISTURBED, axis=0)
+    step, within = find_step(WIDTHS, ms.tolist())
     return WidthSteps(
         runtime=bench.target.runtime,
         device=bench.target.device,
