@@ -97,6 +97,17 @@ def zeros(runtime, speedup, stored="dense"):
     return SparseFormat(runtime, "cpu", "MatMul", "2:4", stored, speedup, speedup and judge(speedup))
 
 
+def test_a_sparse_format_is_held_against_the_fastest_dense_runtime():
+    found = zeros("slow", gain(2.0, 1.9, 2.1), "CSR")
+    said = "Zeros (2:4) of a MatMul, stored as CSR, on slow: 2.0x of the dense operator"
+    for gflops, more in [(250.0, ", and still less than fast gives without zeros."), (150.0, ".")]:
+        dense = [
+            Throughput("slow", "cpu", "fp32", 100.0, None),
+            Throughput("fast", "cpu", "fp32", gflops, None),
+        ]
+        assert advise(dense, [found], [], []) == (said + more,)
+
+
 def test_advice_follows_from_the_figures():
     fast, same, wide = gain(3.1, 3.0, 3.2), gain(1.0, 0.99, 1.01), gain(2.0, 0.5, 9.0)
     slow = gain(0.4, 0.39, 0.41)

@@ -23,7 +23,8 @@ def advise(
 
     1. A precision is advised where it is faster than fp32, and advised against where it is slower.
     2. Where none of the patterns of zeros in dense weights is faster, removal is the only way to speed.
-    3. A sparse format is named with what it gives, or that it gives nothing.
+    3. A sparse format is named with what it gives, or that it gives nothing; and where another runtime
+       multiplies dense matrices in fp32 faster still (the same product, though not timed in pairs).
     4. A step of widths that is rewarded beyond the finest that was tried is named.
     5. What could not be told is said to be so.
     6. A machine that needs more than :data:`MANY_PAIRS` pairs to tell 3 % apart is called noisy.
@@ -31,7 +32,7 @@ def advise(
     return (
         *_of_precision(throughput),
         *_of_zeros(sparsity),
-        *_of_formats(sparsity),
+        *_of_formats(sparsity, throughput),
         *_of_widths(widths),
         *_of_noise(noise),
     )
@@ -63,7 +64,7 @@ def _of_zeros(sparsity: Sequence[SparseFormat]) -> Iterator[str]:
             )
 
 
-def _of_formats(sparsity: Sequence[SparseFormat]) -> Iterator[str]:
+def _of_formats(sparsity: Sequence[SparseFormat], throughput: Sequence[Throughput]) -> Iterator[str]:
     for found in sparsity:
         gain = found.speedup
         if gain is None:
@@ -71,11 +72,25 @@ def _of_formats(sparsity: Sequence[SparseFormat]) -> Iterator[str]:
         stored = "" if found.stored == "dense" else f", stored as {found.stored}"
         what = f"Zeros ({found.zeros}) of a {found.operator}{stored}, on {_place(found)}"
         if found.verdict == "faster":
-            yield f"{what}: {gain.median:.1f}x of the dense operator."
+            yield f"{what}: {gain.median:.1f}x of the dense operator{_outdone(found, gain, throughput)}."
         elif found.verdict == "unclear":
             yield _untold(what, gain)
         elif found.stored != "dense":
             yield f"{what}: no gain ({gain.median:.2f}x)."
+
+
+def _outdone(found: SparseFormat, gain: Speedup, throughput: Sequence[Throughput]) -> str:
+    """Which runtime needs no zeros to be as fast, if any."""
+    dense = {
+        other.runtime: other.gflops
+        for other in throughput
+        if other.precision == "fp32" and other.device == found.device and other.gflops is not None
+    }
+    if found.runtime not in dense or found.operator != "MatMul":
+        return ""
+    fastest = max(dense, key=lambda name: dense[name])
+    faster = fastest != found.runtime and dense[fastest] > gain.median * dense[found.runtime]
+    return f", and still less than {fastest} gives without zeros" if faster else ""
 
 
 def _of_widths(widths: Sequence[WidthSteps]) -> Iterator[str]:

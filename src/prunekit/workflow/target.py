@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,72 +71,66 @@ def machine_headline(machine: Machine) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def machine_tables(machine: Machine) -> Iterator[TextTable]:
+def machine_tables(machine: Machine) -> tuple[TextTable, ...]:
     """The figures of the machine, for people."""
-    yield TextTable(
-        "Runtimes",
-        ("runtime", "version", ""),
-        tuple(
-            (
-                found.name,
-                found.version or "",
-                ("measured" if found.measured else "")
-                if found.version
-                else f'not installed: pip install "{found.install}"',
-            )
-            for found in machine.runtimes
-        ),
+    noise = tuple(
+        (found.runtime, _times(found.speedup, places=3), str(found.pairs_needed)) for found in machine.noise
     )
-    yield TextTable(
-        "Products of matrices",
-        ("runtime", "device", "precision", "GFLOP/s", "over fp32", ""),
-        tuple(
-            (
-                found.runtime,
-                found.device,
-                found.precision,
-                f"{found.gflops:.0f}" if found.gflops is not None else "",
-                _times(found.against_fp32),
-                found.reason or found.verdict or "",
-            )
-            for found in machine.throughput
-        ),
+    return (
+        _runtimes(machine),
+        _throughput(machine),
+        _sparsity(machine),
+        _widths(machine),
+        TextTable("Noise: a model against itself", ("runtime", "speed", "pairs to tell 3 % apart"), noise),
     )
-    yield TextTable(
-        "Zeros against none",
-        ("runtime", "operator", "zeros", "stored as", "speed", ""),
-        tuple(
-            (
-                found.runtime,
-                found.operator,
-                found.zeros,
-                found.stored,
-                _times(found.speedup),
-                found.reason or found.verdict or "",
-            )
-            for found in machine.sparsity
-        ),
+
+
+def _runtimes(machine: Machine) -> TextTable:
+    rows = []
+    for found in machine.runtimes:
+        missing = "" if found.version else f'not installed: pip install "{found.install}"'
+        rows.append((found.name, found.version or "", missing or ("measured" if found.measured else "")))
+    return TextTable("Runtimes", ("runtime", "version", ""), tuple(rows))
+
+
+def _throughput(machine: Machine) -> TextTable:
+    rows = tuple(
+        (
+            found.runtime,
+            found.device,
+            found.precision,
+            f"{found.gflops:.0f}" if found.gflops is not None else "",
+            _times(found.against_fp32),
+            found.reason or found.verdict or "",
+        )
+        for found in machine.throughput
     )
-    yield TextTable(
-        f"Cost of widths from {machine.widths[0].widths[0]} to {machine.widths[0].widths[-1]}",
-        ("runtime", "operator", "step"),
-        tuple(
-            (
-                found.runtime,
-                found.operator,
-                str(found.step) if found.rewarded else f"none above {found.step}",
-            )
-            for found in machine.widths
-        ),
+    columns = ("runtime", "device", "precision", "GFLOP/s", "over fp32", "")
+    return TextTable("Products of matrices", columns, rows)
+
+
+def _sparsity(machine: Machine) -> TextTable:
+    rows = tuple(
+        (
+            found.runtime,
+            found.operator,
+            found.zeros,
+            found.stored,
+            _times(found.speedup),
+            found.reason or found.verdict or "",
+        )
+        for found in machine.sparsity
     )
-    yield TextTable(
-        "Noise: a model against itself",
-        ("runtime", "speed", "pairs to tell 3 % apart"),
-        tuple(
-            (found.runtime, _times(found.speedup, places=3), str(found.pairs_needed))
-            for found in machine.noise
-        ),
+    columns = ("runtime", "operator", "zeros", "stored as", "speed", "")
+    return TextTable("Zeros against none", columns, rows)
+
+
+def _widths(machine: Machine) -> TextTable:
+    rows = tuple(
+        (found.runtime, found.operator, str(found.step) if found.rewarded else f"none above {found.step}")
+        for found in machine.widths
     )
+    return TextTable("Steps in which the cost of widths climbs", ("runtime", "operator", "step"), rows)
 
 
 def _times(gain: Speedup | None, places: int = 2) -> str:
