@@ -198,6 +198,19 @@ def test_threads_of_a_call_are_those_of_the_call_alone():
     assert torch.get_num_threads() == before
 
 
+def test_threads_are_set_once_while_runners_take_turns(opened, monkeypatch):
+    before = torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    if other > available_cores():
+        pytest.skip("one core leaves no other number of threads")
+    runner, plain = opened(Target("torch_eager", batch=3, threads=other)), opened(Target(batch=3))
+    real, changes = torch.set_num_threads, []
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: (changes.append(threads), real(threads)))
+    compare_latency(plain, runner, pairs=5, min_pairs=2, warmup=2)
+    assert changes == [other, before]
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.slow
 def test_many_modules_of_one_class_are_all_compiled(perceptron, x):
     inputs = ((torch.from_numpy(x["x"]),), {})

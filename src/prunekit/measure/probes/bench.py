@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from prunekit.measure.latency import LatencyComparison, compare_latency
 from prunekit.measure.probes.graphs import KERNEL, save_conv, save_matmul, save_quantized_matmul
 from prunekit.measure.probes.weights import Weight
-from prunekit.measure.runtimes import Precision, Runner, TargetRunner, open_openvino
+from prunekit.measure.runtimes import Precision, Runner, TargetRunner, held, open_openvino
 from prunekit.measure.target import Target, open_target
 
 SIDE = 14
@@ -52,13 +52,14 @@ class Bench:
         """Time all runners once in every round, in an order drawn anew: ``[rounds, runners]`` in ms."""
         rng = np.random.default_rng(0)
         times = np.empty((rounds, len(runners)))
-        for runner in runners:
-            runner()
-        for spent in times:
-            for place in rng.permutation(len(runners)).tolist():
-                begin = time.perf_counter_ns()
-                runners[place]()
-                spent[place] = (time.perf_counter_ns() - begin) / 1e6
+        with held(*runners):
+            for runner in runners:
+                runner()
+            for spent in times:
+                for place in rng.permutation(len(runners)).tolist():
+                    begin = time.perf_counter_ns()
+                    runners[place]()
+                    spent[place] = (time.perf_counter_ns() - begin) / 1e6
         return times
 
     def matmul(
