@@ -11,6 +11,7 @@ from prunekit.surgery.proof import check_permutation as check_permutation
 from prunekit.surgery.proof import verify as verify
 from prunekit.surgery.remove import Removal as Removal
 from prunekit.surgery.remove import mask as mask
+from prunekit.surgery.remove import reduced_graph as reduced_graph
 from prunekit.surgery.remove import remove as remove
 from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitivity
 from prunekit.surgery.sharded import remove_sharded as remove_sharded
@@ -38,6 +39,7 @@ __all__ = [
     "mask_weights",
     "measure_sensitivity",
     "prune",
+    "reduced_graph",
     "remove",
     "remove_sharded",
     "sound",
