@@ -1,0 +1,141 @@
+"""How well the increases of single levers, added up, foretell the increase of a plan that pulls many.
+
+    python benchmarks/sensitivity_sum.py [--model NAME] [--plans 20]
+
+Every level of every lever is measured alone, then joint plans drawn at random: each has a depth of its own,
+and every lever a level that is drawn around it. Prints a row of JSON for each model: Spearman's rank correlation, over the
+plans, of the joint increase with sums of single ones, measured or modelled from fewer points; and how far the
+model's curves lie from the levels that they were not calibrated with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from benchmarks.criteria import digits, minilm
+from benchmarks.criteria.study import Subject
+from scipy.stats import spearmanr
+from torch import nn
+
+import prunekit as pk
+from prunekit.plan.levers import Levers, find_levers
+from prunekit.plan.losses import Sensitivities, level_losses, loss_curves, removed_shares
+from prunekit.surgery import measure_unit_sensitivity
+from prunekit.surgery.remove import reduced_graph
+from prunekit.surgery.unit_sensitivity import middle_and_last
+from prunekit.types import Scores
+
+MODELS = {
+    "digits network, 24 to 96 channels": (digits, ("channel", "branch")),
+    "all-MiniLM-L6-v2": (minilm, ("head", "neuron", "layer")),
+}
+DEPTHS = (0.05, 0.5)
+"""Of a plan: between none and all levels of a width; a layer goes with a third of the probability."""
+
+
+def subject_of(name: str) -> tuple[Subject, pk.Groups]:
+    module, kinds = MODELS[name]
+    subject = module.prepare(0)
+    batch = subject.calibration[0]
+    args = tuple(value[:2] for value in batch.args)
+    kwargs = {key: value[:2] for key, value in batch.kwargs.items()}
+    found = pk.find_groups(pk.trace(subject.model, args, kwargs))
+    return subject, found.select(granularity=kinds, ignore="encoder.pooler.*" if module is minilm else ())
+
+
+def loss_of(subject: Subject) -> Callable[[nn.Module], float]:
+    def loss(model: nn.Module) -> float:
+        with torch.no_grad():
+            parts = [subject.loss(model.eval()(*b.args, **b.kwargs), b) for b in subject.calibration]
+        return float(torch.stack(parts).mean())
+
+    return loss
+
+
+def scores_of(subject: Subject, groups: pk.Groups) -> Scores:
+    """First-order estimates of what removal costs: of widths by weights, of layers and branches by gates."""
+    needs = pk.needs_of("taylor", "layer_gate")
+    stats = pk.collect(subject.model, subject.calibration, groups=groups, needs=needs, loss=subject.loss)
+    found: dict[str, np.ndarray] = {}
+    for criterion, depth in (("taylor", False), ("layer_gate", True)):
+        some = [group for group in groups if group.is_depth == depth]
+        found |= pk.score(subject.model, some, criterion, stats=stats)
+    return found
+
+
+def drawn(levers: Levers, plans: int) -> list[np.ndarray]:
+    """Levels of each lever, ``[levers]``, for each plan."""
+    random = np.random.default_rng(0)
+    found = []
+    for depth in np.linspace(*DEPTHS, plans):
+        chances = [depth / 3 if lever.unit is not None else depth for lever in levers]
+        found.append(random.binomial(levers.last, chances))
+    return found
+
+
+def figures(name: str, plans: int) -> dict[str, object]:
+    subject, groups = subject_of(name)
+    scores, loss = scores_of(subject, groups), loss_of(subject)
+    levers = find_levers(groups, scores)
+    began = time.perf_counter()
+    every = measure_unit_sensitivity(
+        subject.model, levers, groups, loss, levels=lambda lever: range(1, len(lever))
+    )
+    seconds = time.perf_counter() - began
+    few: Sensitivities = {
+        lever.name: {
+            share: every[lever.name][share] for share in removed_shares(lever)[list(middle_and_last(lever))]
+        }
+        for lever in levers
+    }
+    halves = {name: few[name] for name in list(few)[::2]}
+    chosen = drawn(levers, plans)
+    dense = loss(subject.model)
+    joint = [loss(reduced_graph(subject.model, levers.masks(levels), groups)) - dense for levels in chosen]
+    tables = {
+        "all levels measured": level_losses(levers, scores, every),
+        "middle and last measured": level_losses(levers, scores, few),
+        "every other lever measured": level_losses(levers, scores, halves),
+        "scores alone": level_losses(levers, scores),
+    }
+    sums = {
+        way: [sum(table[at] for table, at in zip(losses, levels, strict=True)) for levels in chosen]
+        for way, losses in tables.items()
+    }
+    between = [
+        abs(curve.losses[level] - max(every[lever.name][share], 0.0)) / curve.losses[-1]
+        for lever, curve in zip(levers, loss_curves(levers, scores, few), strict=True)
+        for level, share in enumerate(removed_shares(lever))
+        if level and level not in middle_and_last(lever) and curve.losses[-1] > 0
+    ]
+    return {
+        "model": name,
+        "levers": len(levers),
+        "measured": sum(map(len, every.values())),
+        "seconds": round(seconds, 1),
+        "dense loss": round(dense, 4),
+        "joint increase": [round(float(q), 4) for q in np.quantile(joint, (0, 0.5, 1))],
+        "sum over joint, median": round(float(np.median(np.array(sums["all levels measured"]) / joint)), 2),
+        "rank correlation": {way: round(float(spearmanr(sum_, joint)[0]), 3) for way, sum_ in sums.items()},
+        "error between, of the last": [round(float(q), 3) for q in np.quantile(between, (0.5, 0.9))],
+    }
+
+
+def main() -> None:
+    """Print a row for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, help="only this one")
+    parser.add_argument("--plans", type=int, default=20)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [asked.model] if asked.model else MODELS:
+        print(json.dumps(figures(name, asked.plans)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
