@@ -2,10 +2,10 @@
 
     python benchmarks/sensitivity_sum.py [--model NAME] [--plans 20]
 
-Every level of every lever is measured alone, then joint plans drawn at random: each has a depth of its own,
-and every lever a level that is drawn around it. Prints a row of JSON for each model: Spearman's rank correlation, over the
-plans, of the joint increase with sums of single ones, measured or modelled from fewer points; and how far the
-model's curves lie from the levels that they were not calibrated with.
+Every level of every lever is measured alone, then joint plans, drawn at random: each has a depth of its own,
+and each lever a level drawn around it. Prints a row of JSON for each model: over the plans, Spearman's rank
+correlation of the joint increase with the sum of the single ones, measured or modelled from fewer points;
+and how far the modelled curves lie from the levels that they were not calibrated with.
 """
 
 from __future__ import annotations

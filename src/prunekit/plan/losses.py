@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ class LossCurve:
         amounts: ``[levels]``, what the scores say of it: 1 = the whole of its group, or an average layer.
         source: ``scores``; ``measured``; or ``borrowed``, and from how many levers of which kind.
         power: of the amount, with which the curve goes on beyond its last measured point; 1 where fewer than
-            two points were measured.
+            two points were measured, and the median of the lenders where it is borrowed.
     """
 
     lever: str
@@ -92,9 +93,11 @@ def loss_curves(
     ``y`` at the measured ``x[1] < ... < x[n]``, from 0 up and in the least-squares sense never falling,
 
     - at a measured point the loss is ``y[i]``,
-    - between two, and from (0, 0) to the first, it is linear in x, and so has the shape of the scores' curve,
+    - between two it is ``y[i] * (x / x[i]) ** q``, a power of what the scores say, with the q that meets
+      both; linear in x from a point where y is 0,
     - beyond the last it is ``y[n] * (x / x[n]) ** p``, where p is the slope of log y over log x, fitted to
-      the points where y > 0, in [0, 8]; 1 where there are fewer than two of these.
+      the points where y > 0, in [0, 8]; 1 where there are fewer than two of these,
+    - before the first it is ``y[1] * (x / x[1]) ** max(p, 1)``: at first no loss rises faster than x.
 
     A lever without measurement borrows: at each level the median of what the measured levers of its kind
     (granularity) lose at the same x; of all measured levers, where there are none of its kind. The curve's
@@ -217,7 +220,7 @@ class _Measured:
     Attributes:
         x: ``[points]``, above 0, rising.
         y: ``[points]``, from 0 up, never falling.
-        power: with which it goes on.
+        power: fitted to all of them, with which it goes on beyond the last.
     """
 
     x: FloatArray64
@@ -225,10 +228,21 @@ class _Measured:
     power: float
 
     def at(self, amounts: FloatArray64) -> FloatArray64:
-        """The loss there, linear between the points."""
-        inside = np.interp(amounts, [0.0, *self.x], [0.0, *self.y])
-        beyond = np.maximum(amounts / self.x[-1], 1.0)
-        return np.maximum.accumulate(inside * beyond**self.power)  # Rounding may let it fall.
+        """The loss at rising amounts."""
+        left = np.searchsorted(self.x, amounts, side="right") - 1
+        base = np.maximum(left, 0)
+        along = self.y[base] * (amounts / self.x[base]) ** self._powers[left + 1]
+        linear = np.interp(amounts, [0.0, *self.x], [0.0, *self.y])
+        return np.maximum.accumulate(np.where(self.y[base] > 0, along, linear))  # Rounding may let it fall.
+
+    @property
+    def _powers(self) -> FloatArray64:
+        """``[points + 1]``: before the first point, from each to the next, and beyond the last."""
+        between = [
+            math.log(y1 / y0) / math.log(x1 / x0) if y0 > 0 else 1.0
+            for (x0, y0), (x1, y1) in pairwise(zip(self.x.tolist(), self.y.tolist(), strict=True))
+        ]
+        return np.array([max(self.power, 1.0), *between, self.power])
 
 
 def _calibrated(
@@ -257,7 +271,9 @@ def _calibrated(
         whose = f"of the kind {kind}" if kind in kinds else "of other kinds"
         losses = np.median([lender.at(own) for lender in lenders], axis=0)
         power = float(np.median([lender.power for lender in lenders]))
-        curves.append(LossCurve(lever.name, losses, own, f"borrowed from {len(lenders)} measured {whose}", power))
+        curves.append(
+            LossCurve(lever.name, losses, own, f"borrowed from {len(lenders)} measured {whose}", power)
+        )
     return tuple(curves)
 
 
