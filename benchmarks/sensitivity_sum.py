@@ -1,6 +1,6 @@
 """How well the increases of single levers, added up, foretell the increase of a plan that pulls many.
 
-    python benchmarks/sensitivity_sum.py [--model NAME] [--plans 20]
+    python -m benchmarks.sensitivity_sum [--model NAME] [--plans 20] [--batches 1]
 
 Every level of every lever is measured alone, then joint plans, drawn at random: each has a depth of its own,
 and each lever a level drawn around it. Prints a row of JSON for each model: over the plans, Spearman's rank
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,13 +35,16 @@ MODELS = {
     "digits network, 24 to 96 channels": (digits, ("channel", "branch")),
     "all-MiniLM-L6-v2": (minilm, ("head", "neuron", "layer")),
 }
-DEPTHS = (0.05, 0.5)
-"""Of a plan: between none and all levels of a width; a layer goes with a third of the probability."""
+DEPTHS = {"from shallow to deep": (0.05, 0.5), "all equally deep": (0.2, 0.2)}
+"""Of plans, from the first to the last: between none and all levels of a width; a layer goes with a third of
+the probability."""
 
 
-def subject_of(name: str) -> tuple[Subject, pk.Groups]:
+def subject_of(name: str, batches: int) -> tuple[Subject, pk.Groups]:
+    """The model with its first calibration batches, and the groups to prune."""
     module, kinds = MODELS[name]
     subject = module.prepare(0)
+    subject = replace(subject, calibration=subject.calibration[:batches])
     batch = subject.calibration[0]
     args = tuple(value[:2] for value in batch.args)
     kwargs = {key: value[:2] for key, value in batch.kwargs.items()}
@@ -68,18 +72,37 @@ def scores_of(subject: Subject, groups: pk.Groups) -> Scores:
     return found
 
 
-def drawn(levers: Levers, plans: int) -> list[np.ndarray]:
+def drawn(levers: Levers, plans: int, depths: tuple[float, float]) -> list[np.ndarray]:
     """Levels of each lever, ``[levers]``, for each plan."""
     random = np.random.default_rng(0)
     found = []
-    for depth in np.linspace(*DEPTHS, plans):
+    for depth in np.linspace(*depths, plans):
         chances = [depth / 3 if lever.unit is not None else depth for lever in levers]
         found.append(random.binomial(levers.last, chances))
     return found
 
 
-def figures(name: str, plans: int) -> dict[str, object]:
-    subject, groups = subject_of(name)
+def of_plans(
+    chosen: list[np.ndarray],
+    joint_of: Callable[[np.ndarray], float],
+    tables: Mapping[str, tuple[np.ndarray, ...]],
+) -> dict[str, object]:
+    """What the plans lose, and how each table's sums follow it; the first table is what was measured."""
+    joint = np.array([joint_of(levels) for levels in chosen])
+    sums = {
+        way: np.array([sum(own[at] for own, at in zip(losses, levels, strict=True)) for levels in chosen])
+        for way, losses in tables.items()
+    }
+    measured = next(iter(sums.values()))
+    return {
+        "joint increase": [round(float(q), 4) for q in np.quantile(joint, (0, 0.5, 1))],
+        "sum over joint, median": round(float(np.median(measured / joint)), 2),
+        "rank correlation": {way: round(float(spearmanr(found, joint)[0]), 3) for way, found in sums.items()},
+    }
+
+
+def figures(name: str, plans: int, batches: int) -> dict[str, object]:
+    subject, groups = subject_of(name, batches)
     scores, loss = scores_of(subject, groups), loss_of(subject)
     levers = find_levers(groups, scores)
     began = time.perf_counter()
@@ -94,19 +117,17 @@ def figures(name: str, plans: int) -> dict[str, object]:
         for lever in levers
     }
     halves = {name: few[name] for name in list(few)[::2]}
-    chosen = drawn(levers, plans)
     dense = loss(subject.model)
-    joint = [loss(reduced_graph(subject.model, levers.masks(levels), groups)) - dense for levels in chosen]
     tables = {
         "all levels measured": level_losses(levers, scores, every),
         "middle and last measured": level_losses(levers, scores, few),
         "every other lever measured": level_losses(levers, scores, halves),
         "scores alone": level_losses(levers, scores),
     }
-    sums = {
-        way: [sum(table[at] for table, at in zip(losses, levels, strict=True)) for levels in chosen]
-        for way, losses in tables.items()
-    }
+
+    def joint_of(levels: np.ndarray) -> float:
+        return loss(reduced_graph(subject.model, levers.masks(levels), groups)) - dense
+
     between = [
         abs(curve.losses[level] - max(every[lever.name][share], 0.0)) / curve.losses[-1]
         for lever, curve in zip(levers, loss_curves(levers, scores, few), strict=True)
@@ -115,13 +136,16 @@ def figures(name: str, plans: int) -> dict[str, object]:
     ]
     return {
         "model": name,
+        "plans": plans,
+        "batches": batches,
         "levers": len(levers),
         "measured": sum(map(len, every.values())),
         "seconds": round(seconds, 1),
         "dense loss": round(dense, 4),
-        "joint increase": [round(float(q), 4) for q in np.quantile(joint, (0, 0.5, 1))],
-        "sum over joint, median": round(float(np.median(np.array(sums["all levels measured"]) / joint)), 2),
-        "rank correlation": {way: round(float(spearmanr(sum_, joint)[0]), 3) for way, sum_ in sums.items()},
+        "plans drawn": {
+            drawing: of_plans(drawn(levers, plans, depths), joint_of, tables)
+            for drawing, depths in DEPTHS.items()
+        },
         "error between, of the last": [round(float(q), 3) for q in np.quantile(between, (0.5, 0.9))],
     }
 
@@ -131,10 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=MODELS, help="only this one")
     parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--batches", type=int, default=3, help="of 32 examples, to measure on")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in [asked.model] if asked.model else MODELS:
-        print(json.dumps(figures(name, asked.plans)), flush=True)
+        print(json.dumps(figures(name, asked.plans, asked.batches)), flush=True)
 
 
 if __name__ == "__main__":

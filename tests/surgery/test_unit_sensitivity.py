@@ -21,7 +21,9 @@ from prunekit.surgery.compare import outputs
 from prunekit.surgery.remove import reduced_graph
 from prunekit.surgery.unit_sensitivity import middle_and_last
 
-NAMES = [case.name for case in CASES if len(everything_in(case.name))]
+NAMES = [case.name for case in CASES if case.groups]
+MIXED = "basic blocks"
+"""A toy with widths and with a layer."""
 NOT_IN_THE_MODEL = {"order written out"}
 """Toys with a constant along a group that no attribute of theirs holds."""
 
@@ -98,14 +100,9 @@ def test_a_curve_is_what_removal_costs_and_the_model_stays_as_found(name, monkey
     assert len(graphs) == by_graph or name in NOT_IN_THE_MODEL
 
 
-def small() -> str:
-    """A toy with widths and with layers."""
-    return next(name for name in NAMES if {g.is_depth for g in everything_in(name)} == {True, False})
-
-
 def test_what_is_known_is_not_measured_again_and_a_killed_run_goes_on_to_the_same_bits():
     """Oracle: the run that was not interrupted."""
-    name = small()
+    name = MIXED
     model, loss = BY_NAME[name].model().eval(), loss_of(name)
     levers, groups = levers_of(name)
     calls: list[nn.Module] = []
@@ -142,7 +139,7 @@ def test_what_is_known_is_not_measured_again_and_a_killed_run_goes_on_to_the_sam
 
 def test_any_levels_can_be_asked_for():
     """Oracle: the measurement of all levels."""
-    name = small()
+    name = MIXED
     model, loss = BY_NAME[name].model().eval(), loss_of(name)
     levers, groups = levers_of(name)
     every = measure_unit_sensitivity(model, levers, groups, loss, levels=lambda lever: range(len(lever)))
@@ -161,7 +158,7 @@ def test_any_levels_can_be_asked_for():
 
 @pytest.mark.parametrize("fails", ["error", "nan"])
 def test_a_model_is_put_back_when_the_loss_fails(fails):
-    name = small()
+    name = MIXED
     model = BY_NAME[name].model()
     levers, groups = levers_of(name)
     before, seen = state_of(model), []
@@ -186,7 +183,7 @@ def test_a_model_is_put_back_when_the_loss_fails(fails):
 
 
 def test_a_smaller_graph_is_judged_in_the_models_own_mode():
-    name = small()
+    name = MIXED
     model = BY_NAME[name].model().train()
     levers, groups = levers_of(name)
     modes: list[bool] = []
