@@ -174,20 +174,24 @@ def _sums_by_count(lever: Lever, own: FloatArray64) -> FloatArray64:
     return np.concatenate([[0.0], np.cumsum(going)])
 
 
-def _own_wholes(groups: Mapping[str, Group], weights: Mapping[str, FloatArray64]) -> dict[str, float]:
-    """The sum of a group's scores, or the mean of its layers'; 1 where all are 0."""
+def _wholes(groups: Mapping[str, Group], weights: Mapping[str, FloatArray64]) -> dict[str, float]:
+    """The sum of a group's scores, or the mean of its layers'."""
     return {
-        name: float(weights[name].mean() if group.is_depth else weights[name].sum()) or 1.0
+        name: float(weights[name].mean() if group.is_depth else weights[name].sum())
         for name, group in groups.items()
     }
 
 
+def _own_wholes(groups: Mapping[str, Group], weights: Mapping[str, FloatArray64]) -> dict[str, float]:
+    return {name: whole or 1.0 for name, whole in _wholes(groups, weights).items()}
+
+
 def _isomorphic_wholes(groups: Mapping[str, Group], weights: Mapping[str, FloatArray64]) -> dict[str, float]:
-    own = _own_wholes(groups, weights)
+    own = _wholes(groups, weights)
     pools: dict[Hashable, list[float]] = {}
     for name, group in groups.items():
         pools.setdefault(structure_of(group), []).append(own[name])
-    return {name: float(np.mean(pools[structure_of(group)])) for name, group in groups.items()}
+    return {name: float(np.mean(pools[structure_of(group)])) or 1.0 for name, group in groups.items()}
 
 
 _WHOLES: dict[str, Callable[[Mapping[str, Group], Mapping[str, FloatArray64]], dict[str, float]]] = {
@@ -195,7 +199,7 @@ _WHOLES: dict[str, Callable[[Mapping[str, Group], Mapping[str, FloatArray64]], d
     "isomorphic": _isomorphic_wholes,
     "none": lambda groups, weights: dict.fromkeys(groups, 1.0),
 }
-"""What the scores that go are divided by, of each group."""
+"""What the scores that go are divided by, of each group; 1 where all of them are 0."""
 
 
 def structure_of(group: Group) -> Hashable:
