@@ -17,6 +17,7 @@ from prunekit.surgery.sensitivity import measure_sensitivity as measure_sensitiv
 from prunekit.surgery.sharded import remove_sharded as remove_sharded
 from prunekit.surgery.sharded_proof import verify_sharded as verify_sharded
 from prunekit.surgery.soundness import sound as sound
+from prunekit.surgery.unit_sensitivity import measure_unit_sensitivity as measure_unit_sensitivity
 from prunekit.surgery.weight_mask import WeightMask as WeightMask
 from prunekit.surgery.weight_masks import attach_masks as attach_masks
 from prunekit.surgery.weight_masks import fold_masks as fold_masks
@@ -38,6 +39,7 @@ __all__ = [
     "mask_on",
     "mask_weights",
     "measure_sensitivity",
+    "measure_unit_sensitivity",
     "prune",
     "reduced_graph",
     "remove",
