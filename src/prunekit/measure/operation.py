@@ -64,6 +64,10 @@ class Operation:
         return f"{self.kind}({shapes})"
 
 
+NOTHING = Operation("nothing", ((1,),), (1,))
+"""Calling a model that computes nothing: what every call takes."""
+
+
 def onnx_of(operation: Operation, seed: int = 0) -> tuple[bytes, Arrays]:
     """A model in ONNX that is only this operation, and inputs for it.
 
@@ -178,11 +182,16 @@ def _attention(build: _Builder) -> None:
     build.node("MatMul", ["weights", given[2]], "out")
 
 
+def _nothing(build: _Builder) -> None:
+    build.node("Identity", [build.given("in", build.operation.inputs[0])], "out")
+
+
 TIMED: Mapping[str, Callable[[_Builder], None]] = {
     "convolution": _convolution,
     "linear": _linear,
     "product": _product,
     "attention": _attention,
+    "nothing": _nothing,
 }
 """Kinds of operations that are timed by themselves: how each is built in ONNX."""
 
@@ -226,6 +235,8 @@ def _in_torch(operation: Operation) -> tuple[Callable[..., Any], int]:
         return lambda *tensors: convolve(*tensors, **settings), 1
     if operation.kind == "linear":
         return F.linear, 1
+    if operation.kind == "nothing":
+        return lambda value: value, 1
     if operation.kind == "product":
         return torch.matmul, 2
     grouped = operation.inputs[0][-3:-2] != operation.inputs[1][-3:-2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from prunekit.errors import MeasurementError
 from prunekit.graph import Graph
 from prunekit.measure import RUNTIMES, Target, check_target, open_target
 from prunekit.measure.operation import Operation, onnx_of, torch_of
+from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
 
 Export = Callable[[nn.Module, str], Any]
@@ -32,6 +34,8 @@ class Rig:
         example: ``(args, kwargs)`` as the graph was traced with; what models are exported with.
         folder: for exported models and operations; they are its user's to remove.
         dynamic_batch: models take any batch size, so that one export serves every batch.
+        real_time: time with real-time scheduling where the process may
+            (:func:`prunekit.measure.priority.real_time`), for machines that others use too.
     """
 
     target: Target
@@ -39,7 +43,12 @@ class Rig:
     example: Inputs
     folder: Path
     dynamic_batch: bool = True
+    real_time: bool = False
     _exports: dict[str, Any] = field(default_factory=dict)
+
+    def quietly(self) -> AbstractContextManager[bool]:
+        """Around whatever is timed, opening included: threads are scheduled as where they were begun."""
+        return real_time(self.real_time)
 
     def open(self, module: nn.Module, name: str) -> TargetRunner:
         """Open a model on the target; for a runtime that takes files it is exported first, once by name."""
@@ -74,13 +83,14 @@ class Rig:
         return open_target(self.target, path, inputs)
 
 
-def rig_for(graph: Graph, target: Target, folder: Path) -> Rig:
+def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
     """Make the rig for a traced model.
 
     Args:
         graph: of the model; its example inputs are repeated or cut to the target's batch.
         target: where models are timed.
         folder: exists, and has room for a few exported models.
+        in_real_time: see :attr:`Rig.real_time`.
 
     Raises:
         MeasurementError: this machine does not have the target; or the model takes one batch size only, and
@@ -97,7 +107,7 @@ def rig_for(graph: Graph, target: Target, folder: Path) -> Rig:
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
     # The module of a target runs where the graph was traced; its device is the target's to choose.
-    return Rig(target, inputs, example, folder, graph.batch_is_open)
+    return Rig(target, inputs, example, folder, graph.batch_is_open, in_real_time)
 
 
 def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs:
