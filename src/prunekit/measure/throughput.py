@@ -32,7 +32,7 @@ _STEP_UP = 1.6
 _STEP_DOWN = 2.0
 _LEAST_SHARE = 0.04
 _BOUNDS_LONG = 20.0
-_TRIES = 2
+_FAILURES = 2
 _MOST_PROBES = 60
 
 
@@ -109,8 +109,9 @@ def max_throughput(
 
     The rate is raised or lowered by a factor until one rate passes and a higher one fails, then halved
     between the two in the logarithm. A rate passes when LoadGen calls a test valid that has at least
-    ``min_seconds``, 20 bounds and ``min_queries`` (so that a queue that grows without end shows), and fails
-    when a second test with other arrivals is not valid either. The same seed gives the same arrivals at
+    ``min_seconds``, 20 bounds and ``min_queries`` (so that a queue that grows without end shows). The failing
+    rate that ends the search must fail again, later and with other arrivals; if it passes then, a hiccup of
+    the machine had made it fail, and the search goes on above it. The same seed gives the same arrivals at
     every rate, only closer together.
 
     Args:
@@ -234,7 +235,8 @@ class _Search:
         self._batches = Batches(runner, settings.max_batch)
         self._call_ms = self._batches.call_ms()
         self._probes: list[LoadResult] = []
-        self._passing, self._failing = 0.0, math.inf
+        self._passing = 0.0
+        self._failed: dict[float, int] = {}
         bound = _bound(settings)
         if bound <= self._call_ms:
             raise MeasurementError(
@@ -247,33 +249,40 @@ class _Search:
         self._capacity = 1e3 * max(1 / self._call_ms, largest / self._batches.call_ms(largest))
 
     def rate(self) -> float | None:
-        """Requests per second to try next; None when the answer is precise enough."""
+        """Requests per second to try next; None when the answer is precise enough and stood a second test."""
         if not self._probes:
             return _FIRST_SHARE * self._capacity
+        failing = self._failing()
         if len(self._probes) >= _MOST_PROBES:
             raise self._lost(f"After {_MOST_PROBES} tests there is no rate that passes below one that fails")
-        if self._failing == math.inf:
+        if failing == math.inf:
             return self._passing * _STEP_UP
+        if self._passing == 0 and failing > _LEAST_SHARE * self._capacity:
+            return failing / _STEP_DOWN
+        if self._passing > 0 and failing > self._passing * (1 + self._precision):
+            return math.sqrt(self._passing * failing)
+        if self._failed[failing] < _FAILURES:
+            return failing
         if self._passing == 0:
-            if self._failing <= _LEAST_SHARE * self._capacity:
-                raise self._lost(f"Even {self._failing:.3g} requests per second did not keep the bound")
-            return self._failing / _STEP_DOWN
-        if self._failing <= self._passing * (1 + self._precision):
-            return None
-        return math.sqrt(self._passing * self._failing)
+            raise self._lost(f"Even {failing:.3g} requests per second did not keep the bound")
+        return None
 
     def probe(self, rate: float, progress: LoadProgress | None) -> None:
-        """Test one rate: once if it passes, with other arrivals again if it does not."""
-        for attempt in range(_TRIES):
-            settings = replace(self._settings, target_qps=rate, seed=self._settings.seed + attempt)
-            result = run_load(self._batches, settings, give_up=True)
-            self._probes.append(result)
-            if progress is not None:
-                progress(result)
-            if result.valid:
-                self._passing = rate
-                return
-        self._failing = rate
+        """Test one rate; a rate that failed before meets other arrivals."""
+        failures = self._failed.get(rate, 0)
+        settings = replace(self._settings, target_qps=rate, seed=self._settings.seed + failures)
+        result = run_load(self._batches, settings, give_up=True)
+        self._probes.append(result)
+        if result.valid:
+            self._passing = max(self._passing, rate)
+        else:
+            self._failed[rate] = failures + 1
+        if progress is not None:
+            progress(result)
+
+    def _failing(self) -> float:
+        """The lowest rate that failed above those that passed."""
+        return min((rate for rate in self._failed if rate > self._passing), default=math.inf)
 
     def result(self) -> Throughput:
         """The answer."""
@@ -281,7 +290,7 @@ class _Search:
             model=self._batches.runner.name,
             p99_ms=_bound(self._settings),
             passing_qps=self._passing,
-            failing_qps=self._failing,
+            failing_qps=self._failing(),
             precision=self._precision,
             call_ms=self._call_ms,
             probes=tuple(self._probes),
