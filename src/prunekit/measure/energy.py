@@ -1,4 +1,4 @@
-"""What an inference takes in energy, where the machine counts it; absent with the reason elsewhere, never estimated."""
+"""Energy per inference where the machine counts it; absent with the reason elsewhere, never estimated."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def measure_energy(
         dense: the parent.
         pruned: the model it is compared with.
         blocks: of each model, >= 2.
-        block_seconds: above 0 and at most :data:`LONGEST_READING_S`, so that a counter cannot wrap unseen. The
-            counters move about every millisecond (CPU) or 100 ms (GPU): take a second or more.
+        block_seconds: above 0 and at most :data:`LONGEST_READING_S`, so that a counter cannot wrap unseen.
+            The counters move about every millisecond (CPU) or 100 ms (GPU): take a second or more.
         kind: the device the models run on; its counters are read and no other.
         meters: counters to read instead of those that are found.
 
@@ -151,9 +151,7 @@ def _run_block(batches: Batches, meters: Sequence[Meter], seconds: float) -> _Bl
         return before if isinstance(before, str) else str(after)
     if took > LONGEST_READING_S:
         return f"One call took {took:.0f} s, in which a counter can wrap more than once"
-    joules = sum(
-        meter.joules(first, last) for meter, first, last in zip(meters, before, after, strict=True)
-    )
+    joules = sum(meter.joules(first, last) for meter, first, last in zip(meters, before, after, strict=True))
     return _Block(joules, samples, took)
 
 

@@ -224,7 +224,7 @@ def _check_sizes(batches: Batches, settings: LoadSettings) -> None:
     alone = settings.scenario in ("single_stream", "server")
     if alone and batches.own > 1 and not batches.open:
         raise MeasurementError(
-            f"Its inputs hold {batches.own} samples, and the {settings.scenario} scenario sends one at a time",
+            f"Its inputs hold {batches.own} samples, and {settings.scenario} sends one at a time",
             expected="inputs of one sample",
             where=batches.runner.name,
             remedy="Open the model on one sample, or set max_batch where its batch is open",
@@ -239,9 +239,7 @@ def _answering(batches: Batches, complete: Any, settings: LoadSettings, give_up:
     # Poisson arrivals: the test may get more queries than planned, by far less than a half and a hundred.
     most = 1.5 * max(settings.min_queries, settings.target_qps * settings.min_seconds) + 100
     most_late = (1 - settings.percentile) * most if give_up else None
-    return Queued(
-        batches, complete, Queueing(settings.max_wait_ms / 1e3, settings.bound_ms / 1e3, most_late)
-    )
+    return Queued(batches, complete, Queueing(settings.max_wait_ms / 1e3, settings.bound_ms / 1e3, most_late))
 
 
 def _plan(loadgen: ModuleType, settings: LoadSettings, batches: Batches) -> Any:

@@ -132,7 +132,8 @@ def rapl_packages(powercap: Path = POWERCAP) -> Meters:
             package.read()
         except PermissionError:
             return Meters(
-                (), f"RAPL is there and may not be read: {zone / 'energy_uj'} is only for root on this machine"
+                (),
+                f"RAPL is there and may not be read: {zone / 'energy_uj'} is only for root on this machine",
             )
         except (OSError, ValueError) as error:
             return Meters((), f"RAPL is there and cannot be read: {zone}: {error}")
@@ -145,7 +146,7 @@ def rapl_packages(powercap: Path = POWERCAP) -> Meters:
 def nvidia_devices() -> Meters:
     """The NVIDIA devices whose energy NVML counts: all that it shows, or none."""
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]
     except ImportError:
         return Meters((), "NVML is absent: pynvml is not installed (pip install nvidia-ml-py)")
     try:

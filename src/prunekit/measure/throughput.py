@@ -299,8 +299,9 @@ class _Search:
     def _lost(self, given: str) -> MeasurementError:
         last = self._probes[-1]
         return MeasurementError(
-            f"{given}: one sample alone takes {self._call_ms:.3g} ms, the bound is {_bound(self._settings):g} "
-            f"ms, and the last test had its 99th percentile at {last.latency.p99_ms:.3g} ms",
+            f"{given}: one sample alone takes {self._call_ms:.3g} ms, the bound is "
+            f"{_bound(self._settings):g} ms, and the last test had its 99th percentile at "
+            f"{last.latency.p99_ms:.3g} ms",
             where=last.model,
             remedy="Allow more time, or measure when the machine is idle",
         )
