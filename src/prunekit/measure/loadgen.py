@@ -38,7 +38,7 @@ LIBRARY_SAMPLES = 1024
 _OUTSTANDING_SECONDS = 1.0
 _OUTSTANDING_BOUNDS = 4.0
 _MORE_QUERIES = 2.0
-_MORE_SAMPLES = 1.5
+_MORE_SAMPLES = 1.3
 _LONGEST_PLAN = 5_000_000
 
 _one_at_a_time = threading.Lock()
@@ -92,8 +92,10 @@ class LoadResult:
         issued: samples that LoadGen asked for.
         answered: samples that were answered; equal to ``issued``.
         calls: of the model; fewer than samples where batches were formed.
+        served: samples that the model ran on; fewer than answered only where the test was cut short.
+        late: of those, answered later than the bound, by our own clock; 0 where there is no bound.
         cut_short: ended early because so many answers were late that the bound could no longer be kept;
-            its latencies are then no more than a lower bound.
+            its latencies then mean nothing.
         version: of LoadGen.
     """
 
@@ -107,6 +109,8 @@ class LoadResult:
     issued: int
     answered: int
     calls: int
+    served: int
+    late: int
     cut_short: bool
     version: str
 
@@ -157,6 +161,8 @@ def run_load(model: Runner | Batches, settings: LoadSettings, *, give_up: bool =
         issued=tally.issued,
         answered=tally.answered,
         calls=tally.calls,
+        served=tally.served,
+        late=tally.late,
         cut_short=tally.stopped,
         version=importlib.metadata.version(PACKAGE),
     )

@@ -300,8 +300,8 @@ class _Search:
         last = self._probes[-1]
         return MeasurementError(
             f"{given}: one sample alone takes {self._call_ms:.3g} ms, the bound is "
-            f"{_bound(self._settings):g} ms, and the last test had its 99th percentile at "
-            f"{last.latency.p99_ms:.3g} ms",
+            f"{_bound(self._settings):g} ms, and {last.late} of {last.served} answers of "
+            f"the last test came later",
             where=last.model,
             remedy="Allow more time, or measure when the machine is idle",
         )

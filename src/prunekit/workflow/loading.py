@@ -195,6 +195,8 @@ def _line(result: LoadResult) -> str:
         if result.settings.scenario == "offline"
         else f"p99 {result.latency.p99_ms:.3g} ms"
     )
+    if result.cut_short:
+        figure = f"ended early, {result.late} of {result.served} answers late"
     return f"{result.model}{at}: {verdict}, {figure}"
 
 
