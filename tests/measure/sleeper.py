@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Sleeper:
-    """Sleeps on every call, fails from the ``fails_at``-th call on, and notes how many samples it was given."""
+    """Sleeps on every call, fails from the ``fails_at``-th call on, notes how many samples it got."""
 
     def __init__(self, seconds=0.001, name="sleeper", fails_at=None, rows=1):
         self.seconds, self.name, self.fails_at = seconds, name, fails_at

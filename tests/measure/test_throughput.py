@@ -24,7 +24,7 @@ RUN = "prunekit.measure.throughput.run_load"
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Tests that end at once: valid up to ``limits[model]`` requests per second, but for the ``hiccups``-th."""
+    """Tests that end at once: valid up to ``limits[model]`` requests per second, but the ``hiccups``-th."""
     asked: list[LoadResult] = []
     asked_limits: dict[str, float] = {}
     hiccups: set[int] = set()
@@ -139,7 +139,7 @@ def _limit(p99_ms, service_s):
 
 @pytest.mark.slow
 def test_the_rate_found_is_about_that_of_the_queue():
-    """Service 10 ms, bound 60 ms. LoadGen asks for 99 % confidence and the machine adds delays, so less passes."""
+    """Service 10 ms, bound 60 ms; less passes, by LoadGen's confidence of 99 % and the machine's delays."""
     settings = LoadSettings("server", min_seconds=2, min_queries=1000)
     found = max_throughput(Sleeper(0.01), p99_ms=60, precision=0.1, settings=settings)
     assert 0.35 * _limit(60, 0.01) < found.passing_qps < 1.15 * _limit(60, 0.01)

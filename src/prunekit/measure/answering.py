@@ -125,11 +125,14 @@ class Queueing:
         max_wait_s: a call waits this long for its batch to fill, from the moment it could begin.
         bound_s: latency above which an answer is late.
         most_late: more late answers than this end the test; None = never.
+        most_waiting: more samples waiting than this end it; LoadGen's own limit, at which it ends the test
+            but would have the whole queue served first. None = served.
     """
 
     max_wait_s: float
     bound_s: float
     most_late: float | None = None
+    most_waiting: int | None = None
 
 
 class Queued:
@@ -153,9 +156,12 @@ class Queued:
     def issue(self, samples: Sequence[Any]) -> None:
         """Put the samples into the queue, with the time."""
         now = time.perf_counter()
-        self.tally.issued += len(samples)
+        tally, most = self.tally, self._queueing.most_waiting
+        tally.issued += len(samples)
         for sample in samples:
             self._queue.put((sample.id, now))
+        if most is not None and tally.issued - tally.answered > most:
+            tally.stopped = True
 
     def flush(self) -> None:
         """The marker behind the last query."""

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -244,8 +244,19 @@ def _answering(batches: Batches, complete: Any, settings: LoadSettings, give_up:
     assert settings.target_qps is not None
     # Poisson arrivals: the test may get more queries than planned, by far less than a half and a hundred.
     most = 1.5 * max(settings.min_queries, settings.target_qps * settings.min_seconds) + 100
-    most_late = (1 - settings.percentile) * most if give_up else None
-    return Queued(batches, complete, Queueing(settings.max_wait_ms / 1e3, settings.bound_ms / 1e3, most_late))
+    queueing = Queueing(settings.max_wait_ms / 1e3, settings.bound_ms / 1e3)
+    if give_up:
+        most_late, waiting = (1 - settings.percentile) * most, _most_waiting(settings, batches)
+        queueing = replace(queueing, most_late=most_late, most_waiting=waiting)
+    return Queued(batches, complete, queueing)
+
+
+def _most_waiting(settings: LoadSettings, batches: Batches) -> int:
+    """LoadGen ends a Server test with more samples outstanding: the queue grows without end."""
+    assert settings.bound_ms is not None
+    assert settings.target_qps is not None
+    seconds = max(_OUTSTANDING_SECONDS, _OUTSTANDING_BOUNDS * settings.bound_ms / 1e3)
+    return math.ceil(settings.target_qps * seconds) + 4 * batches.largest
 
 
 def _plan(loadgen: ModuleType, settings: LoadSettings, batches: Batches) -> Any:
@@ -265,13 +276,10 @@ def _plan(loadgen: ModuleType, settings: LoadSettings, batches: Batches) -> Any:
     if settings.scenario == "server":
         assert settings.target_qps is not None
         assert settings.bound_ms is not None
-        waiting = settings.target_qps * max(
-            _OUTSTANDING_SECONDS, _OUTSTANDING_BOUNDS * settings.bound_ms / 1e3
-        )
         test.server_target_qps = per_second = settings.target_qps
         test.server_target_latency_ns = round(settings.bound_ms * 1e6)
         test.server_target_latency_percentile = settings.percentile
-        test.server_max_async_queries = math.ceil(waiting) + 4 * batches.largest
+        test.server_max_async_queries = _most_waiting(settings, batches)
     elif settings.scenario == "offline":
         per_second = _MORE_SAMPLES * batches.largest / _seconds(batches, batches.largest)
         test.offline_expected_qps = per_second
@@ -306,23 +314,26 @@ def _start(loadgen: ModuleType, test: Any, answering: Answering, directory: Path
     log = loadgen.LogSettings()
     log.enable_trace = False
     log.log_output.outdir = str(directory)
+    # No such file: without it, LoadGen would obey an audit.config of the current folder.
+    absent = str(directory / "no-audit.config")
     broken: list[BaseException] = []
+    ended = threading.Event()
 
     def drive() -> None:
-        with _one_at_a_time:
-            asked = loadgen.ConstructSUT(answering.issue, answering.flush)
-            library = loadgen.ConstructQSL(
-                LIBRARY_SAMPLES, LIBRARY_SAMPLES, lambda _samples: None, lambda _samples: None
-            )
-            try:
-                # No such file: without it, LoadGen would obey an audit.config of the current folder.
-                absent = str(directory / "no-audit.config")
+        try:
+            with _one_at_a_time:
+                asked = loadgen.ConstructSUT(answering.issue, answering.flush)
+                library = loadgen.ConstructQSL(
+                    LIBRARY_SAMPLES, LIBRARY_SAMPLES, lambda _samples: None, lambda _samples: None
+                )
                 loadgen.StartTestWithLogSettings(asked, library, test, log, absent)
-            except BaseException as error:
-                broken.append(error)
-            finally:
                 loadgen.DestroyQSL(library)
                 loadgen.DestroySUT(asked)
+        except BaseException as error:
+            broken.append(error)
+        finally:
+            answering.close()
+            ended.set()
 
     collecting = gc.isenabled()
     gc.collect()
@@ -330,8 +341,8 @@ def _start(loadgen: ModuleType, test: Any, answering: Answering, directory: Path
     thread = threading.Thread(target=drive, name="prunekit-loadgen")
     try:
         thread.start()
-        _join(thread, answering)
-        answering.close()
+        _wait(ended, answering)
+        thread.join()
     finally:
         if collecting:
             gc.enable()
@@ -339,13 +350,16 @@ def _start(loadgen: ModuleType, test: Any, answering: Answering, directory: Path
         raise MeasurementError(f"LoadGen failed: {broken[0]}") from broken[0]
 
 
-def _join(thread: threading.Thread, answering: Answering) -> None:
+def _wait(ended: threading.Event, answering: Answering) -> None:
+    """Wait for the end; Ctrl-C stops the test and comes out once LoadGen has ended.
+
+    On the event: a ``Thread.join`` that was interrupted takes the thread for ended (CPython 3.11).
+    """
     try:
-        thread.join()
+        ended.wait()
     except BaseException:
         answering.stop()
-        thread.join()
-        answering.close()
+        ended.wait()
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -89,11 +90,12 @@ def read_inputs(path: Path | str) -> dict[str, np.ndarray]:
     path = Path(path)
     check_file(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise MeasurementError(
             f"The inputs cannot be read: {error}",
             expected="an .npz file with one array of numbers per input, as np.savez writes it",
