@@ -118,7 +118,6 @@ def test_absent_counters_are_absent_with_the_reason(tmp_path, powercap, monkeypa
 
 
 def test_nothing_is_estimated(tmp_path, monkeypatch):
-    monkeypatch.setattr("prunekit.measure.meters.POWERCAP", tmp_path)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     found = measure_energy(Sleeper(), Sleeper(), blocks=2, block_seconds=0.01, kind="gpu")
     assert (found.energy, found.reason[:15]) == (None, "NVML is absent:")

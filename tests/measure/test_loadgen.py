@@ -109,7 +109,7 @@ def test_waiting_in_the_queue_counts():
 
 def test_the_seed_decides_the_arrivals():
     load = settings("server", min_seconds=0.3, min_queries=1)
-    counts = [run_load(Sleeper(), replace(load, seed=seed)).queries for seed in (0, 0, 1, 2, 3)]
+    counts = [run_load(Sleeper(), replace(load, seed=seed)).queries for seed in (0, 0, 1, 2)]
     assert counts[0] == counts[1]
     assert len(set(counts)) > 1
 

@@ -118,7 +118,7 @@ def test_rounds_take_turns_in_a_drawn_order(asked):
 
 def test_offline_is_compared_by_throughput():
     load = LoadSettings("offline", min_seconds=0.1)
-    found = compare_scenarios(Sleeper(0.008, "dense"), Sleeper(0.001, "pruned"), load, rounds=2)
+    found = compare_scenarios(Sleeper(0.004, "dense"), Sleeper(0.0005, "pruned"), load, rounds=2)
     assert found.tail is None
     assert found.valid
     assert found.speedup.median > 1

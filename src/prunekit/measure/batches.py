@@ -77,12 +77,17 @@ class Batches:
             calls += 1
         return calls
 
-    def call_ms(self, samples: int = 1) -> float:
-        """Median milliseconds of serving this many samples at once, on the machine as it is now."""
+    def call_ms(self, samples: int = 1, *, seconds: float = TIMED_SECONDS) -> float:
+        """Median milliseconds of serving this many samples at once, on the machine as it is now.
+
+        Args:
+            samples: served together.
+            seconds: spent on it, unless :data:`LEAST_TIMED` repetitions take longer.
+        """
         spent: list[float] = []
         begin = time.perf_counter()
         while len(spent) < LEAST_TIMED or (
-            len(spent) < MOST_TIMED and time.perf_counter() - begin < TIMED_SECONDS
+            len(spent) < MOST_TIMED and time.perf_counter() - begin < seconds
         ):
             start = time.perf_counter()
             self.serve(samples)
