@@ -26,9 +26,20 @@ from prunekit.measure.made_inputs import Made, make_inputs, read_inputs
 from prunekit.measure.memory import MemoryUse, peak_memory
 from prunekit.measure.meters import Meter, Meters, find_meters
 from prunekit.measure.price import Cost, cost_per_million
-from prunekit.measure.runtimes import OnnxRunner, Runner, open_onnx
+from prunekit.measure.runtimes import (
+    RUNTIMES,
+    OnnxRunner,
+    OpenvinoRunner,
+    Runner,
+    Runtime,
+    TargetRunner,
+    TorchRunner,
+    open_onnx,
+    open_openvino,
+)
 from prunekit.measure.session import SPINNING, Spinning
 from prunekit.measure.size import external_files, file_size
+from prunekit.measure.target import Target, check_target, open_target
 from prunekit.measure.throughput import (
     LoadComparison,
     Throughput,
@@ -40,6 +51,7 @@ from prunekit.measure.throughput import (
 
 __all__ = [
     "MACS",
+    "RUNTIMES",
     "SCENARIOS",
     "SPINNING",
     "Batches",
@@ -57,14 +69,20 @@ __all__ = [
     "Meters",
     "Noise",
     "OnnxRunner",
+    "OpenvinoRunner",
     "Percentiles",
     "Runner",
+    "Runtime",
     "Scenario",
     "Speedup",
     "Spinning",
+    "Target",
+    "TargetRunner",
     "Throughput",
     "ThroughputComparison",
+    "TorchRunner",
     "available_cores",
+    "check_target",
     "check_threads",
     "compare_latency",
     "compare_scenarios",
@@ -82,6 +100,8 @@ __all__ = [
     "max_throughput",
     "measure_energy",
     "open_onnx",
+    "open_openvino",
+    "open_target",
     "paired_speedup",
     "peak_memory",
     "percentiles",

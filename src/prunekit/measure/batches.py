@@ -86,9 +86,7 @@ class Batches:
         """
         spent: list[float] = []
         begin = time.perf_counter()
-        while len(spent) < LEAST_TIMED or (
-            len(spent) < MOST_TIMED and time.perf_counter() - begin < seconds
-        ):
+        while len(spent) < LEAST_TIMED or (len(spent) < MOST_TIMED and time.perf_counter() - begin < seconds):
             start = time.perf_counter()
             self.serve(samples)
             spent.append(time.perf_counter() - start)
