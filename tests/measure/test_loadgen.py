@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 from tests.measure.sleeper import Sleeper
 
 from prunekit.errors import MeasurementError
-from prunekit.measure import SCENARIOS, Batches, LoadSettings, open_onnx, run_load
+from prunekit.measure import SCENARIOS, Batches, LoadSettings, Target, open_onnx, open_target, run_load
 from prunekit.measure.loadgen import least_queries
 
 QUICK = {"percentile": 0.9, "min_seconds": 0.15, "min_queries": 66}
@@ -242,6 +243,15 @@ def test_batches_that_the_model_cannot_run_are_refused(perceptron):
     uneven.inputs = {"x": np.zeros((2, 1)), "y": np.zeros((3, 1))}
     with pytest.raises(MeasurementError, match="do not agree on how many samples"):
         Batches(uneven)
+
+
+def test_a_module_is_batched_by_its_arguments():
+    model = torch.nn.Linear(4, 2)
+    runner = open_target(Target(runtime="torch_eager"), model, (torch.zeros(1, 4),))
+    batches = Batches(runner, 3)
+    assert (batches.own, batches.largest, batches.serve(7)) == (1, 3, 3)
+    result = run_load(batches, settings("server", max_batch=3))
+    assert result.issued == result.answered
 
 
 @pytest.mark.parametrize("percentile", [0.5, 0.9, 0.95, 0.97, 0.99, 0.999])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,14 +18,14 @@ MOST_TIMED = 200
 
 @runtime_checkable
 class Fed(Protocol):
-    """A runner whose inputs can be exchanged: ``{name: [batch, ...]}``."""
+    """A runner whose inputs can be exchanged: ``{name: [batch, ...]}``, or a module's ``(args, kwargs)``."""
 
     @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
+    def inputs(self) -> Any:
         """What a call runs on."""
         ...
 
-    def outputs(self, inputs: Mapping[str, np.ndarray] | None = None) -> Any:
+    def outputs(self, inputs: Any = None) -> Any:
         """Run once on these inputs."""
         ...
 
@@ -112,7 +112,7 @@ class Batches:
                 remedy="Export it with an open batch dimension, or leave out the largest batch",
             ) from error
 
-    def _resized(self, size: int) -> dict[str, np.ndarray]:
+    def _resized(self, size: int) -> Any:
         if not isinstance(self.runner, Fed):
             raise MeasurementError(
                 f"Calls of {size} samples were asked for, and this runner has no inputs to exchange",
@@ -120,10 +120,7 @@ class Batches:
                 where=self.runner.name,
             )
         rows = np.arange(size) % self.own
-        return {
-            name: np.ascontiguousarray(array[rows]) if array.ndim else array
-            for name, array in self.runner.inputs.items()
-        }
+        return _each(self.runner.inputs, lambda array: array[rows] if array.ndim else array)
 
 
 def failed(runner: Runner, error: BaseException) -> MeasurementError:
@@ -139,12 +136,22 @@ def failed(runner: Runner, error: BaseException) -> MeasurementError:
 def _rows(runner: Runner) -> int:
     if not isinstance(runner, Fed):
         return 1
-    rows = {array.shape[0] for array in runner.inputs.values() if array.ndim}
+    shapes: list[list[int]] = []
+    _each(runner.inputs, lambda array: shapes.append(list(array.shape)))
+    rows = {shape[0] for shape in shapes if shape}
     if len(rows) > 1 or 0 in rows:
-        shapes = {name: list(array.shape) for name, array in runner.inputs.items()}
         raise MeasurementError(
             f"The inputs do not agree on how many samples they hold: {shapes}",
             expected="inputs whose first dimension is the batch, all of the same size",
             where=runner.name,
         )
     return rows.pop() if rows else 1
+
+
+def _each(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """The same inputs with every array or tensor in them changed; what is neither stays."""
+    if isinstance(inputs, Mapping):
+        return {name: _each(value, change) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(_each(value, change) for value in inputs)
+    return change(inputs) if hasattr(inputs, "ndim") else inputs
