@@ -246,7 +246,7 @@ def test_batches_that_the_model_cannot_run_are_refused(perceptron):
 
 
 def test_a_module_is_batched_by_its_arguments():
-    model = torch.nn.Linear(4, 2)
+    model = torch.nn.Linear(4, 2).eval()
     runner = open_target(Target(runtime="torch_eager"), model, (torch.zeros(1, 4),))
     batches = Batches(runner, 3)
     assert (batches.own, batches.largest, batches.serve(7)) == (1, 3, 3)
