@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from torch import nn
@@ -140,7 +140,8 @@ def measure_costs(
                     warmup=3,
                 )
             )
-        models.append(WholeModel(operations.at(keep, batch=batch), 1 / found[-1].speedup.median, _tag(levels)))
+        share = 1 / found[-1].speedup.median
+        models.append(WholeModel(operations.at(keep, batch=batch), share, _tag(levels)))
     dense_ms = float(np.median([comparison.dense.p50_ms for comparison in found]))
     latency = fit_latency_model(times, [replace(model, ms=model.ms * dense_ms) for model in models])
     spent |= {"exporting": exporting, "all": time.perf_counter() - begin}
@@ -165,33 +166,12 @@ def spread_plans(levers: Levers, macs: Figure, count: int, seed: int) -> list[In
     whole, least = macs.at(np.zeros_like(last)), macs.at(last)
     found: dict[bytes, IntArray] = {}
     for share in np.linspace(0.9, max(SMALLEST, least / whole * 1.02), count):
-        losses = [weight * _bent(len(lever)) for weight, lever in zip(rng.lognormal(size=len(sizes)), levers)]
+        weights = rng.lognormal(size=len(sizes))
+        losses = [weight * _bent(size) for weight, size in zip(weights, sizes, strict=True)]
         chosen = descend(loss_figure(losses), [Limit(macs, max(share * whole, least))], sizes)
         if chosen is not None:
             found[chosen.levels.tobytes()] = chosen.levels
     return list(found.values())
-
-
-def worthwhile(levers: Levers, ms: Figure) -> dict[str, tuple[int, ...]]:
-    """The widths of each group that no wider one is as fast as, the others being whole.
-
-    Returns:
-        By group name the units to keep, falling; groups that lose nothing that way are absent.
-    """
-    nothing = np.zeros(len(levers), dtype=np.int64)
-    kept: dict[str, tuple[int, ...]] = {}
-    for place, lever in enumerate(levers):
-        if lever.unit is not None:
-            continue
-        at = [nothing.copy() for _ in lever.kept]
-        for level, levels in enumerate(at):
-            levels[place] = level
-        costs = [ms.at(levels) for levels in at]
-        fastest = np.minimum.accumulate(costs)
-        good = [0, *(level for level, (before, now) in enumerate(pairwise(fastest), start=1) if now < before)]
-        if len(good) < len(lever):
-            kept[lever.name] = tuple(int(lever.kept[level]) * lever.group.blocks for level in good)
-    return kept
 
 
 def _bent(levels: int) -> np.ndarray:
@@ -208,6 +188,4 @@ def _classes(terms: Sequence[OperationTerm]) -> list[list]:
 
 
 def _tag(levels: IntArray) -> str:
-    import hashlib
-
     return hashlib.sha256(levels.astype(np.int64).tobytes()).hexdigest()[:12]

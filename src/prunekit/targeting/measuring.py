@@ -98,8 +98,8 @@ def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
             f"{comparison.noise.statement}",
             expected=f"the {goal.tolerance:.1%} that the goal's tolerance asks for",
             where=f"goal {goal}",
-            remedy=f"About {known.needed:,} pairs would be needed: give the measurement more time, use an idle "
-            "machine, or raise the tolerance",
+            remedy=f"About {known.needed:,} pairs would be needed: give the measurement more time, use an "
+            "idle machine, or raise the tolerance",
         )
 
 

@@ -198,7 +198,7 @@ class _Search:
         beside = self._memory_beside()
         if reach <= beside:
             raise GoalError(
-                f"The goal is {goal}, and {beside:,.0f} bytes are taken by the runtime and what it computes on",
+                f"The goal is {goal}, and the runtime and what it computes on take {beside:,.0f} bytes",
                 expected="a memory above that",
                 where="goal",
                 remedy="Ask for more memory, a smaller batch or a shorter sequence",
@@ -232,7 +232,9 @@ class _Search:
                 tolerance=min(goal.tolerance for goal in self.goals),
                 percentile=max(percentiles, default=None),
             )
-        measured = {str(goal): self._measured(goal, comparison, artifact, small, chosen) for goal in self.goals}
+        measured = {
+            str(goal): self._measured(goal, comparison, artifact, small, chosen) for goal in self.goals
+        }
         predicted = {str(goal): self._predicted(goal, chosen.levels) for goal in self.goals}
         seconds = time.perf_counter() - begin + choosing_s
         return Attempt(
@@ -353,7 +355,7 @@ class _Search:
             for attempt in tried[-3:]
         )
         return GoalError(
-            f"No plan met the goal within its tolerance in {len(tried)} attempts; the last measured {history}",
+            f"No plan met the goal within its tolerance in {len(tried)} attempts; the last gave {history}",
             expected=f"a figure within {min(goal.tolerance for goal in self.goals):.1%} of what was asked",
             where="goal",
             remedy="Raise the tolerance, or give the groups more widths to choose from (most_levels)",

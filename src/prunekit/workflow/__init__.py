@@ -3,6 +3,7 @@
 from prunekit.workflow.inspect import Inspection, inspect_workload
 from prunekit.workflow.job import Silent, Watcher
 from prunekit.workflow.launched import launched_processes
+from prunekit.workflow.loading import LoadReport, LoadRequest, measure_load
 from prunekit.workflow.models import describe
 from prunekit.workflow.outcome import Outcome, Row
 from prunekit.workflow.run import make_report, run_recipe
@@ -16,6 +17,8 @@ from prunekit.workflow.target import (
 
 __all__ = [
     "Inspection",
+    "LoadReport",
+    "LoadRequest",
     "Outcome",
     "Row",
     "Silent",
@@ -29,5 +32,6 @@ __all__ = [
     "machine_tables",
     "machine_values",
     "make_report",
+    "measure_load",
     "run_recipe",
 ]
