@@ -95,7 +95,8 @@ _Loader.add_implicit_resolver(
 
 def _explain(error: ValidationError, path: Path, document: yaml.Node | None) -> NoReturn:
     """Say the first problem in full and name the places of the others."""
-    problems = [_problem(details) for details in error.errors(include_url=False)]
+    found = [_problem(details) for details in error.errors(include_url=False)]
+    problems = [(_as_written(document, place), given, expected) for place, given, expected in found]
     place, given, expected = problems[0]
     others = ", ".join(_dotted(other) for other, _, _ in problems[1:6])
     raise RecipeError(
@@ -135,9 +136,31 @@ def _is_key(part: str | int) -> bool:
     return isinstance(part, int) or re.fullmatch(r"[a-z_]\w*|[^\[\](){}]*", part) is not None
 
 
+def _as_written(node: yaml.Node | None, place: list[str | int]) -> list[str | int]:
+    """The place without the number of a section that was given alone where a list may stand."""
+    found: list[str | int] = []
+    for part in place:
+        if isinstance(part, int) and node is not None and not isinstance(node, yaml.SequenceNode):
+            continue
+        found.append(part)
+        node = _below(node, part)
+    return found
+
+
+def _below(node: yaml.Node | None, part: str | int) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        held = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+        return held.get(str(part))
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part]
+    return None
+
+
 def _section_at(place: list[str | int]) -> type[Section] | None:
     section: type[Section] | None = Recipe
     for part in place:
+        if isinstance(part, int) and section is not None:  # a section of a list
+            continue
         field = _fields_of(section).get(str(part)) if section else None
         section = section_in(field.annotation) if field is not None else None
     return section

@@ -19,6 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.evaluate import GATES, Gate, make_gate
 from prunekit.importance import CALIBRATED, NORMALIZATIONS, REDUCTIONS
 from prunekit.recipe.base import Count, Patterns, Section, Share, as_tuple
+from prunekit.recipe.goal import Goals, GoalSection, TargetSection
 from prunekit.recipe.mistakes import MistakeError, nearest, one_of, shown
 from prunekit.recipe.training import Parent, Recover
 from prunekit.recover import SCHEDULES, shares, steps
@@ -47,45 +48,6 @@ Curve = Annotated[str | tuple[tuple[float, float], ...], BeforeValidator(_curve)
 Reduction = Annotated[str, one_of(REDUCTIONS)]
 Normalization = Annotated[str, one_of(NORMALIZATIONS)]
 Kind = Annotated[str, one_of({kind.value: kind for kind in Granularity})]
-
-
-class GoalSection(Section):
-    """How much is to go."""
-
-    kind: Literal["sparsity", "macs", "params"] = Field(
-        default="sparsity",
-        description="what is counted: `sparsity` (of the prunable units), `macs` or `params`",
-    )
-    remove: Share | None = Field(
-        default=None, description="the fraction to remove, from 0 to below 1 (0.5 = half of it goes)"
-    )
-    reach: Count | None = Field(
-        default=None,
-        description="the figure to be left, a whole number of 1 or more, for `macs` and `params`",
-    )
-    scope: Literal["uniform", "global"] = Field(
-        default="uniform",
-        description="where: `uniform` (the same share of every group) or `global` (one ranking of all)",
-    )
-    tolerance: Share = Field(
-        default=0.02,
-        description="how far the figure may lie from the asked one, relative to it, from 0 to below 1",
-    )
-
-    @model_validator(mode="after")
-    def _asks_for_one_thing(self) -> GoalSection:
-        if (self.remove is None) == (self.reach is None):
-            both = "Both remove and reach are given" if self.remove is not None else "Nothing is asked for"
-            raise MistakeError(
-                "", both, "exactly one of `remove` (a fraction) and `reach` (an absolute figure)"
-            )
-        if self.kind == "sparsity" and self.reach is not None:
-            raise MistakeError(
-                "reach",
-                f"It is {self.reach} and the kind is sparsity",
-                "`remove` for sparsity, or the kind macs or params",
-            )
-        return self
 
 
 class Schedule(Section):
@@ -166,7 +128,7 @@ class GroupsSection(Section):
     max_sparsity: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
         description="the largest fraction a group loses, above 0 and at most 1; without it 1, for scope "
-        "global 0.9",
+        "global and for what is measured 0.9",
     )
     round_to: Count = Field(
         default=1, description="a pruned group keeps a multiple of this, a whole number of 1 or more"
@@ -194,15 +156,33 @@ class Export(Section):
 class Validate(Section):
     """Where and how latency is measured."""
 
-    runtime: Literal["onnxruntime"] = Field(default="onnxruntime", description="`onnxruntime`")
-    batch: Count = Field(default=1, description="examples per timed call, a whole number of 1 or more")
-    threads: Count = Field(default=1, description="threads of the runtime, a whole number of 1 or more")
+    runtime: Literal["onnxruntime", "openvino", "torch_eager", "torch_compile"] | None = Field(
+        default=None,
+        description="`onnxruntime`, `openvino`, `torch_eager` or `torch_compile`; without it that of "
+        "`target`, or `onnxruntime`",
+    )
+    batch: Count | None = Field(
+        default=None,
+        description="examples per timed call, a whole number of 1 or more; without it those of `target`, or 1",
+    )
+    threads: Count | None = Field(
+        default=None,
+        description="threads of the runtime, a whole number of 1 or more; without it those of `target`, or 1",
+    )
+    precision: Literal["fp32", "bf16"] | None = Field(
+        default=None,
+        description="what is computed in, `fp32` or `bf16`; without it that of `target`, or `fp32`",
+    )
     pairs: Annotated[int, Field(ge=10)] = Field(
         default=200, description="timed pairs of dense and pruned calls, a whole number of 10 or more"
     )
     warmup: Count = Field(
         default=20, description="calls of each model before timing, a whole number of 1 or more"
     )
+
+
+ON_TARGET = ("runtime", "batch", "threads", "precision")
+"""What validation takes from the target where nothing else is said."""
 
 
 class Evaluate(Section):
@@ -262,7 +242,14 @@ class Recipe(Section):
     workload: Annotated[str, Field(min_length=1)] = Field(
         description="the Python file with the function `workload()`, relative to the recipe"
     )
-    goal: GoalSection = Field(description="a section such as `goal: {remove: 0.5}`")
+    goals: Goals = Field(
+        alias="goal",
+        description="a section such as `goal: {remove: 0.5}`, or a list of such sections that all hold",
+    )
+    target: TargetSection | None = Field(
+        default=None, description="a section with runtime, threads, batch and precision; what is measured is"
+        " measured there",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="a whole number from 0 to 4294967295; everything random follows from it"
     )
@@ -284,6 +271,28 @@ class Recipe(Section):
     gates: Annotated[SkipValidation[tuple[Gate, ...]], BeforeValidator(_gates)] = Field(
         default=(), description="a list such as [max_quality_drop: 0.01, min_speedup: {limit: 2, by: point}]"
     )
+
+    @property
+    def goal(self) -> GoalSection:
+        """The goal, the first one of several."""
+        return self.goals[0]
+
+    @property
+    def by_target(self) -> bool:
+        """Whether a target decides what goes: a goal is measured, or there are several."""
+        return len(self.goals) > 1 or self.goal.is_measured
+
+    @property
+    def target_or_default(self) -> TargetSection:
+        """What is measured on, also where the recipe says nothing of it."""
+        return self.target or TargetSection()
+
+    @property
+    def validation(self) -> Validate:
+        """How the result is validated: what is not said is as on the target."""
+        same = {key: getattr(self.target_or_default, key) for key in ON_TARGET}
+        own = {key: value for key in ON_TARGET if (value := getattr(self.validate_, key)) is not None}
+        return self.validate_.model_copy(update={**same, **own})
 
     @model_validator(mode="after")
     def _knows_the_original_budget(self) -> Recipe:
