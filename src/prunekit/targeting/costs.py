@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -108,44 +109,19 @@ def measure_costs(
     operations = Operations(groups)
     batch = rig.target.batch if groups.graph.batch_is_open else None
     terms = operation_terms(operations, levers, groups, batch=batch)
-    times.measure(
-        rig,
-        _classes(terms),
-        progress=None if progress is None else lambda done, of: progress("operations", done, of),
-    )
+    times.measure(rig, _classes(terms), progress=partial(progress, "operations") if progress else None)
     spent["operations"] = time.perf_counter() - begin
     macs = valued(terms, lambda operation: operation.macs)
-    models = [WholeModel(operations.at({}, batch=batch), 1.0, "dense")]
-    dense_artifact = rig.artifact(model, "dense")
-    with rig.quietly():
-        dense = rig.open_artifact(dense_artifact)
-    found: list[LatencyComparison] = []
     plans = spread_plans(levers, macs, variants, seed)
-    exporting = 0.0
-    for done, levels in enumerate(plans):
-        if progress is not None:
-            progress("whole models", done, len(plans))
-        keep = levers.masks(levels)
-        before = time.perf_counter()
-        artifact = rig.artifact(reduced_graph(model, keep, groups), f"variant-{done}-{_tag(levels)}")
-        exporting += time.perf_counter() - before
-        with rig.quietly():
-            found.append(
-                compare_latency(
-                    dense,
-                    rig.open_artifact(artifact),
-                    pairs=PAIRS,
-                    min_pairs=LEAST_PAIRS,
-                    max_seconds=SECONDS,
-                    warmup=3,
-                )
-            )
-        share = 1 / found[-1].speedup.median
-        models.append(WholeModel(operations.at(keep, batch=batch), share, _tag(levels)))
-    dense_ms = float(np.median([comparison.dense.p50_ms for comparison in found]))
-    latency = fit_latency_model(times, [replace(model, ms=model.ms * dense_ms) for model in models])
-    spent |= {"exporting": exporting, "all": time.perf_counter() - begin}
+    compared, spent["exporting"] = _compare(model, groups, levers, rig, plans, progress)
+    dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
+    models = [WholeModel(operations.at({}, batch=batch), dense_ms, "dense")]
+    for levels, comparison in zip(plans, compared, strict=True):
+        left = operations.at(levers.masks(levels), batch=batch)
+        models.append(WholeModel(left, dense_ms / comparison.speedup.median, _tag(levels)))
+    latency = fit_latency_model(times, models)
     ms = valued(terms, latency.ms_of)
+    spent["all"] = time.perf_counter() - begin
     return Costs(
         levers=levers,
         latency=latency,
@@ -156,6 +132,38 @@ def measure_costs(
         dense_ms=dense_ms,
         seconds=spent,
     )
+
+
+def _compare(
+    model: nn.Module,
+    groups: Groups,
+    levers: Levers,
+    rig: Rig,
+    plans: Sequence[IntArray],
+    progress: Progress | None,
+) -> tuple[list[LatencyComparison], float]:
+    """Time each plan's model beside the dense one; and the seconds that exporting took."""
+    begin = time.perf_counter()
+    artifact = rig.artifact(model, "dense")
+    exporting = time.perf_counter() - begin
+    with rig.quietly():
+        dense = rig.open_artifact(artifact)
+    compared = []
+    for done, levels in enumerate(plans):
+        if progress is not None:
+            progress("whole models", done, len(plans))
+        begin = time.perf_counter()
+        small = reduced_graph(model, levers.masks(levels), groups)
+        artifact = rig.artifact(small, f"variant-{_tag(levels)}")
+        exporting += time.perf_counter() - begin
+        with rig.quietly():
+            pruned = rig.open_artifact(artifact)
+            compared.append(
+                compare_latency(
+                    dense, pruned, pairs=PAIRS, min_pairs=LEAST_PAIRS, max_seconds=SECONDS, warmup=3
+                )
+            )
+    return compared, exporting
 
 
 def spread_plans(levers: Levers, macs: Figure, count: int, seed: int) -> list[IntArray]:
