@@ -9,6 +9,10 @@ from prunekit.targeting.reach import Attempt as Attempt
 from prunekit.targeting.reach import Reached as Reached
 from prunekit.targeting.reach import reach as reach
 from prunekit.targeting.rig import Rig as Rig
+from prunekit.targeting.stored import restore_planner as restore_planner
+from prunekit.targeting.stored import stored_planner as stored_planner
+from prunekit.targeting.subgoals import dense_figures as dense_figures
+from prunekit.targeting.subgoals import goals_of_cycle as goals_of_cycle
 from prunekit.targeting.widths import rewarded_widths as rewarded_widths
 
 __all__ = [
@@ -18,8 +22,12 @@ __all__ = [
     "Planner",
     "Reached",
     "Rig",
+    "dense_figures",
+    "goals_of_cycle",
     "measure_costs",
     "measure_target",
     "reach",
+    "restore_planner",
     "rewarded_widths",
+    "stored_planner",
 ]

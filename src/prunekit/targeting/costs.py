@@ -120,17 +120,38 @@ def measure_costs(
         left = operations.at(levers.masks(levels), batch=batch)
         models.append(WholeModel(left, dense_ms / comparison.speedup.median, _tag(levels)))
     latency = fit_latency_model(times, models)
-    ms = valued(terms, latency.ms_of)
     spent["all"] = time.perf_counter() - begin
+    return costs_of(levers, groups, latency, terms, dense_ms, spent)
+
+
+def costs_of(
+    levers: Levers,
+    groups: Groups,
+    latency: LatencyModel,
+    terms: Sequence[OperationTerm],
+    dense_ms: float,
+    seconds: dict[str, float],
+) -> Costs:
+    """All figures, from a latency model that is fitted already; nothing is timed.
+
+    Args:
+        levers: of the plan.
+        groups: of the model.
+        latency: fitted on the target.
+        terms: from :func:`prunekit.plan.figures.operation_terms`, with the batch of the target.
+        dense_ms: see :class:`Costs`.
+        seconds: see :class:`Costs`.
+    """
+    ms = valued(terms, latency.ms_of)
     return Costs(
         levers=levers,
         latency=latency,
         ms=replace(ms, constant=ms.constant + latency.rest),
-        macs=macs,
+        macs=valued(terms, lambda operation: operation.macs),
         params=parameter_figure(levers, groups),
         param_bytes=parameter_figure(levers, groups, in_bytes=True),
         dense_ms=dense_ms,
-        seconds=spent,
+        seconds=seconds,
     )
 
 

@@ -17,6 +17,7 @@ from prunekit.plan.figures import Figure
 from prunekit.plan.knapsack import SECONDS, Chosen, Limit, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.costs import Costs
+from prunekit.targeting.limiting import shares_of_time
 from prunekit.targeting.measuring import check_steady, measure_beside, milliseconds
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray
@@ -138,7 +139,7 @@ class _Search:
         self._dense_artifact = artifact
         with rig.quietly():
             self._dense = rig.open_artifact(artifact)
-        self._dense_bytes = _stored_bytes(artifact, model)
+        self._dense_bytes = stored_bytes(artifact, model)
         self._dense_memory: int | None = None
 
     def run(self, most: int) -> Reached:
@@ -256,7 +257,7 @@ class _Search:
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / comparison.pruned.p50_ms
         if goal.kind == "size_bytes":
-            return float(_stored_bytes(artifact, small))
+            return float(stored_bytes(artifact, small))
         if goal.kind == "memory_bytes":
             return float(self._memory(artifact))
         return self._predicted(goal, chosen.levels)
@@ -339,14 +340,8 @@ class _Search:
 
     def _slowest(self, levels: IntArray) -> str:
         """The groups that the most milliseconds depend on at these levels."""
-        whole, costs = self.costs.ms.at(levels), np.zeros(len(self.costs.levers))
-        for scope, table in self.costs.ms.terms.items():
-            value = float(table[tuple(int(levels[place]) for place in scope)])
-            for place in scope:
-                costs[place] += value
-        order = np.argsort(-costs)[:NAMED]
-        rest = self.costs.ms.constant / whole
-        named = [f"'{self.costs.levers[int(place)].name}' ({costs[place] / whole:.0%})" for place in order]
+        shares, rest = shares_of_time(self.costs, levels)
+        named = [f"'{name}' ({share:.0%})" for name, share in shares[:NAMED]]
         return f"{', '.join(named)}, and what no group changes ({rest:.0%})"
 
     def _not_met(self, tried: Sequence[Attempt]) -> GoalError:
@@ -362,7 +357,8 @@ class _Search:
         )
 
 
-def _stored_bytes(artifact: object, module: nn.Module) -> int:
+def stored_bytes(artifact: object, module: nn.Module) -> int:
+    """Bytes of an exported file, or of the tensors of a module that is not exported."""
     path = getattr(artifact, "path", None)
     if path is not None:
         return file_size(path)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from prunekit.errors import (
     GoalError,
+    MeasurementError,
     PrunekitError,
     RecipeError,
     SelectionError,
@@ -17,7 +18,7 @@ from prunekit.errors import (
 )
 from prunekit.recipe import Places, Recipe
 
-GOAL_KEYS = ("kind", "remove", "reach", "scope", "tolerance")
+GOAL_KEYS = ("kind", "remove", "reach", "scope", "tolerance", "percentile")
 LIMITS = ("granularity", "min_units", "max_sparsity", "round_to", "per_group")
 
 
@@ -48,8 +49,12 @@ def key_of(error: PrunekitError, recipe: Recipe, stage: str = "") -> str:
     if isinstance(error, SelectionError):
         return _choice(error, recipe)
     if isinstance(error, GoalError):
+        if len(recipe.goals) > 1:
+            return "goal"
         asked = "reach" if recipe.goal.remove is None else "remove"
         return f"goal.{error.where if error.where in GOAL_KEYS else asked}"
+    if isinstance(error, MeasurementError) and (not stage or stage.endswith(("/target", "/plan"))):
+        return "target"
     if isinstance(error, WorkloadError):
         checkpoint = recipe.parent.checkpoint
         return "parent.checkpoint" if checkpoint and error.where.endswith(checkpoint) else "workload"

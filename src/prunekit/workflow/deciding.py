@@ -180,7 +180,7 @@ def check_goal(recipe: Recipe, workload: DecidingWorkload) -> None:
 
 def _asked(recipe: Recipe) -> Goal:
     """The goal of the whole run."""
-    return Goal(**recipe.goal.model_dump(exclude={"scope"}))
+    return recipe.goal.goal
 
 
 def _allocate(recipe: Recipe, groups: PrunableGroups, scores: Scores, goal: Goal) -> PruningPlan:

@@ -11,11 +11,22 @@ import pandas as pd
 from prunekit.deploy import Exported, OnnxExport, check_parity, export_onnx, feed
 from prunekit.errors import ExportError
 from prunekit.evaluate import compare, facts_from_results, judge, write_evidence
-from prunekit.measure import compare_latency, environment, file_size, open_onnx, peak_memory
+from prunekit.measure import (
+    RUNTIMES,
+    Target,
+    compare_latency,
+    environment,
+    file_size,
+    open_target,
+    peak_memory,
+)
+from prunekit.measure.priority import real_time
 from prunekit.workflow.deciding import name_of, weights_before
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import dense_model, pruned_model, read_plan
 from prunekit.workflow.rundir import write_json
+from prunekit.workflow.targets import validation_target
+from prunekit.workflow.validated import Validated, judged_goals
 from prunekit.workload import predict
 
 EXPORTS = "exports.json"
@@ -49,29 +60,50 @@ def run_validate(job: Job) -> Result:
     Raises:
         ExportError: an exported model does not say what its PyTorch model says.
     """
-    settings = job.recipe.validate_
-    exports = _read_exports(job)
+    settings, target = job.recipe.validation, validation_target(job.recipe)
+    exports, models = _read_exports(job), _both_models(job)
     parity = _check_parity(job, exports)
-    example = job.workload.example_inputs(settings.batch)
-    inputs = {name: feed(export, example.args, example.kwargs) for name, export in exports.items()}
+    example = job.workload.example_inputs(target.batch)
+    arrays = {name: feed(export, example.args, example.kwargs) for name, export in exports.items()}
     files = {name: Path(export.path) for name, export in exports.items()}
-    runners = {name: open_onnx(files[name], inputs[name], threads=settings.threads) for name in exports}
-    latency = compare_latency(
-        runners["dense"],
-        runners["pruned"],
-        pairs=settings.pairs,
-        warmup=settings.warmup,
-        seed=job.seed,
-        progress=job.progress,
-    )
+    is_file = RUNTIMES[target.runtime].takes == "file"
+    modules_inputs = (example.args, dict(example.kwargs))
+    with real_time(job.recipe.target_or_default.real_time):
+        runners = {
+            name: open_target(target, files[name], arrays[name])
+            if is_file
+            else open_target(target, models[name], modules_inputs)
+            for name in exports
+        }
+        latency = compare_latency(
+            runners["dense"],
+            runners["pruned"],
+            pairs=settings.pairs,
+            warmup=settings.warmup,
+            seed=job.seed,
+            progress=job.progress,
+        )
     pd.DataFrame(latency.columns()).to_parquet(job.out / "latency.parquet", index=False)
-    memory = {name: peak_memory(files[name], inputs[name], threads=settings.threads) for name in exports}
+    served = target if is_file else Target(threads=target.threads)
+    memory = {
+        name: peak_memory(
+            files[name],
+            arrays[name],
+            threads=served.threads,
+            runtime=served.runtime,  # pyright: ignore[reportArgumentType]
+            precision=served.precision,
+        )
+        for name in exports
+    }
+    found = Validated(target, latency, memory["pruned"].peak_bytes, files["pruned"], models)
     return {
         "parity": parity,
+        **({"goals": judged_goals(job, found)} if job.recipe.by_target else {}),
         "latency": {
-            "runtime": settings.runtime,
-            "batch": settings.batch,
-            "threads": settings.threads,
+            "runtime": target.runtime,
+            "batch": target.batch,
+            "threads": target.threads,
+            **({"precision": target.precision} if target.precision != "fp32" else {}),
             "options": runners["pruned"].options,
             **latency.summary(),
         },
@@ -80,7 +112,7 @@ def run_validate(job: Job) -> Result:
             **{name: asdict(use) for name, use in memory.items()},
         },
         "size": {f"{name}_bytes": file_size(file) for name, file in files.items()},
-        "environment": environment(settings.threads),
+        "environment": environment(target.threads),
     }
 
 
@@ -89,7 +121,7 @@ def _check_parity(job: Job, exports: dict[str, OnnxExport]) -> Result:
     exported = {name: Exported(model, exports[name]) for name, model in _both_models(job).items()}
     batches = [job.workload.example_inputs(size) for size in PARITY_BATCHES]
     parity = check_parity(
-        exported["dense"], exported["pruned"], batches, threads=job.recipe.validate_.threads
+        exported["dense"], exported["pruned"], batches, threads=validation_target(job.recipe).threads
     )
     failed = [f"{step.name}: {step.reason}" for step in parity.steps if not step.passed]
     if failed:

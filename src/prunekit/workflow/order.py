@@ -17,6 +17,7 @@ from prunekit.workflow.deciding import (
 from prunekit.workflow.delivering import EXPORTS, run_evaluate, run_export, run_gate, run_validate
 from prunekit.workflow.job import Stage
 from prunekit.workflow.models import UNSOUND
+from prunekit.workflow.reaching import COSTS, REACHED, TIMES, run_reach, run_target
 from prunekit.workflow.recovering import SPENT, run_recover
 
 PARENT = "baseline/weights.safetensors"
@@ -59,13 +60,7 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
             data=("calibration",),
             by_all=True,
         ),
-        Stage(
-            f"{name}/plan",
-            run_plan(cycle),
-            settings=_settings(recipe, "goal", "schedule", "groups", "importance.criterion"),
-            reads=(f"{name}/score/scores.safetensors", unsound, *earlier),
-            data=("calibration",),
-        ),
+        *(_by_target(recipe, cycle) if recipe.by_target else [_by_counting(recipe, cycle)]),
         Stage(
             f"{name}/prune",
             run_prune(cycle),
@@ -80,6 +75,49 @@ def _cycle(recipe: Recipe, cycle: int) -> list[Stage]:
             reads=(f"{name}/prune/weights.safetensors", plan, f"baseline/{SPENT}", *parent),
             data=("train", "calibration", "validation"),
             by_all=True,
+        ),
+    ]
+
+
+def _by_counting(recipe: Recipe, cycle: int) -> Stage:
+    name = name_of(cycle)
+    earlier = (f"{name_of(cycle - 1)}/plan/plan.json",) if cycle > 1 else ()
+    return Stage(
+        f"{name}/plan",
+        run_plan(cycle),
+        settings=_settings(recipe, "goal", "schedule", "groups", "importance.criterion"),
+        reads=(f"{name}/score/scores.safetensors", f"baseline/{UNSOUND}", *earlier),
+        data=("calibration",),
+    )
+
+
+def _by_target(recipe: Recipe, cycle: int) -> list[Stage]:
+    """What plans cost is measured apart from planning, so that another goal needs no new measurement."""
+    name, before = name_of(cycle), name_of(cycle - 1)
+    model = (weights_before(cycle), f"{name}/score/scores.safetensors", f"baseline/{UNSOUND}")
+    earlier = (f"{before}/plan/plan.json",) if cycle > 1 else ()
+    measured = {
+        **_settings(recipe, "seed", "threads", "groups"),
+        **_settings(recipe, *(f"importance.{key}" for key in ("criterion", "batch_size", "examples"))),
+        "target": recipe.target_or_default.model_dump(mode="json"),
+    }
+    return [
+        Stage(
+            f"{name}/target",
+            run_target(cycle),
+            settings=measured,
+            reads=(*model, *earlier, *((f"{before}/target/{TIMES}",) if cycle > 1 else ())),
+            data=("calibration",),
+        ),
+        Stage(
+            f"{name}/plan",
+            run_reach(cycle),
+            settings={**measured, **_settings(recipe, "goal", "schedule")},
+            reads=(
+                *(*model, *earlier, *((f"{before}/plan/{REACHED}",) if cycle > 1 else ())),
+                *(f"{name}/target/{file}" for file in (COSTS, TIMES)),
+            ),
+            data=("calibration",),
         ),
     ]
 
@@ -99,8 +137,12 @@ def _delivery(recipe: Recipe) -> list[Stage]:
         Stage(
             "validate",
             run_validate,
-            settings=_settings(recipe, "seed", "threads", "validate"),
-            reads=(*models, *exported),
+            settings={
+                **_settings(recipe, "seed", "threads"),
+                "validate": recipe.validation.model_dump(mode="json"),
+                **(_asked(recipe) if recipe.by_target or recipe.target else {}),
+            },
+            reads=(*models, *exported, *((f"{name_of(last)}/plan/{REACHED}",) if recipe.by_target else ())),
             data=("calibration",),
         ),
         Stage(
@@ -117,6 +159,11 @@ def _delivery(recipe: Recipe) -> list[Stage]:
             reads=("evaluate/result.json", "validate/result.json"),
         ),
     ]
+
+
+def _asked(recipe: Recipe) -> Mapping[str, object]:
+    """What validation holds the result against, and how it times."""
+    return {**_settings(recipe, "goal", "importance"), "target": recipe.target_or_default.model_dump(mode="json")}
 
 
 def _settings(recipe: Recipe, *places: str) -> Mapping[str, object]:

@@ -21,6 +21,7 @@ from prunekit.workflow.job import Job, Result, Silent, Stage, Watcher
 from prunekit.workflow.opening import RECIPE_FILE, Identity, claim, open_run, read_run
 from prunekit.workflow.order import stages_of
 from prunekit.workflow.outcome import Outcome, read_outcome
+from prunekit.workflow.reaching import check_targeted
 from prunekit.workflow.rundir import RECORD_FILE, RunDirectory, value_digest, write_json
 from prunekit.workflow.source import Given, Source, open_source, read_given
 from prunekit.workload import deciding
@@ -117,7 +118,8 @@ class _Run:
             plan = next(stage for stage in self.stages if stage.name == FIRST_PLAN)
             if self.directory.why_stale(plan.name, _inputs(plan, self.source, self.directory)):
                 with blaming(self.given.places, self.given.recipe):
-                    check_goal(self.given.recipe, deciding(self.source.workload))
+                    check = check_targeted if self.given.recipe.by_target else check_goal
+                    check(self.given.recipe, deciding(self.source.workload))
             claim(self.directory, identity, self.given.content)
             for name in self.directory.keep_only([*(stage.name for stage in self.stages), REPORT]):
                 self.watcher.removed(name)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from prunekit.errors import MeasurementError, RecipeError
 from prunekit.files import found_digest
-from prunekit.measure import check_threads
+from prunekit.measure import Target, check_target, check_threads
 from prunekit.recipe import Places, Recipe, load_recipe
 from prunekit.workflow.blame import blaming
 from prunekit.workflow.job import Stage
+from prunekit.workflow.targets import target_of, validation_target
 from prunekit.workload import Workload, load_workload, source_digest
 
 
@@ -87,17 +88,28 @@ def open_source(given: Given) -> Source:
     path = workload_path(given)
     if recipe.parent.checkpoint is not None:
         _existing(given, recipe.parent.checkpoint, "parent.checkpoint")
-    try:
-        check_threads(recipe.validate_.threads)
-    except MeasurementError as error:
-        raise RecipeError(
-            error.given,
-            expected=error.expected,
-            where=places.of("validate.threads"),
-            remedy=error.remedy,
-        ) from error
+    if recipe.by_target or recipe.target is not None:
+        _check_target(target_of(recipe), "target", places)
+    _check_target(validation_target(recipe), "validate", places)
     workload = open_workload(given)
     return Source(workload, path, _checkpoint(given, workload))
+
+
+def _check_target(target: Target, section: str, places: Places) -> None:
+    """Refuse a target that this machine does not have.
+
+    Raises:
+        RecipeError: it names the key.
+    """
+    key = f"{section}.threads"
+    try:
+        check_threads(target.threads)
+        key = section
+        check_target(target)
+    except MeasurementError as error:
+        raise RecipeError(
+            error.given, expected=error.expected, where=places.of(key), remedy=error.remedy
+        ) from error
 
 
 def open_workload(given: Given) -> Workload:

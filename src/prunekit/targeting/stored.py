@@ -1,0 +1,140 @@
+"""A planner as JSON: all that was measured, so that it can be asked again without measuring anything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from prunekit.errors import MeasurementError
+from prunekit.graph import Groups
+from prunekit.graph.operations import Operations
+from prunekit.plan.figures import operation_terms
+from prunekit.plan.levers import Lever, Levers
+from prunekit.plan.losses import LossCurve
+from prunekit.targeting.costs import costs_of
+from prunekit.targeting.latency_model import LatencyModel, WholeModel
+from prunekit.targeting.operator_times import OperatorTimes
+from prunekit.targeting.planner import Planner
+from prunekit.targeting.rig import Rig
+
+SCHEMA = "prunekit.target/1"
+
+
+def stored_planner(planner: Planner) -> dict[str, Any]:
+    """What a planner knows beside its model and the times of operations, as plain JSON types."""
+    costs, latency = planner.costs, planner.costs.latency
+    return {
+        "schema": SCHEMA,
+        "target": asdict(planner.rig.target),
+        "times": latency.times.target,
+        "fingerprint": planner.groups.fingerprint,
+        "criterion": planner.criterion,
+        "levers": [_stored_lever(lever) for lever in costs.levers],
+        "curves": [
+            {
+                "lever": curve.lever,
+                "losses": curve.losses.tolist(),
+                "amounts": curve.amounts.tolist(),
+                "source": curve.source,
+                "power": curve.power,
+            }
+            for curve in planner.curves
+        ],
+        "latency": {
+            "scales": dict(latency.scales),
+            "rates": dict(latency.rates),
+            "rest": latency.rest,
+            "errors": list(latency.errors),
+            "models": [[model.name, model.ms] for model in latency.models],
+        },
+        "dense_ms": costs.dense_ms,
+        "seconds": dict(costs.seconds),
+    }
+
+
+def restore_planner(
+    content: dict[str, Any], model: nn.Module, groups: Groups, rig: Rig, times: OperatorTimes
+) -> Planner:
+    """The planner that :func:`stored_planner` wrote down; nothing is timed.
+
+    Law: it predicts for every plan what the stored one predicts, to the bit.
+
+    Args:
+        content: of :func:`stored_planner`.
+        model: the model that it was measured on.
+        groups: of the model; those of the levers are prunable.
+        rig: of the same target.
+        times: of operations, those that were measured then among them.
+
+    Raises:
+        MeasurementError: it is of another schema, model, target or machine.
+    """
+    made_for = {
+        "schema": (content.get("schema"), SCHEMA),
+        "model": (content.get("fingerprint"), groups.fingerprint),
+        "target": (content.get("target"), asdict(rig.target)),
+        "target with its machine": (content.get("times"), times.target),
+    }
+    for what, (given, wanted) in made_for.items():
+        if given != wanted:
+            raise MeasurementError(
+                f"What was measured belongs to another {what} ({given})",
+                expected=f"{wanted}",
+                where=str(rig.target),
+                remedy="Measure again: remove what was stored",
+            )
+    by_name = {group.name: group for group in groups}
+    named = {item["group"] for item in content["levers"]}
+    levers = Levers(
+        [group for group in groups if group.name in named],
+        [
+            Lever(
+                item["name"],
+                by_name[item["group"]],
+                np.array(item["kept"], dtype=np.int64),
+                np.array(item["order"], dtype=np.int64),
+                item["unit"],
+            )
+            for item in content["levers"]
+        ],
+    )
+    latency = _latency(content["latency"], times)
+    batch = rig.target.batch if groups.graph.batch_is_open else None
+    terms = operation_terms(Operations(groups), levers, groups, batch=batch)
+    costs = costs_of(levers, groups, latency, terms, content["dense_ms"], content["seconds"])
+    curves = tuple(
+        LossCurve(
+            item["lever"],
+            np.array(item["losses"], dtype=np.float64),
+            np.array(item["amounts"], dtype=np.float64),
+            item["source"],
+            item["power"],
+        )
+        for item in content["curves"]
+    )
+    return Planner(model, groups, costs, curves, rig, content["criterion"])
+
+
+def _stored_lever(lever: Lever) -> dict[str, Any]:
+    return {
+        "name": lever.name,
+        "group": lever.group.name,
+        "kept": lever.kept.tolist(),
+        "order": lever.order.tolist(),
+        "unit": lever.unit,
+    }
+
+
+def _latency(content: dict[str, Any], times: OperatorTimes) -> LatencyModel:
+    """The fit as it was; what the whole models compute is not needed any more."""
+    return LatencyModel(
+        times,
+        content["scales"],
+        content["rates"],
+        content["rest"],
+        tuple(content["errors"]),
+        tuple(WholeModel((), ms, name) for name, ms in content["models"]),
+    )
