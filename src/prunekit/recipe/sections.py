@@ -18,7 +18,7 @@ from pydantic import (
 from prunekit.errors import UsageError
 from prunekit.evaluate import GATES, Gate, make_gate
 from prunekit.importance import CALIBRATED, NORMALIZATIONS, REDUCTIONS
-from prunekit.recipe.base import Count, Patterns, Section, Share, as_tuple
+from prunekit.recipe.base import Count, Patterns, Section, as_tuple
 from prunekit.recipe.goal import Goals, GoalSection, TargetSection
 from prunekit.recipe.mistakes import MistakeError, nearest, one_of, shown
 from prunekit.recipe.training import Parent, Recover
@@ -163,7 +163,8 @@ class Validate(Section):
     )
     batch: Count | None = Field(
         default=None,
-        description="examples per timed call, a whole number of 1 or more; without it those of `target`, or 1",
+        description="examples per timed call, a whole number of 1 or more; without it those of `target`, "
+        "or 1",
     )
     threads: Count | None = Field(
         default=None,
@@ -247,7 +248,8 @@ class Recipe(Section):
         description="a section such as `goal: {remove: 0.5}`, or a list of such sections that all hold",
     )
     target: TargetSection | None = Field(
-        default=None, description="a section with runtime, threads, batch and precision; what is measured is"
+        default=None,
+        description="a section with runtime, threads, batch and precision; what is measured is"
         " measured there",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(

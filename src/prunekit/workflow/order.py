@@ -163,7 +163,10 @@ def _delivery(recipe: Recipe) -> list[Stage]:
 
 def _asked(recipe: Recipe) -> Mapping[str, object]:
     """What validation holds the result against, and how it times."""
-    return {**_settings(recipe, "goal", "importance"), "target": recipe.target_or_default.model_dump(mode="json")}
+    return {
+        **_settings(recipe, "goal", "importance"),
+        "target": recipe.target_or_default.model_dump(mode="json"),
+    }
 
 
 def _settings(recipe: Recipe, *places: str) -> Mapping[str, object]:

@@ -36,9 +36,9 @@ from prunekit.targeting.planner import NARROWEST
 from prunekit.targeting.rig import rig_for
 from prunekit.types import Scores
 from prunekit.workflow.attempts import record_of
+from prunekit.workflow.deciding import name_of, plan_before, weights_before
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import build_under, groups_of, prunable_groups, pruned_model, select
-from prunekit.workflow.deciding import name_of, plan_before, weights_before
 from prunekit.workflow.rundir import write_json
 from prunekit.workflow.targets import goals_of, target_of
 from prunekit.workload import DecidingWorkload, evaluating

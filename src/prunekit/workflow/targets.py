@@ -22,7 +22,10 @@ def target_of(recipe: Recipe) -> Target:
 def validation_target(recipe: Recipe) -> Target:
     """What the result is validated on; the same but for what the recipe says otherwise."""
     settings, section = recipe.validation, recipe.target_or_default
-    assert settings.runtime and settings.batch and settings.threads and settings.precision
+    assert settings.runtime is not None
+    assert settings.batch is not None
+    assert settings.threads is not None
+    assert settings.precision is not None
     return Target(
         runtime=settings.runtime,
         threads=settings.threads,
