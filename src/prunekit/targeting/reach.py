@@ -16,7 +16,7 @@ from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Figure
 from prunekit.plan.knapsack import SECONDS, Chosen, Limit, choose
 from prunekit.surgery import reduced_graph
-from prunekit.targeting.costs import Costs
+from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.measuring import check_steady, measure_beside, milliseconds
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray
@@ -222,7 +222,7 @@ class _Search:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
-        name = f"plan-{abs(hash(chosen.levels.tobytes())):x}"
+        name = f"plan-{tag(keep)}" if keep else "dense"
         artifact = self.rig.artifact(small, name)
         percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
         with self.rig.quietly():
