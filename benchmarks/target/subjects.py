@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from benchmarks import assets
 from torch import nn
+
+from benchmarks import assets
 
 CHANNELS = ("channel",)
 TRANSFORMER = ("head", "neuron", "layer")
@@ -61,7 +62,7 @@ def _efficientnet_lite0() -> Subject:
 
 
 def _minilm() -> Subject:
-    model = assets.load("minilm-l6").model
+    model = assets.load("minilm").model
     tokens = {
         "input_ids": torch.randint(1000, 20000, (2, 128)),
         "attention_mask": torch.ones(2, 128, dtype=torch.int64),
