@@ -17,6 +17,7 @@ from prunekit.measure import LatencyComparison, compare_latency
 from prunekit.plan.figures import (
     Figure,
     OperationTerm,
+    cache_figure,
     loss_figure,
     operation_terms,
     parameter_figure,
@@ -53,6 +54,7 @@ class Costs:
         macs: of one call.
         params: number of parameters.
         param_bytes: their bytes.
+        cache_bytes: of what one call hands to the next; 0 where there is nothing.
         dense_ms: measured, of one call of the dense model.
         seconds: that timing operations, exporting and timing whole models took.
     """
@@ -63,6 +65,7 @@ class Costs:
     macs: Figure
     params: Figure
     param_bytes: Figure
+    cache_bytes: Figure
     dense_ms: float
     seconds: dict[str, float]
 
@@ -132,6 +135,7 @@ def measure_costs(
         macs=valued(terms, lambda operation: operation.macs),
         params=parameter_figure(levers, groups),
         param_bytes=parameter_figure(levers, groups, in_bytes=True),
+        cache_bytes=cache_figure(operations, levers, groups, batch=batch),
         dense_ms=dense_ms,
         seconds=spent,
     )

@@ -178,6 +178,8 @@ class _Search:
             return self.costs.params
         if goal.kind == "macs":
             return self.costs.macs
+        if goal.kind == "kv_cache_bytes":
+            return self.costs.cache_bytes
         if goal.kind in ("size_bytes", "memory_bytes"):
             return self.costs.param_bytes
         return self.costs.ms
@@ -191,7 +193,7 @@ class _Search:
             return costs.ms.at(self._nothing) / reach
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / reach
-        if goal.kind == "latency_ms":
+        if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
         if goal.kind == "size_bytes":
             return reach * costs.param_bytes.at(self._nothing) / self._dense_bytes
