@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,6 +57,9 @@ class Costs:
         cache_bytes: of what one call hands to the next; 0 where there is nothing.
         dense_ms: measured, of one call of the dense model.
         seconds: that timing operations, exporting and timing whole models took.
+        terms: the operators at any levels.
+        operations: of the model.
+        batch: examples in a call; None where the model takes one size only.
     """
 
     levers: Levers
@@ -68,6 +71,9 @@ class Costs:
     cache_bytes: Figure
     dense_ms: float
     seconds: dict[str, float]
+    terms: tuple[OperationTerm, ...]
+    operations: Operations
+    batch: int | None
 
     @property
     def sizes(self) -> list[int]:
@@ -77,6 +83,15 @@ class Costs:
     def speedup(self, levels: IntArray) -> float:
         """Predicted milliseconds of the dense model over those at these levels."""
         return self.ms.at(np.zeros_like(levels)) / self.ms.at(levels)
+
+    def learnt(self, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
+        """The costs once the latency model is fitted to more models: what they keep, and their speed-ups."""
+        more = [
+            WholeModel(self.operations.at(keep, batch=self.batch), self.dense_ms / speedup, tag(keep))
+            for keep, speedup in measured
+        ]
+        latency = fit_latency_model(self.latency.times, [*self.latency.models, *more])
+        return replace(self, latency=latency, ms=_ms(self.terms, latency))
 
 
 def measure_costs(
@@ -126,19 +141,27 @@ def measure_costs(
         models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
     times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
     latency = fit_latency_model(times, models)
-    ms = valued(terms, latency.ms_of)
     spent["all"] = time.perf_counter() - begin
     return Costs(
         levers=levers,
         latency=latency,
-        ms=replace(ms, constant=ms.constant + latency.rest),
+        ms=_ms(terms, latency),
         macs=valued(terms, lambda operation: operation.macs),
         params=parameter_figure(levers, groups),
         param_bytes=parameter_figure(levers, groups, in_bytes=True),
         cache_bytes=cache_figure(operations, levers, groups, batch=batch),
         dense_ms=dense_ms,
         seconds=spent,
+        terms=terms,
+        operations=operations,
+        batch=batch,
     )
+
+
+def _ms(terms: Sequence[OperationTerm], latency: LatencyModel) -> Figure:
+    """The milliseconds of a call at any levels."""
+    ms = valued(terms, latency.ms_of)
+    return replace(ms, constant=ms.constant + latency.rest)
 
 
 def _compare(

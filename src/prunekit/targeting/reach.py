@@ -93,7 +93,7 @@ def reach(
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
-    exports the pruned graph and measures it beside the dense model. A goal of ``quality_drop`` turns it
+    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal of ``quality_drop`` turns it
     around: the milliseconds are made least where the loss stays below that bound.
 
     Args:
@@ -131,6 +131,7 @@ class _Search:
         solver_seconds: float,
     ) -> None:
         self.goals, self.losses, self.costs, self.rig = goals, losses, costs, rig
+        self._costs = costs
         self.model, self.groups, self.criterion = model, groups, criterion
         self._solver_seconds = solver_seconds
         self._nothing = np.zeros(len(costs.levers), dtype=np.int64)
@@ -298,11 +299,17 @@ class _Search:
         return measured / asked - 1 if goal.kind in AT_LEAST else 1 - measured / asked
 
     def _corrected(self, tried: Sequence[Attempt]) -> dict[str, float]:
-        """How many times its prediction a figure measured, at the attempt before."""
+        """How many times its prediction a figure measured, at the attempt before.
+
+        The latency model is fitted to the attempts too; what it is then still wrong by is the correction.
+        """
         last = tried[-1]
+        self.costs = self._costs.learnt(
+            (self.costs.levers.masks(attempt.levels), attempt.comparison.speedup.median) for attempt in tried
+        )
         found = {}
         for goal in self.goals:
-            measured, predicted = last.measured[str(goal)], last.predicted[str(goal)]
+            measured, predicted = last.measured[str(goal)], self._predicted(goal, last.levels)
             wrong = predicted / measured if goal.kind in AT_LEAST else measured / predicted
             # A plan that comes up again would be measured again: aim a little beside it.
             again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -99,9 +100,10 @@ class Rig:
             module, args = torch_of(operation)
             return open_target(self.target, module, (args, {}))
         model, inputs = onnx_of(operation)
-        path = self.folder / "operation.onnx"
-        path.write_bytes(model)
-        return open_target(self.target, path, inputs)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file:
+            file.write(model)
+            file.flush()
+            return open_target(self.target, Path(file.name), inputs)
 
 
 def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
