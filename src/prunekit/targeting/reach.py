@@ -93,8 +93,9 @@ def reach(
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
-    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal of ``quality_drop`` turns it
-    around: the milliseconds are made least where the loss stays below that bound.
+    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal
+    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that
+    bound.
 
     Args:
         goals: one or several, of any kind but ``sparsity``.
