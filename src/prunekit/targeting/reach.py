@@ -16,7 +16,7 @@ from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Figure
 from prunekit.plan.knapsack import SECONDS, Chosen, Limit, choose
 from prunekit.surgery import reduced_graph
-from prunekit.targeting.costs import Costs
+from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.targeting.measuring import check_steady, measure_beside, milliseconds
 from prunekit.targeting.rig import Rig
@@ -94,8 +94,9 @@ def reach(
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
-    exports the pruned graph and measures it beside the dense model. A goal of ``quality_drop`` turns it
-    around: the milliseconds are made least where the loss stays below that bound.
+    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal
+    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that
+    bound.
 
     Args:
         goals: one or several, of any kind but ``sparsity``.
@@ -132,6 +133,7 @@ class _Search:
         solver_seconds: float,
     ) -> None:
         self.goals, self.losses, self.costs, self.rig = goals, losses, costs, rig
+        self._costs = costs
         self.model, self.groups, self.criterion = model, groups, criterion
         self._solver_seconds = solver_seconds
         self._nothing = np.zeros(len(costs.levers), dtype=np.int64)
@@ -179,6 +181,8 @@ class _Search:
             return self.costs.params
         if goal.kind == "macs":
             return self.costs.macs
+        if goal.kind == "kv_cache_bytes":
+            return self.costs.cache_bytes
         if goal.kind in ("size_bytes", "memory_bytes"):
             return self.costs.param_bytes
         return self.costs.ms
@@ -192,7 +196,7 @@ class _Search:
             return costs.ms.at(self._nothing) / reach
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / reach
-        if goal.kind == "latency_ms":
+        if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
         if goal.kind == "size_bytes":
             return reach * costs.param_bytes.at(self._nothing) / self._dense_bytes
@@ -223,7 +227,7 @@ class _Search:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
-        name = f"plan-{abs(hash(chosen.levels.tobytes())):x}"
+        name = f"plan-{tag(keep)}" if keep else "dense"
         artifact = self.rig.artifact(small, name)
         percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
         with self.rig.quietly():
@@ -297,11 +301,17 @@ class _Search:
         return measured / asked - 1 if goal.kind in AT_LEAST else 1 - measured / asked
 
     def _corrected(self, tried: Sequence[Attempt]) -> dict[str, float]:
-        """How many times its prediction a figure measured, at the attempt before."""
+        """How many times its prediction a figure measured, at the attempt before.
+
+        The latency model is fitted to the attempts too; what it is then still wrong by is the correction.
+        """
         last = tried[-1]
+        self.costs = self._costs.learnt(
+            (self.costs.levers.masks(attempt.levels), attempt.comparison.speedup.median) for attempt in tried
+        )
         found = {}
         for goal in self.goals:
-            measured, predicted = last.measured[str(goal)], last.predicted[str(goal)]
+            measured, predicted = last.measured[str(goal)], self._predicted(goal, last.levels)
             wrong = predicted / measured if goal.kind in AT_LEAST else measured / predicted
             # A plan that comes up again would be measured again: aim a little beside it.
             again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1

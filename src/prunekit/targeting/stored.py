@@ -16,7 +16,7 @@ from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import LossCurve
 from prunekit.targeting.costs import costs_of
 from prunekit.targeting.latency_model import LatencyModel, WholeModel
-from prunekit.targeting.operator_times import OperatorTimes
+from prunekit.targeting.operator_times import OperatorTimes, operation_from, plain_operation
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.rig import Rig
 
@@ -26,6 +26,8 @@ SCHEMA = "prunekit.target/1"
 def stored_planner(planner: Planner) -> dict[str, Any]:
     """What a planner knows beside its model and the times of operations, as plain JSON types."""
     costs, latency = planner.costs, planner.costs.latency
+    every = dict.fromkeys(operation for model in latency.models for operation in model.operations)
+    known = {operation: place for place, operation in enumerate(every)}
     return {
         "schema": SCHEMA,
         "target": asdict(planner.rig.target),
@@ -48,7 +50,11 @@ def stored_planner(planner: Planner) -> dict[str, Any]:
             "rates": dict(latency.rates),
             "rest": latency.rest,
             "errors": list(latency.errors),
-            "models": [[model.name, model.ms] for model in latency.models],
+            "models": [
+                {"name": model.name, "ms": model.ms, "operations": [known[each] for each in model.operations]}
+                for model in latency.models
+            ],
+            "operations": [plain_operation(operation) for operation in known],
         },
         "dense_ms": costs.dense_ms,
         "seconds": dict(costs.seconds),
@@ -103,8 +109,18 @@ def restore_planner(
     )
     latency = _latency(content["latency"], times)
     batch = rig.target.batch if groups.graph.batch_is_open else None
-    terms = operation_terms(Operations(groups), levers, groups, batch=batch)
-    costs = costs_of(levers, groups, latency, terms, content["dense_ms"], content["seconds"])
+    operations = Operations(groups)
+    terms = operation_terms(operations, levers, groups, batch=batch)
+    costs = costs_of(
+        levers,
+        groups,
+        latency,
+        terms,
+        operations=operations,
+        batch=batch,
+        dense_ms=content["dense_ms"],
+        seconds=content["seconds"],
+    )
     curves = tuple(
         LossCurve(
             item["lever"],
@@ -129,12 +145,15 @@ def _stored_lever(lever: Lever) -> dict[str, Any]:
 
 
 def _latency(content: dict[str, Any], times: OperatorTimes) -> LatencyModel:
-    """The fit as it was; what the whole models compute is not needed any more."""
+    operations = [operation_from(plain) for plain in content["operations"]]
     return LatencyModel(
         times,
         content["scales"],
         content["rates"],
         content["rest"],
         tuple(content["errors"]),
-        tuple(WholeModel((), ms, name) for name, ms in content["models"]),
+        tuple(
+            WholeModel(tuple(operations[place] for place in item["operations"]), item["ms"], item["name"])
+            for item in content["models"]
+        ),
     )

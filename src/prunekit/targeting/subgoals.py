@@ -30,6 +30,7 @@ def dense_figures(goals: Sequence[Goal], planner: Planner) -> dict[str, float]:
         "latency_ms": costs.dense_ms,
         "throughput": 1000 * rig.target.batch / costs.dense_ms,
         "size_bytes": float(stored_bytes(artifact, planner.model)),
+        "kv_cache_bytes": costs.cache_bytes.at([0] * len(costs.levers)),
         "macs": float(cost.macs),
         "params": float(cost.params),
     }
