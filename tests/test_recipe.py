@@ -10,12 +10,17 @@ from pydantic import ValidationError
 from prunekit.deploy.onnx import OPSETS
 from prunekit.errors import RecipeError
 from prunekit.evaluate import GATES, MaxQualityDrop, MaxSliceDrop, MinSpeedup
-from prunekit.plan import GOAL_KINDS, SCOPES
+from prunekit.measure import RUNTIMES
+from prunekit.plan import GOAL_KINDS, SCOPES, Goal
+from prunekit.plan.goal import MEASURED_KINDS
+from prunekit.plan.levers import MOST_LEVELS
 from prunekit.recipe import Recipe, load_recipe
 from prunekit.recipe.base import section_in
-from prunekit.recipe.sections import Export, GoalSection, Parent, Recover, Schedule, Section
+from prunekit.recipe.goal import GoalSection, TargetSection
+from prunekit.recipe.sections import Export, Parent, Recover, Schedule, Section
 from prunekit.recipe.training import Distill
 from prunekit.recover import SCHEDULES, DistillationSettings, TrainingSettings
+from prunekit.targeting.costs import VARIANTS
 from prunekit.types import WIDTHS
 
 SHORT = "name: tiny\nworkload: workload.py\ngoal: {remove: 0.5}\n"
@@ -57,6 +62,36 @@ def test_gates_with_a_limit_or_with_settings(tmp_path):
         MaxSliceDrop(limit=0.05, by="point"),
         MinSpeedup(limit=2),
     )
+
+
+def test_goals_alone_and_together(tmp_path):
+    speedup = load(tmp_path, SHORT.replace("remove: 0.5", "kind: speedup, reach: 2"))
+    assert [section.goal for section in speedup.goals] == [Goal("speedup", reach=2, tolerance=0.03)]
+    both = load(
+        tmp_path,
+        SHORT.replace(
+            "{remove: 0.5}",
+            "[{kind: latency_ms, reach: 20, percentile: 99}, {kind: macs, remove: 0.3, tolerance: 0.1}]",
+        ),
+    )
+    assert [section.goal for section in both.goals] == [
+        Goal("latency_ms", reach=20, tolerance=0.03, percentile=99),
+        Goal("macs", remove=0.3, tolerance=0.1),
+    ]
+    assert [recipe.by_target for recipe in (speedup, both, load(tmp_path, SHORT))] == [True, True, False]
+    absolute = load(tmp_path, SHORT.replace("remove: 0.5", "kind: macs, reach: 1000")).goal.goal
+    assert (absolute.reach, type(absolute.reach)) == (1000, int)
+
+
+def test_validation_is_on_the_target_unless_it_says_otherwise(tmp_path):
+    def settings(text: str) -> tuple:
+        found = load(tmp_path, SHORT + text).validation
+        return found.runtime, found.batch, found.threads, found.precision
+
+    target = "target: {runtime: openvino, batch: 8, threads: 2, precision: bf16}\n"
+    assert settings("") == ("onnxruntime", 1, 1, "fp32")
+    assert settings(target) == ("openvino", 8, 2, "bf16")
+    assert settings(target + "validate: {batch: 1, precision: fp32}") == ("openvino", 1, 2, "fp32")
 
 
 def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path):
@@ -124,7 +159,57 @@ MISTAKES = {
         "kind is sparsity",
         "`remove`",
     ),
-    "unknown kind": (SHORT.replace("remove", "kind: latency, remove"), "goal.kind", "'latency'", "`macs`"),
+    "unknown kind": (SHORT.replace("remove", "kind: latency, remove"), "goal.kind", "'latency_ms'", "macs"),
+    "a share of what is measured": (
+        SHORT.replace("remove", "kind: speedup, remove"),
+        "goal.remove (line 3)",
+        "speedup is measured",
+        "`reach`: times as fast",
+    ),
+    "a scope of what is measured": (
+        SHORT.replace("remove: 0.5", "kind: speedup, reach: 2, scope: global"),
+        "goal.scope",
+        "is measured",
+        "no scope",
+    ),
+    "a percentile of another kind": (
+        SHORT.replace("remove: 0.5", "kind: speedup, reach: 2, percentile: 99"),
+        "goal.percentile",
+        "The kind is speedup",
+        "latency_ms alone",
+    ),
+    "half a MAC": (
+        SHORT.replace("remove: 0.5", "kind: macs, reach: 2.5"),
+        "goal.reach",
+        "It is 2.5",
+        "whole number",
+    ),
+    "unknown key of one of several goals": (
+        SHORT.replace("{remove: 0.5}", "\n  - {kind: speedup, reach: 2}\n  - {kind: size_bytes, reac: 3}"),
+        "goal[1].reac (line 5)",
+        "'reach'",
+        "a key of goal[1]: kind, remove",
+    ),
+    "the same twice": (
+        SHORT.replace("{remove: 0.5}", "[{kind: speedup, reach: 2}, {kind: speedup, reach: 3}]"),
+        "goal[1].kind",
+        "two goals of the kind speedup",
+        "once",
+    ),
+    "a sparsity among others": (
+        SHORT.replace("{remove: 0.5}", "[{kind: speedup, reach: 2}, {remove: 0.3}]"),
+        "goal[1].kind",
+        "one of several",
+        "alone",
+    ),
+    "no goal": (SHORT.replace("{remove: 0.5}", "[]"), "goal (line 3)", "empty", "goal: {remove: 0.5}"),
+    "unknown key of the target": (
+        SHORT + "target: {runtim: openvino}\n",
+        "target.runtim (line 4)",
+        "'runtime'",
+        "a key of target: runtime, threads",
+    ),
+    "another runtime": (SHORT + "target: {runtime: onnx}\n", "target.runtime", "'onnx'", "`openvino`"),
     "empty section": (SHORT + "schedule:\n", "schedule (line 4)", "It is None", "a section with cycles"),
     "one shot in two": (
         SHORT + "schedule: {curve: oneshot, cycles: 2}",
@@ -234,8 +319,14 @@ def test_the_recipe_knows_what_the_rooms_know():
     def choices(section: type[Section], key: str) -> tuple[str, ...]:
         return section.model_fields[key].annotation.__args__
 
-    assert set(choices(GoalSection, "kind")) == set(GOAL_KINDS)
-    assert set(choices(GoalSection, "scope")) == set(SCOPES)
+    for kind in GOAL_KINDS:
+        assert GoalSection(kind=kind, remove=0.5).goal == Goal(kind, remove=0.5)
+    for kind in MEASURED_KINDS:
+        assert GoalSection(kind=kind, reach=2).goal == Goal(kind, reach=2, tolerance=0.03)
+    assert {*choices(GoalSection, "scope"), "knapsack"} == set(SCOPES)
+    assert set(choices(TargetSection, "runtime")) == set(RUNTIMES)
+    assert TargetSection().most_levels == MOST_LEVELS
+    assert TargetSection().variants == VARIANTS
     for curve in SCHEDULES:
         assert Schedule(curve=curve).curve == curve
     for number in (OPSETS[0], OPSETS[-1]):

@@ -103,10 +103,11 @@ class LatencyTimes:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One score/plan/prune/recover cycle, numbered from 1; stages that have not run are entries of None."""
+    """One score/target/plan/prune/recover cycle, numbered from 1; entries of None for what has not run."""
 
     number: int
     score: Entry
+    target: Entry
     plan: Entry
     prune: Entry
     recover: Entry
@@ -146,7 +147,7 @@ class RunRecord:
         )
 
 
-CYCLE_STAGES = ("score", "plan", "prune", "recover")
+CYCLE_STAGES = ("score", "target", "plan", "prune", "recover")
 ORDER = ("baseline", "cycle", "export", "validate", "evaluate", "gate")
 
 
@@ -225,7 +226,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _stage_names(stages: Path) -> list[str]:
-    """Names of the stage directories, in the order of the workflow; cycles hold four each."""
+    """Names of the stage directories, in the order of the workflow; cycles hold several each."""
     if not stages.is_dir():
         return []
     names = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunekit.report.figures import Metric, metric_of, readable
 from prunekit.report.reading import Entry, RunRecord
-from prunekit.report.views import decision, groups, path, quality, record, sides, speed
+from prunekit.report.views import decision, groups, path, quality, record, sides, speed, target
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Page:
     metric: Metric
     verdict: decision.Verdict
     goal: decision.Goal | None
+    target: target.TargetView | None
     sides: tuple[sides.Side, ...]
     setting: str
     cycles: path.Cycles
@@ -51,6 +52,7 @@ def page(run: RunRecord) -> Page:
         metric=metric,
         verdict=decision.verdict(run, metric),
         goal=decision.goal(run),
+        target=target.target(run),
         sides=sides.sides(run, metric),
         setting=speed.setting(run),
         cycles=path.cycles(run, metric),

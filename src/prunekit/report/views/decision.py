@@ -24,7 +24,8 @@ from prunekit.report.figures import (
     shown,
     significant,
 )
-from prunekit.report.reading import Entry, RunRecord
+from prunekit.report.reading import Cycle, Entry, RunRecord
+from prunekit.report.views.target import asked_figure, figure_of, name_of
 
 State = Literal["accepted", "refused", "open"]
 
@@ -234,6 +235,8 @@ def goal(run: RunRecord) -> Goal | None:
     if not cycles:
         return None
     plan = cycles[-1].plan
+    if plan.at("attempts").known:
+        return _measured_goal(run, cycles)
     asked = plan.at("goal")
     kind = asked.at("kind").text
     reached, left, share = _reached(run, kind)
@@ -247,6 +250,26 @@ def goal(run: RunRecord) -> Goal | None:
         within=_within(asked, kind, share, costs(run)),
         criterion=cycles[-1].score.at("criterion").text,
         scope=plan.at("scope").text,
+        cycles=len(cycles),
+    )
+
+
+def _measured_goal(run: RunRecord, cycles: list[Cycle]) -> Goal:
+    """The same for goals that a target decides: what counts is what validation measured."""
+    plan, judged = cycles[-1].plan, run.result("validate").at("goals")
+    goals = list(plan.at("goals").elements())
+    met = [goal.at("met").flag for goal in judged.elements()]
+    tolerance = goals[0].at("tolerance").number if len(goals) == 1 else None
+    macs = count(costs(run).pruned.at("macs"))
+    return Goal(
+        asked="; ".join(f"{name_of(goal)} {asked_figure(goal).text}" for goal in goals),
+        asked_source=plan.at("goals").source,
+        reached=figure_of(judged.at(0, "validated"), goals[0].at("kind").text),
+        left=replace(macs, text=f"{macs.text} MACs") if macs.measured else macs,
+        tolerance=f"{as_set(100 * tolerance)}{NARROW_SPACE}%" if tolerance is not None else "",
+        within=all(met) if met and None not in met else None,
+        criterion=cycles[-1].score.at("criterion").text,
+        scope="",
         cycles=len(cycles),
     )
 
@@ -279,15 +302,8 @@ def _reached(run: RunRecord, kind: str) -> tuple[Figure, Figure, float | None]:
         figure = missing(entry) if share is None else _fewer(share, entry, baseline_groups)
         left = missing(entry) if share is None else derived(after, f"{after:,} of {before:,} units", entry)
         return figure, left, share
-    validate = run.result("validate")
-    places = {
-        "speedup": measured(validate.at("latency", "speedup", "median"), TIMES),
-        "latency_ms": measured(validate.at("latency", "pruned", "p50_ms"), "ms"),
-        "size_bytes": scaled(validate.at("size", "pruned_bytes"), "B"),
-        "memory_bytes": scaled(validate.at("memory", "pruned_bytes"), "B"),
-    }
-    figure = places.get(kind, missing(validate))
-    return figure, figure, None
+    nothing = missing(run.result("validate"))
+    return nothing, nothing, None
 
 
 def _fewer(share: float, *entries: Entry) -> Figure:
