@@ -97,12 +97,18 @@ def _rows(directory: RunDirectory) -> list[Row]:
 
 
 def _notes(directory: RunDirectory) -> list[str]:
-    latency = _result(directory, "validate")["latency"]
+    validation = _result(directory, "validate")
+    latency = validation["latency"]
     noisy = [] if latency["noise"]["steady"] else [f"{latency['noise']['statement']}."]
     early = latency["stopped_early"]
-    return noisy + (
-        [f"Only {latency['speedup']['pairs']} pairs were timed: the time was up."] if early else []
-    )
+    few = [f"Only {latency['speedup']['pairs']} pairs were timed: the time was up."] if early else []
+    missed = [
+        f"The goal {goal['words']} was met in planning ({goal['planned']:,.4g}) and is not met in validation "
+        f"({goal['validated']:,.4g})."
+        for goal in validation.get("goals", [])
+        if not goal["met"]
+    ]
+    return noisy + few + missed
 
 
 def _both(sides: dict[str, Any]) -> tuple[int, int]:
