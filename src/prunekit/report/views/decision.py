@@ -302,8 +302,15 @@ def _reached(run: RunRecord, kind: str) -> tuple[Figure, Figure, float | None]:
         figure = missing(entry) if share is None else _fewer(share, entry, baseline_groups)
         left = missing(entry) if share is None else derived(after, f"{after:,} of {before:,} units", entry)
         return figure, left, share
-    nothing = missing(run.result("validate"))
-    return nothing, nothing, None
+    validate = run.result("validate")
+    places = {
+        "speedup": measured(validate.at("latency", "speedup", "median"), TIMES),
+        "latency_ms": measured(validate.at("latency", "pruned", "p50_ms"), "ms"),
+        "size_bytes": scaled(validate.at("size", "pruned_bytes"), "B"),
+        "memory_bytes": scaled(validate.at("memory", "pruned_bytes"), "B"),
+    }
+    figure = places.get(kind, missing(validate))
+    return figure, figure, None
 
 
 def _fewer(share: float, *entries: Entry) -> Figure:
