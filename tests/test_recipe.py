@@ -273,7 +273,7 @@ def test_training_keys_and_defaults_are_those_of_the_training_settings():
         field.name: field.default for field in dataclasses.fields(TrainingSettings) if field.name != "seed"
     }
     assert Parent().settings == settings
-    assert Recover().settings == {**settings, "learning_rate": 0.01}
+    assert Recover().settings == {**settings, "optimizer": None, "learning_rate": None}
 
 
 def test_the_section_of_a_distillation_is_its_settings():

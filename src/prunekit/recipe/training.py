@@ -43,10 +43,6 @@ class _Training(Section):
         description="the parts, at most, in which a process runs the examples of a step, to save memory; "
         "1 or more",
     )
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
-    )
-    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
     momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
     weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
@@ -121,6 +117,10 @@ class Parent(_Training):
         default=None,
         description="the budget in passes over the training data, above 0; 10 if no budget is given",
     )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
+    )
+    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
 
     @model_validator(mode="after")
     def _is_trained_or_loaded(self) -> Parent:
@@ -179,7 +179,16 @@ class Distill(Section):
 class Recover(_Training):
     """How quality is won back after each cycle; the budget is for all cycles together."""
 
-    learning_rate: Positive = Field(default=0.01, description="the highest learning rate, above 0")
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        default=None,
+        description="`sgd` (with Nesterov momentum) or `adamw`; without it that of the parent's training, "
+        "`sgd` where that is not known",
+    )
+    learning_rate: Positive | None = Field(
+        default=None,
+        description="the highest learning rate, above 0; without it 0.01, and by how much was lost where "
+        "`adamw` trained the parent too",
+    )
     epochs: NotNegative | None = Field(
         default=None,
         description="the budget in passes over the training data in all cycles together, as all budgets are, "
