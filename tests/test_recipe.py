@@ -273,7 +273,7 @@ def test_training_keys_and_defaults_are_those_of_the_training_settings():
         field.name: field.default for field in dataclasses.fields(TrainingSettings) if field.name != "seed"
     }
     assert Parent().settings == settings
-    assert Recover().settings == {**settings, "optimizer": None, "learning_rate": None}
+    assert Recover().settings == {**settings, **dict.fromkeys(("optimizer", "learning_rate", "schedule"))}
 
 
 def test_the_section_of_a_distillation_is_its_settings():

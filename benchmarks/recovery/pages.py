@@ -157,13 +157,15 @@ def defaults(into: Path) -> str:
             continue
         results = _results(Ledger(path).record(), study)
         plain = dict.fromkeys(_unseeded(row) for row in results.rows if row["rates"] == "last")
-        named = {rates: _against(plain, rates, results) for rates in ("defaults", "middle")}
+        named = {rates: _against(plain, rates, results) for rates in ("defaults", "middle", "sgd")}
         parts += [f"## {title} ({TEST_EXAMPLES[study]:,} test examples)\n"]
         parts += [tables.pairs(results, named["defaults"], ("defaults", "plain"))]
         if named["middle"]:
             parts += [tables.pairs(results, named["middle"], ("three tenths of the peak", "plain"))]
-        parts += ["Accuracy on validation:\n"]
-        parts += [tables.rates(results, plain, ("defaults", "last", "middle", "peak"), "validation")]
+        if named["sgd"]:
+            parts += [tables.pairs(results, named["sgd"], ("SGD at 0.01", "plain"))]
+        shown = ("defaults", "last", "middle", "peak", *["sgd"] * bool(named["sgd"]))
+        parts += ["Accuracy on validation:\n", tables.rates(results, plain, shown, "validation")]
     return "\n".join(parts)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit.recipe.sections import Recover
 from prunekit.recover import Trained, TrainingSettings, budget_in_epochs, restart, task_of, validate
+from prunekit.recover.training.restart import RATE
 from prunekit.workload import Batch, Workload
 
 
@@ -62,6 +63,10 @@ def _defaults(subject: Subject, cut: nn.Module) -> TrainingSettings:
     return TrainingSettings(**known | begun | {"batch_size": subject.training.batch_size})
 
 
+def _sgd(subject: Subject, cut: nn.Module) -> TrainingSettings:
+    return replace(_defaults(subject, cut), optimizer="sgd", learning_rate=RATE, schedule="cosine")
+
+
 def _last(subject: Subject, cut: nn.Module) -> TrainingSettings:
     return replace(subject.training, learning_rate=subject.parent.last, schedule="constant", warmup=0.0)
 
@@ -76,6 +81,7 @@ def _middle(subject: Subject, cut: nn.Module) -> TrainingSettings:
 
 RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
     "defaults": _defaults,
+    "sgd": _sgd,
     "last": _last,
     "peak": _peak,
     "middle": _middle,
@@ -83,6 +89,7 @@ RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
 """How a recovery trains:
 
 - ``defaults``: what a recipe without a word about it gets, but for the batch size, which is the parent's;
+- ``sgd``: the same, by SGD at 0.01 whatever trained the parent;
 - ``last``: plain fine-tuning, the parent's optimizer at the last learning rate of its training, constant;
 - ``peak``: the parent's optimizer at its highest learning rate, falling along a cosine: learning-rate
   rewinding (Renda, Frankle & Carbin, 2020, https://arxiv.org/abs/2003.02389) squeezed into the budget;

@@ -19,8 +19,9 @@ def never():
 @pytest.mark.parametrize("parent", [None, SGD, ADAMW])
 @pytest.mark.parametrize("optimizer", [None, "sgd", "adamw"])
 def test_what_is_given_stays(parent, optimizer):
-    found = restart(parent, never, optimizer=optimizer, learning_rate=0.3)
-    assert found["learning_rate"] == 0.3
+    found = restart(parent, never, optimizer=optimizer, learning_rate=0.3, schedule="linear")
+    assert (found["learning_rate"], found["schedule"]) == (0.3, "linear")
+    assert restart(ADAMW, lambda: 1.0, schedule="linear")["schedule"] == "linear"
     assert found["optimizer"] == (optimizer or (parent.optimizer if parent else "sgd"))
 
 
@@ -37,6 +38,7 @@ def test_what_is_given_stays(parent, optimizer):
 def test_only_adamw_after_adamw_depends_on_what_was_lost(parent, optimizer, expected):
     found = restart(parent, never, optimizer=optimizer)
     assert (found["optimizer"], found["learning_rate"]) == expected
+    assert found["schedule"] == "cosine"
     assert TrainingSettings(**found).learning_rate == 0.01
 
 
@@ -61,7 +63,12 @@ def test_only_adamw_after_adamw_depends_on_what_was_lost(parent, optimizer, expe
 def test_the_rate_is_the_relative_rise_of_the_loss(before, after, share):
     assert restart_rate(1e-4, before=before, after=after) == pytest.approx(1e-4 * share)
     parent = Trained("adamw", 1e-4, before)
-    assert restart(parent, lambda: after)["learning_rate"] == pytest.approx(1e-4 * share)
+    rate = pytest.approx(1e-4 * share)
+    assert restart(parent, lambda: after) == {
+        "optimizer": "adamw",
+        "learning_rate": rate,
+        "schedule": "constant",
+    }
 
 
 LOSSES = st.floats(-100, 100, allow_nan=False)

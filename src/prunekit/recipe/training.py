@@ -45,11 +45,6 @@ class _Training(Section):
     )
     momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
     weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
-    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
-        default="cosine",
-        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
-        "or `one_cycle` (up and down)",
-    )
     warmup: Share | None = Field(
         default=None,
         description="the share of the budget in which the learning rate rises, from 0 to below 1; without it "
@@ -96,7 +91,7 @@ class _Training(Section):
             raise MistakeError(
                 given[-1], f"It is given together with {given[0]}", "one of them; both are the budget"
             )
-        if self.schedule == "one_cycle" and self.warmup:
+        if getattr(self, "schedule", None) == "one_cycle" and self.warmup:
             raise MistakeError("warmup", f"It is {self.warmup} with one_cycle", "no warmup: it has its own")
         return self
 
@@ -121,6 +116,11 @@ class Parent(_Training):
         default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
     )
     learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
+        default="cosine",
+        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
+        "or `one_cycle` (up and down)",
+    )
 
     @model_validator(mode="after")
     def _is_trained_or_loaded(self) -> Parent:
@@ -188,6 +188,11 @@ class Recover(_Training):
         default=None,
         description="the highest learning rate, above 0; without it 0.01, and by how much was lost where "
         "`adamw` trained the parent too",
+    )
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] | None = Field(
+        default=None,
+        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
+        "or `one_cycle` (up and down); without it `cosine`, `constant` where it goes by how much was lost",
     )
     epochs: NotNegative | None = Field(
         default=None,

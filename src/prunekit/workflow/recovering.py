@@ -109,7 +109,7 @@ def checkpoints_of(job: Job, seconds: float) -> Checkpoints:
 
 
 def _restart(job: Job, model: nn.Module, trained: dict[str, Any] | None) -> dict[str, Any]:
-    """Optimizer and learning rate: those of the recipe, or by the parent's training and what was lost."""
+    """Optimizer, rate and schedule: those of the recipe, or by the parent's training and what was lost."""
     chosen = job.recipe.recover
 
     def loss() -> float:
@@ -120,6 +120,7 @@ def _restart(job: Job, model: nn.Module, trained: dict[str, Any] | None) -> dict
         loss,
         optimizer=chosen.optimizer,
         learning_rate=chosen.learning_rate,
+        schedule=chosen.schedule,
     )
 
 

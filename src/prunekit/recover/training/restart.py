@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate that a recovery begins with where nobody says."""
+"""Optimizer and learning rate of a recovery where nobody says."""
 
 from __future__ import annotations
 
@@ -35,24 +35,27 @@ def restart(
     *,
     optimizer: str | None = None,
     learning_rate: float | None = None,
+    schedule: str | None = None,
 ) -> dict[str, Any]:
-    """The optimizer of the parent, and a learning rate by how much was lost; what is given stays.
+    """The optimizer of the parent, and after AdamW a constant rate by how much was lost; what is given stays.
 
     Args:
         parent: None where its training is not known: then SGD.
         loss: measures the mean loss of the cut model on validation; called where the rate depends on it.
         optimizer: given by the user.
         learning_rate: given by the user.
+        schedule: given by the user.
 
     Returns:
-        ``optimizer`` and ``learning_rate``, as :class:`TrainingSettings` takes them.
+        ``optimizer``, ``learning_rate`` and ``schedule``, as :class:`TrainingSettings` takes them.
     """
-    chosen = optimizer or (parent.optimizer if parent else "sgd")
+    chosen, shape = optimizer or (parent.optimizer if parent else "sgd"), "cosine"
     if learning_rate is None:
         learning_rate = RATE
         if parent is not None and chosen == parent.optimizer == "adamw":
             learning_rate = restart_rate(parent.learning_rate, before=parent.loss, after=loss())
-    return {"optimizer": chosen, "learning_rate": learning_rate}
+            shape = "constant"
+    return {"optimizer": chosen, "learning_rate": learning_rate, "schedule": schedule or shape}
 
 
 def restart_rate(highest: float, *, before: float, after: float) -> float:
