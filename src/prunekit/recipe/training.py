@@ -192,7 +192,7 @@ class Recover(_Training):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] | None = Field(
         default=None,
         description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
-        "or `one_cycle` (up and down); without it `cosine`, `constant` where it goes by how much was lost",
+        "or `one_cycle` (up and down); without it `cosine`, and by how much was lost where the rate is too",
     )
     epochs: NotNegative | None = Field(
         default=None,

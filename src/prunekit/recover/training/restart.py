@@ -1,8 +1,7 @@
-"""Optimizer and learning rate of a recovery where nobody says."""
+"""Optimizer, learning rate and schedule of a recovery where nobody says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 RATE = 0.01
 """Of a recovery by SGD, or of one whose parent was trained by another optimizer or is not known."""
 
-LEAST = 0.1
-"""The share of the parent's highest learning rate that a recovery by AdamW has at least."""
+LITTLE = 0.5
+"""How much the loss may rise, relative to the parent's, for a cut to count as one that took little."""
+
+LOW = 0.1
+"""The share of the parent's highest learning rate at which AdamW goes on where little was lost."""
 
 
 @dataclass(frozen=True)
@@ -37,50 +39,39 @@ def restart(
     learning_rate: float | None = None,
     schedule: str | None = None,
 ) -> dict[str, Any]:
-    """The optimizer of the parent, and after AdamW a constant rate by how much was lost; what is given stays.
+    """The optimizer of the parent, and after AdamW a rate by how much was lost; what is given stays.
+
+    1. SGD: 0.01, falling along a cosine.
+    2. AdamW after AdamW, the loss rose by at most a half: a tenth of the parent's highest rate, constant.
+    3. AdamW after AdamW, it rose by more, or is not finite: the parent's highest rate, along a cosine.
 
     Args:
         parent: None where its training is not known: then SGD.
         loss: measures the mean loss of the cut model on validation; called where the rate depends on it.
         optimizer: given by the user.
-        learning_rate: given by the user.
+        learning_rate: given by the user; then the schedule is ``cosine`` unless it is given too.
         schedule: given by the user.
 
     Returns:
         ``optimizer``, ``learning_rate`` and ``schedule``, as :class:`TrainingSettings` takes them.
+
+    Source: of case 3, learning-rate rewinding, Renda et al., 2020, "Comparing Rewinding and Fine-tuning in
+    Neural Network Pruning", section 2, https://arxiv.org/abs/2003.02389. Deviations: the schedule is squeezed
+    into the budget, and the loss decides whether there is any rewinding (our own; docs/decisions.md).
+
+    >>> parent = Trained("adamw", learning_rate=1e-4, loss=0.34)
+    >>> restart(parent, lambda: 0.36)
+    {'optimizer': 'adamw', 'learning_rate': 1e-05, 'schedule': 'constant'}
+    >>> restart(parent, lambda: 0.57)
+    {'optimizer': 'adamw', 'learning_rate': 0.0001, 'schedule': 'cosine'}
     """
-    chosen, shape = optimizer or (parent.optimizer if parent else "sgd"), "cosine"
-    if learning_rate is None:
-        learning_rate = RATE
-        if parent is not None and chosen == parent.optimizer == "adamw":
-            learning_rate = restart_rate(parent.learning_rate, before=parent.loss, after=loss())
-            shape = "constant"
-    return {"optimizer": chosen, "learning_rate": learning_rate, "schedule": schedule or shape}
-
-
-def restart_rate(highest: float, *, before: float, after: float) -> float:
-    """A learning rate for AdamW that is the higher, the more a cut has raised the loss.
-
-    ``rate = highest * min(1, max(0.1, (after - before) / |before|))``
-
-    Args:
-        highest: learning rate of the parent's training, > 0.
-        before: the parent's mean loss on validation.
-        after: that of the cut model.
-
-    Returns:
-        From a tenth of ``highest`` to ``highest``; ``highest`` where ``after`` is not finite.
-
-    Source: our own, from what was best on validation data where heads, neurons or layers of an encoder
-    went (docs/decisions.md). That the rate goes back up after a cut is learning-rate rewinding: Renda et
-    al., 2020, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", section 2,
-    https://arxiv.org/abs/2003.02389. Deviation: how far is decided by the loss, not by an epoch.
-
-    >>> [restart_rate(1e-4, before=0.4, after=loss) for loss in (0.3, 0.41, 0.6, 2.0)]
-    [1e-05, 1e-05, 4.999999999999999e-05, 0.0001]
-    """
-    if not math.isfinite(after):
-        return highest
-    rise = after - before
-    share = rise / abs(before) if before else math.copysign(math.inf, rise) if rise else 0.0
-    return highest * min(1.0, max(LEAST, share))
+    chosen = optimizer or (parent.optimizer if parent else "sgd")
+    rate, shape = RATE, "cosine"
+    if learning_rate is not None:
+        rate = learning_rate
+    elif parent is not None and chosen == parent.optimizer == "adamw":
+        if loss() - parent.loss <= LITTLE * abs(parent.loss):  # Case 2.
+            rate, shape = LOW * parent.learning_rate, "constant"
+        else:  # Case 3.
+            rate = parent.learning_rate
+    return {"optimizer": chosen, "learning_rate": rate, "schedule": schedule or shape}
