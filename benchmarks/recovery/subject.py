@@ -88,7 +88,8 @@ RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
 }
 """How a recovery trains:
 
-- ``defaults``: what a recipe without a word about it gets, but for the batch size, which is the parent's;
+- ``defaults``: what a recipe without a word about it gets, by the parent's optimizer and what was lost, but
+  for the batch size, which is the parent's;
 - ``sgd``: the same, by SGD at 0.01 whatever trained the parent;
 - ``last``: plain fine-tuning, the parent's optimizer at the last learning rate of its training, constant;
 - ``peak``: the parent's optimizer at its highest learning rate, falling along a cosine: learning-rate
