@@ -119,6 +119,11 @@ class Groups:
     def _labels(self):
         return self._structure.labels
 
+    @property
+    def tensor_names(self) -> Collection[str]:
+        """The parameters, buffers and constants that the graph reads."""
+        return self._labels.tensors.keys()
+
     def tensor_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, buffer or constant before pruning."""
         return tuple(self.graph.tensor(name).shape)

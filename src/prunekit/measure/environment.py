@@ -31,7 +31,7 @@ ISA_FLAGS = (
 )
 """The instruction sets that decide how fast kernels are, as ``/proc/cpuinfo`` spells them."""
 
-PACKAGES = ("prunekit", "torch", "onnxruntime", "onnx", "onnxscript", "numpy")
+PACKAGES = ("prunekit", "torch", "onnxruntime", "openvino", "onnx", "onnxscript", "numpy")
 """Whose versions are recorded."""
 
 
@@ -43,9 +43,9 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
     Returns:
         Plain JSON: ``cpu`` (model, ISA flags that matter, cores of the machine, cores this process may
-        use, governor, whether a hypervisor lies between), ``memory_bytes``, ``load_1m`` (run queue over
-        the last minute), ``os``, ``python``, ``packages`` (None = not installed), ``threads``, ``date``
-        (UTC, ISO 8601).
+        use, governor, whether a hypervisor lies between), ``gpus`` (their names, as the NVIDIA driver gives
+        them), ``memory_bytes``, ``load_1m`` (run queue over the last minute), ``os``, ``python``,
+        ``packages`` (None = not installed), ``threads``, ``date`` (UTC, ISO 8601).
     """
     cpu = _cpu_fields()
     flags = cpu.get("flags", cpu.get("Features", "")).split()
@@ -58,6 +58,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
             "virtual": "hypervisor" in flags,
         },
+        "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
         "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "os": platform.platform(),
@@ -102,6 +103,15 @@ def _cpu_fields() -> dict[str, str]:
         if colon:
             fields.setdefault(key.strip(), value.strip())
     return fields
+
+
+def _gpus() -> list[str]:
+    """The models of the NVIDIA GPUs, from the driver's own files: that needs no CUDA."""
+    found = []
+    for card in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        fields = (line.partition(":") for line in _read(str(card)).splitlines())
+        found += [value.strip() for key, _, value in fields if key.strip() == "Model"]
+    return found
 
 
 def _memory_bytes() -> int | None:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime session that is measured; run as a program, the memory it takes.
+"""The sessions that are measured, of ONNX Runtime and OpenVINO; run as a program, the memory one takes.
 
 It imports nothing of prunekit and nothing heavy: :mod:`prunekit.measure.memory` runs this very file in a
 fresh process, so that the memory it reports is the memory of serving.
@@ -16,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+    import openvino
 
 Spinning = Literal["within_run", "off", "always"]
 
@@ -65,6 +66,32 @@ def session_options(*, threads: int, spinning: Spinning) -> dict[str, Any]:
         "spinning": spinning,
         **SPINNING[spinning],
     }
+
+
+def compiled_options(*, threads: int, precision: str) -> dict[str, str]:
+    """The properties that :func:`open_compiled` sets, as OpenVINO spells them.
+
+    ``INFERENCE_PRECISION_HINT`` is always set: without it OpenVINO computes an fp32 file in bf16 wherever
+    the processor can.
+    """
+    return {
+        "INFERENCE_NUM_THREADS": str(threads),
+        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+
+
+def open_compiled(
+    path: str, inputs: Mapping[str, np.ndarray], options: Mapping[str, str]
+) -> openvino.CompiledModel:
+    """Compile a model file for the CPU of OpenVINO, its shapes made those of the inputs."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape({name: list(array.shape) for name, array in inputs.items()})
+    return core.compile_model(model, "CPU", dict(options))
 
 
 def _resident_bytes(field: str) -> int | None:

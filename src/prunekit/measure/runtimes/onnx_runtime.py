@@ -1,21 +1,20 @@
-"""Runners: a model on a runtime, opened once and called again and again."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
+from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file, first_line
 from prunekit.measure.session import Spinning, open_session, session_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-Arrays = Mapping[str, np.ndarray]
 
 DTYPES: Mapping[str, str] = {
     "tensor(bool)": "bool",
@@ -32,22 +31,6 @@ DTYPES: Mapping[str, str] = {
     "tensor(uint64)": "uint64",
 }
 """ONNX Runtime's name of an input's type -> NumPy's."""
-
-
-class Runner(Protocol):
-    """A model that can be run once.
-
-    Law: every call does the same work on the same inputs, and has finished it when it returns.
-    """
-
-    @property
-    def name(self) -> str:
-        """What it is, for the record."""
-        ...
-
-    def __call__(self) -> None:
-        """Run the model once."""
-        ...
 
 
 class OnnxRunner:
@@ -87,7 +70,7 @@ class OnnxRunner:
             values = self._session.run(None, feed)
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise MeasurementError(
-                f"ONNX Runtime could not run the model: {_first_line(error)}",
+                f"ONNX Runtime could not run the model: {first_line(error)}",
                 where=str(self.path),
                 remedy="Check that the inputs have the shapes that the model was exported for",
             ) from error
@@ -142,7 +125,7 @@ def open_onnx(
         session = open_session(str(path), threads=threads, spinning=spinning)
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise MeasurementError(
-            f"ONNX Runtime could not open the model: {_first_line(error)}",
+            f"ONNX Runtime could not open the model: {first_line(error)}",
             expected="a complete ONNX file that this version of ONNX Runtime knows",
             where=str(path),
             remedy="Export it again, or with a lower opset",
@@ -151,21 +134,24 @@ def open_onnx(
     return OnnxRunner(path, session, inputs, options)
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path that is not a file.
-
-    Raises:
-        MeasurementError: there is none.
-    """
-    if not path.is_file():
-        raise MeasurementError(
-            "There is no such file" if not path.exists() else "This is not a file",
-            expected="a model file",
-            where=str(path),
-            remedy="Export the model first, or check the path",
-        )
+def _open(
+    model: Path | str, inputs: Arrays, *, threads: int, device: Device, precision: Precision
+) -> OnnxRunner:
+    del device, precision  # The file says what it computes in; the table offers the CPU alone.
+    return open_onnx(model, inputs, threads=threads)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _lacks(device: Device, precision: Precision) -> str:
+    del device, precision
+    return ""
+
+
+ONNXRUNTIME = Runtime(
+    name="onnxruntime",
+    package="onnxruntime",
+    install="prunekit",
+    takes="file",
+    precisions={"cpu": ("fp32", "int8")},
+    lacks=_lacks,
+    open=_open,
+)

@@ -1,0 +1,33 @@
+"""The runtimes that a model can be measured on: one file each, and one row in the table."""
+
+from prunekit.measure.runtimes.onnx_runtime import DTYPES, OnnxRunner, open_onnx
+from prunekit.measure.runtimes.openvino_cpu import OpenvinoRunner, open_openvino
+from prunekit.measure.runtimes.runner import (
+    Arrays,
+    Device,
+    Precision,
+    Runner,
+    Runtime,
+    TargetRunner,
+    check_file,
+)
+from prunekit.measure.runtimes.table import RUNTIMES
+from prunekit.measure.runtimes.torch_eager import ModuleInputs, TorchRunner
+
+__all__ = [
+    "DTYPES",
+    "RUNTIMES",
+    "Arrays",
+    "Device",
+    "ModuleInputs",
+    "OnnxRunner",
+    "OpenvinoRunner",
+    "Precision",
+    "Runner",
+    "Runtime",
+    "TargetRunner",
+    "TorchRunner",
+    "check_file",
+    "open_onnx",
+    "open_openvino",
+]

@@ -1,0 +1,222 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunekit.errors import MeasurementError
+from prunekit.measure.environment import check_threads
+from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file
+from prunekit.measure.session import compiled_options, open_compiled
+
+if TYPE_CHECKING:
+    import openvino
+
+RECORDED = (
+    "INFERENCE_NUM_THREADS",
+    "NUM_STREAMS",
+    "PERFORMANCE_HINT",
+    "INFERENCE_PRECISION_HINT",
+    "ENABLE_CPU_PINNING",
+    "EXECUTION_DEVICES",
+)
+"""Properties that are read back from the compiled model: what it does, not what it was asked."""
+
+SOURCE_LINES = ("Exception from ", "Check '", "While validating ", "FrontEnd API failed")
+"""How the lines of OpenVINO's messages begin that name its own source and not the trouble."""
+
+
+class OpenvinoRunner:
+    """A model file compiled by OpenVINO for the shapes of its inputs.
+
+    Attributes:
+        name: the file's name.
+        path: the file.
+        options: how it was compiled, plain JSON for the record.
+        inputs: by input name; what a call runs on.
+    """
+
+    def __init__(self, path: Path, compiled: openvino.CompiledModel, inputs: Arrays, options: dict) -> None:
+        self.name = path.name
+        self.path = path
+        self.options = options
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._output_names = [port.get_any_name() for port in compiled.outputs]
+        self.inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        self._bind(self.inputs)
+        self.outputs()
+
+    def __call__(self) -> None:
+        """Run once; the outputs stay where OpenVINO wrote them."""
+        self._request.infer(share_outputs=True)
+
+    def outputs(self, inputs: Arrays | None = None) -> dict[str, np.ndarray]:
+        """Run once and keep the outputs, by name in the order of the graph.
+
+        Args:
+            inputs: others than its own, of the same shapes: those are what the model was compiled for.
+
+        Raises:
+            MeasurementError: the inputs do not fit the model, or it failed on them.
+        """
+        if inputs is not None:
+            check_inputs(self.path, self._compiled, inputs)
+            self._bind({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        try:
+            self._request.infer(share_outputs=True)
+            values = [np.array(self._request.get_output_tensor(place).data) for place in range(self._count)]
+        except RuntimeError as error:
+            raise MeasurementError(
+                f"OpenVINO could not run the model: {said(error)}",
+                where=str(self.path),
+                remedy="Check that the inputs have the shapes that the model was exported for",
+            ) from error
+        finally:
+            if inputs is not None:
+                self._bind(self.inputs)
+        return dict(zip(self._output_names, values, strict=True))
+
+    @property
+    def _count(self) -> int:
+        return len(self._output_names)
+
+    def _bind(self, inputs: Arrays) -> None:
+        """Let the request read these arrays where they lie."""
+        import openvino
+
+        self._bound = inputs  # The request does not keep them alive.
+        for name, array in inputs.items():
+            self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+
+def open_openvino(
+    path: Path | str, inputs: Arrays, *, threads: int, precision: Precision = "fp32"
+) -> OpenvinoRunner:
+    """Compile an ONNX file for the CPU with OpenVINO and run it once.
+
+    One stream, the latency hint, and shapes fixed to those of the inputs.
+
+    Args:
+        path: the file.
+        inputs: by input name; their shapes fit those of the model.
+        threads: of the one stream.
+        precision: ``bf16`` computes in bfloat16; ``int8`` opens a quantized file, whose other operators
+            compute in float32.
+
+    Raises:
+        MeasurementError: more threads than cores; the file is absent, damaged or has an operator that
+            OpenVINO does not know; the inputs do not fit.
+    """
+    path = Path(path)
+    check_threads(threads)
+    check_file(path)
+    wanted = compiled_options(threads=threads, precision=precision)
+    check_inputs(path, _read(path), inputs)
+    try:
+        compiled = open_compiled(str(path), inputs, wanted)
+    except RuntimeError as error:
+        raise _refused(path, error) from error
+    return OpenvinoRunner(path, compiled, inputs, _record(compiled, precision))
+
+
+def check_inputs(path: Path, model: openvino.Model | openvino.CompiledModel, inputs: Arrays) -> None:
+    """Refuse inputs whose names, types or shapes are not those of the model.
+
+    Raises:
+        MeasurementError: they are not.
+    """
+    ports = {port.get_any_name(): port for port in model.inputs}
+    if set(inputs) != set(ports):
+        raise _misfit(path, f"The inputs {sorted(inputs)} were given", f"the inputs {sorted(ports)}")
+    for name, port in ports.items():
+        array, dtype = inputs[name], port.get_element_type().to_dtype()
+        if array.dtype != dtype:
+            raise _misfit(path, f"Input {name!r} has the type {array.dtype.name}", dtype.name)
+        shape = port.get_partial_shape()
+        if not shape.compatible(type(shape)(list(array.shape))):
+            raise _misfit(path, f"Input {name!r} has the shape {list(array.shape)}", str(shape))
+
+
+def said(error: RuntimeError) -> str:
+    """The first line of OpenVINO's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(SOURCE_LINES)]
+    return next(iter(telling or lines), type(error).__name__)
+
+
+def _read(path: Path) -> openvino.Model:
+    import openvino
+
+    try:
+        return openvino.Core().read_model(str(path))
+    except RuntimeError as error:
+        raise _refused(path, error) from error
+
+
+def _record(compiled: openvino.CompiledModel, precision: Precision) -> dict[str, Any]:
+    import openvino
+
+    found = {name: _plain(compiled.get_property(name)) for name in RECORDED}
+    return {
+        "runtime": "openvino",
+        "version": openvino.__version__,
+        "precision": precision,
+        "shapes": "static",
+        **found,
+    }
+
+
+def _plain(value: Any) -> str:
+    """A property as OpenVINO spells it."""
+    spelled = getattr(value, "get_type_name", None)
+    if spelled is not None:
+        return spelled()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _refused(path: Path, error: RuntimeError) -> MeasurementError:
+    return MeasurementError(
+        f"OpenVINO could not open the model: {said(error)}",
+        expected="a complete ONNX file whose operators this version of OpenVINO knows",
+        where=str(path),
+        remedy="Export it again, or with a lower opset, or measure on ONNX Runtime",
+    )
+
+
+def _misfit(path: Path, given: str, expected: str) -> MeasurementError:
+    return MeasurementError(
+        given,
+        expected=expected,
+        where=str(path),
+        remedy="Give the inputs that the model was exported with; only dimensions with a name may differ",
+    )
+
+
+def _open(
+    model: Path | str, inputs: Arrays, *, threads: int, device: Device, precision: Precision
+) -> OpenvinoRunner:
+    del device  # The table offers the CPU alone.
+    return open_openvino(model, inputs, threads=threads, precision=precision)
+
+
+def _lacks(device: Device, precision: Precision) -> str:
+    import openvino
+
+    able = openvino.Core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    name = {"bf16": "BF16", "int8": "INT8", "fp32": "FP32"}[precision]
+    return "" if name in able else f"OpenVINO lists {', '.join(sorted(able))} for this processor"
+
+
+OPENVINO = Runtime(
+    name="openvino",
+    package="openvino",
+    install="prunekit[openvino]",
+    takes="file",
+    precisions={"cpu": ("fp32", "bf16", "int8")},
+    lacks=_lacks,
+    open=_open,
+)

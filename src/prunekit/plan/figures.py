@@ -1,0 +1,199 @@
+"""Figures of a plan as sums over levers: what a model costs or loses at any levels, joint costs included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from prunekit.graph import Groups
+from prunekit.graph.operations import Operations, Placed
+from prunekit.measure.operation import Operation
+from prunekit.plan.levers import Lever, Levers
+from prunekit.plan.select import keep_mask
+from prunekit.types import BoolArray, IntArray
+
+Scope = tuple[int, ...]
+"""The levers that something depends on, by their places, ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A figure that is a sum of terms, each of which depends on few levers.
+
+    An operation between two widths costs what both make of it, so a term is a table over all combinations of
+    its levers' levels.
+
+    Attributes:
+        constant: what does not depend on any lever.
+        terms: by scope, a table with one dimension for each lever of the scope.
+    """
+
+    constant: float
+    terms: dict[Scope, npt.NDArray[np.float64]]
+
+    def at(self, levels: Sequence[int] | IntArray) -> float:
+        """The figure at these levels, ``[levers]``."""
+        return self.constant + sum(
+            float(table[tuple(int(levels[place]) for place in scope)]) for scope, table in self.terms.items()
+        )
+
+    def least(self) -> float:
+        """A bound that the figure at no levels lies below: each term at its own least."""
+        return self.constant + sum(float(table.min()) for table in self.terms.values())
+
+    def scaled(self, factor: float) -> Figure:
+        """The same figure times a factor."""
+        return Figure(self.constant * factor, {scope: table * factor for scope, table in self.terms.items()})
+
+
+def figure_of(tables: Iterable[tuple[Scope, npt.NDArray[np.float64]]], constant: float = 0.0) -> Figure:
+    """Add up tables; those of equal scopes become one, those of none go into the constant."""
+    terms: dict[Scope, npt.NDArray[np.float64]] = {}
+    for scope, table in tables:
+        if not scope:
+            constant += float(table)
+        else:
+            terms[scope] = terms[scope] + table if scope in terms else table.astype(np.float64)
+    return Figure(constant, terms)
+
+
+def loss_figure(losses: Sequence[npt.NDArray[np.float64]]) -> Figure:
+    """The sum of what each lever loses at its level."""
+    return figure_of(((place,), np.asarray(loss, dtype=np.float64)) for place, loss in enumerate(losses))
+
+
+@dataclass(frozen=True, eq=False)
+class OperationTerm:
+    """One operator of the model at all combinations of the levels that change it.
+
+    Attributes:
+        placed: the operator.
+        scope: the levers that change it.
+        operations: object array, one dimension for each lever of the scope: the operation at these levels, or
+            None where the operator is gone.
+    """
+
+    placed: Placed
+    scope: Scope
+    operations: npt.NDArray[np.object_]
+
+
+def operation_terms(
+    operations: Operations, levers: Levers, groups: Groups, *, batch: int | None = None
+) -> tuple[OperationTerm, ...]:
+    """Every operator at all combinations of the levels that change it.
+
+    Args:
+        operations: of the model.
+        levers: of the plan.
+        groups: that the levers are about.
+        batch: examples in a call.
+    """
+    masks = _masks(levers, groups)
+    width = {lever.name: place for place, lever in enumerate(levers) if lever.unit is None}
+    gone = {
+        place: groups.gone(_without(lever)) for place, lever in enumerate(levers) if lever.unit is not None
+    }
+    found = []
+    for placed in operations.placed:
+        depths = [place for place, nodes in gone.items() if placed.node in nodes]
+        scope = tuple(sorted({*(width[name] for name in placed.groups if name in width), *depths}))
+        table = np.empty(tuple(len(levers[place]) for place in scope), dtype=np.object_)
+        for levels in product(*(range(len(levers[place])) for place in scope)):
+            chosen = dict(zip(scope, levels, strict=True))
+            if any(chosen[place] for place in depths):
+                continue
+            keep = {
+                levers[place].group.name: masks[place][level]
+                for place, level in chosen.items()
+                if level and levers[place].unit is None
+            }
+            table[levels] = operations.operation(placed, keep, batch)
+        found.append(OperationTerm(placed, scope, table))
+    return tuple(found)
+
+
+def valued(terms: Iterable[OperationTerm], value: Callable[[Operation], float]) -> Figure:
+    """A figure from what each operation is worth, such as its milliseconds or its MACs."""
+    known: dict[Operation, float] = {}
+
+    def worth(operation: Operation | None) -> float:
+        if operation is None:
+            return 0.0
+        if operation not in known:
+            known[operation] = float(value(operation))
+        return known[operation]
+
+    return figure_of(
+        (
+            term.scope,
+            np.array([worth(each) for each in term.operations.ravel()], dtype=np.float64).reshape(
+                term.operations.shape
+            ),
+        )
+        for term in terms
+    )
+
+
+def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) -> Figure:
+    """The number of parameters, or their bytes, at any levels.
+
+    A tensor that only layers read goes with the last of them; of what several layers read none goes.
+    """
+    masks = _masks(levers, groups)
+    width = {lever.group.name: place for place, lever in enumerate(levers) if lever.unit is None}
+    lost = {
+        place: groups.lost_tensors(_without(lever))
+        for place, lever in enumerate(levers)
+        if lever.unit is not None
+    }
+    tables = []
+    for name in sorted(groups.graph.trainable):
+        if name not in groups.tensor_names:
+            continue
+        dims = groups.tensor_labels(name)
+        worth = groups.graph.tensor(name).element_size() if in_bytes else 1
+        depths = [place for place, names in lost.items() if name in names]
+        named = {
+            occurrence.group
+            for dim in dims
+            if isinstance(dim, np.ndarray)
+            for occurrence in groups.occurrences(dim)
+        }
+        scope = tuple(sorted({*(width[group] for group in named if group in width), *depths}))
+        table = np.zeros(tuple(len(levers[place]) for place in scope))
+        for levels in product(*(range(len(levers[place])) for place in scope)):
+            chosen = dict(zip(scope, levels, strict=True))
+            if any(chosen[place] for place in depths):
+                continue
+            keep = {
+                levers[place].group.name: masks[place][level]
+                for place, level in chosen.items()
+                if level and levers[place].unit is None
+            }
+            table[levels] = worth * prod(groups.count(dim, keep) for dim in dims)
+        tables.append((scope, table))
+    return figure_of(tables)
+
+
+def _masks(levers: Levers, groups: Groups) -> dict[int, list[BoolArray]]:
+    """For each lever of a width, the tied mask of its group at each level."""
+    return {
+        place: [
+            groups.tied({lever.group.name: keep_mask(lever.order, int(kept))})[lever.group.name]
+            for kept in lever.kept
+        ]
+        for place, lever in enumerate(levers)
+        if lever.unit is None
+    }
+
+
+def _without(lever: Lever) -> dict[str, BoolArray]:
+    mask = np.ones(lever.group.size, dtype=np.bool_)
+    mask[lever.unit] = False
+    return {lever.group.name: mask}
