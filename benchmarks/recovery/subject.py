@@ -13,7 +13,6 @@ from torch import nn
 
 from prunekit.recipe.sections import Recover
 from prunekit.recover import Trained, TrainingSettings, budget_in_epochs, restart, task_of, validate
-from prunekit.recover.training.restart import RATE
 from prunekit.workload import Batch, Workload
 
 
@@ -49,22 +48,32 @@ class Subject:
     @cached_property
     def trained(self) -> Trained:
         """How the parent was trained."""
-        return Trained(self.training.optimizer, self.parent.peak, self.loss(self.parent.model))
+        return Trained(
+            self.training.optimizer,
+            self.parent.peak,
+            self.loss(self.parent.model),
+            self.training.weight_decay,
+        )
 
     def loss(self, model: nn.Module) -> float:
         """On the validation split."""
         return validate(model, task_of(self.workload), batch_size=256)[0]
 
 
-def _defaults(subject: Subject, cut: nn.Module) -> TrainingSettings:
+def _defaults(subject: Subject, cut: nn.Module, optimizer: str | None = None) -> TrainingSettings:
     own: dict[str, Any] = Recover().model_dump(exclude={"epochs", "share_of_original", "recalibrate"})
     known = {name: value for name, value in own.items() if name in TrainingSettings.__dataclass_fields__}
-    begun = restart(subject.trained, lambda: subject.loss(cut))
+    begun = restart(subject.trained, lambda: subject.loss(cut), optimizer=optimizer)
     return TrainingSettings(**known | begun | {"batch_size": subject.training.batch_size})
 
 
+def _light(subject: Subject, cut: nn.Module) -> TrainingSettings:
+    plain = TrainingSettings()
+    return replace(_defaults(subject, cut), weight_decay=plain.weight_decay, warmup=plain.warmup)
+
+
 def _sgd(subject: Subject, cut: nn.Module) -> TrainingSettings:
-    return replace(_defaults(subject, cut), optimizer="sgd", learning_rate=RATE, schedule="cosine")
+    return _defaults(subject, cut, "sgd")
 
 
 def _last(subject: Subject, cut: nn.Module) -> TrainingSettings:
@@ -81,6 +90,7 @@ def _middle(subject: Subject, cut: nn.Module) -> TrainingSettings:
 
 RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
     "defaults": _defaults,
+    "light": _light,
     "sgd": _sgd,
     "last": _last,
     "peak": _peak,
@@ -90,7 +100,8 @@ RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
 
 - ``defaults``: what a recipe without a word about it gets, by the parent's optimizer and what was lost, but
   for the batch size, which is the parent's;
-- ``sgd``: the same, by SGD at 0.01 whatever trained the parent;
+- ``light``: the same with 5 % warm-up and a weight decay of 0.0005, whatever the parent's;
+- ``sgd``: what it gets by SGD at 0.01 whatever trained the parent;
 - ``last``: plain fine-tuning, the parent's optimizer at the last learning rate of its training, constant;
 - ``peak``: the parent's optimizer at its highest learning rate, falling along a cosine: learning-rate
   rewinding (Renda, Frankle & Carbin, 2020, https://arxiv.org/abs/2003.02389) squeezed into the budget;

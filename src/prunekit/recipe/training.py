@@ -44,7 +44,6 @@ class _Training(Section):
         "1 or more",
     )
     momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
-    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
     warmup: Share | None = Field(
         default=None,
         description="the share of the budget in which the learning rate rises, from 0 to below 1; without it "
@@ -116,6 +115,7 @@ class Parent(_Training):
         default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
     )
     learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
+    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
         default="cosine",
         description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
@@ -193,6 +193,16 @@ class Recover(_Training):
         default=None,
         description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
         "or `one_cycle` (up and down); without it `cosine`, and by how much was lost where the rate is too",
+    )
+    weight_decay: NotNegative | None = Field(
+        default=None,
+        description="a number of 0 or more; without it the parent's where `adamw` trains after `adamw`, "
+        "else 0.0005",
+    )
+    warmup: Share | None = Field(
+        default=None,
+        description="the share of the budget in which the learning rate rises, from 0 to below 1; without it "
+        "0.05, for one_cycle 0, and 0.1 where `adamw` restarts at the parent's highest rate",
     )
     epochs: NotNegative | None = Field(
         default=None,

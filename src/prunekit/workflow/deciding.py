@@ -260,7 +260,12 @@ def _spent(job: Job, training: TrainingRecord | None) -> Result:
         return {"examples_seen": None, "trained": None}
     chosen = _parent_settings(job)
     loss = training.epochs[training.best].validation_loss
-    trained = Trained(optimizer=chosen.optimizer, learning_rate=chosen.learning_rate, loss=loss)
+    trained = Trained(
+        optimizer=chosen.optimizer,
+        learning_rate=chosen.learning_rate,
+        loss=loss,
+        weight_decay=chosen.weight_decay,
+    )
     return {"examples_seen": training.examples_seen, "trained": asdict(trained)}
 
 

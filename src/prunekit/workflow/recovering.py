@@ -109,7 +109,7 @@ def checkpoints_of(job: Job, seconds: float) -> Checkpoints:
 
 
 def _restart(job: Job, model: nn.Module, trained: dict[str, Any] | None) -> dict[str, Any]:
-    """Optimizer, rate and schedule: those of the recipe, or by the parent's training and what was lost."""
+    """Those of the recipe, or by the parent's training and what was lost."""
     chosen = job.recipe.recover
 
     def loss() -> float:
@@ -121,6 +121,8 @@ def _restart(job: Job, model: nn.Module, trained: dict[str, Any] | None) -> dict
         optimizer=chosen.optimizer,
         learning_rate=chosen.learning_rate,
         schedule=chosen.schedule,
+        weight_decay=chosen.weight_decay,
+        warmup=chosen.warmup,
     )
 
 
