@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import torch
-
 from torch.fx import Node
 
 from prunekit.graph.atoms import Dim, Fixed

@@ -9,8 +9,8 @@ from typing import Literal, Protocol, Unpack
 
 import numpy as np
 
-from prunekit.errors import CalibrationError, SelectionError, ShapeError
-from prunekit.plan.goal import Goal, GoalKind
+from prunekit.errors import CalibrationError, GoalError, SelectionError, ShapeError
+from prunekit.plan.goal import GOAL_KINDS, Goal, GoalKind, MeasuredKind
 from prunekit.plan.leeway import BOUND
 from prunekit.plan.limits import UNLIMITED, Limits, LimitValues, allowed_counts, limits_by_group
 from prunekit.plan.nesting import (
@@ -20,7 +20,7 @@ from prunekit.plan.nesting import (
     without_what_goes_whole,
 )
 from prunekit.plan.path import Path, global_path, uniform_levels, uniform_path
-from prunekit.plan.pruning_plan import SCOPES, PruningPlan
+from prunekit.plan.pruning_plan import PruningPlan
 from prunekit.plan.select import keep_mask, keep_order
 from prunekit.plan.solve import Point, solve
 from prunekit.plan.unreachable import nothing_goes, unreachable
@@ -99,8 +99,15 @@ def allocate(
         ShapeError: scores that do not fit the groups.
         CalibrationError: a score is NaN or infinite.
     """
-    if scope not in SCOPES:
-        raise SelectionError(f"The scope is '{scope}'", expected=f"one of {list(SCOPES)}", where="scope")
+    if scope not in ("uniform", "global"):
+        raise SelectionError(f"The scope is '{scope}'", expected="uniform or global", where="scope")
+    if goal.is_measured:
+        raise GoalError(
+            f"The goal is {goal}, which only a target can measure",
+            expected=f"one of {list(GOAL_KINDS)}",
+            where="goal",
+            remedy="Use prune_to_target() with the target it is measured on",
+        )
     ordered = tuple(groups)
     values = [_with_pinned(group, _scores_of(group, scores)) for group in ordered]
     orders = [keep_order(value, group.blocks) for group, value in zip(ordered, values, strict=True)]
@@ -160,7 +167,7 @@ class Choice:
         masks = self.masks(levels)
         return self.source.cost(masks) if masks else self.before
 
-    def figure(self, kind: GoalKind, levels: IntArray) -> int:
+    def figure(self, kind: GoalKind | MeasuredKind, levels: IntArray) -> int:
         """What a goal of this kind counts, at these levels."""
         if kind == "sparsity":
             masks = self.masks(levels)

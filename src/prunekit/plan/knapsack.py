@@ -261,7 +261,7 @@ class _Layout:
                 if len(scope) > 1 and scope not in self._scopes:
                     self._scopes[scope] = self.count
                     self.count += table.size
-        self.integrality = np.zeros(self.count)
+        self.integrality = np.zeros(self.count, dtype=np.int64)
         self.integrality[: self._first[-1]] = 1
 
     def row(self, figure: Figure) -> npt.NDArray[np.float64]:

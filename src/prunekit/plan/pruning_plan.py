@@ -16,7 +16,7 @@ from prunekit.plan.goal import Goal
 from prunekit.types import Cost, KeepMask
 
 SCHEMA = "prunekit.plan/1"
-SCOPES = ("uniform", "global")
+SCOPES = ("uniform", "global", "knapsack")
 
 
 class FrozenDict(dict):
@@ -53,7 +53,7 @@ class PruningPlan:
         fingerprint: of the groups it was made on (``Groups.fingerprint``).
         criterion: what scored the units, such as ``l2``; "" if unknown.
         goal: what was asked.
-        scope: ``uniform`` or ``global``.
+        scope: ``uniform``, ``global`` or ``knapsack``, chosen for a measured target.
         before: cost of the model the plan was made on.
         after: cost once the plan is carried out.
 
@@ -183,7 +183,10 @@ class PruningPlan:
         return plan
 
     def _content(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self)}
+        content = {"schema": SCHEMA, **asdict(self)}
+        if self.goal.percentile is None:
+            del content["goal"]["percentile"]
+        return content
 
 
 _FIELDS = {

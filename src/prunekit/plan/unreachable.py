@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prunekit.errors import GoalError
-from prunekit.plan.goal import GOAL_KINDS, Goal
+from prunekit.plan.goal import KINDS, Goal
 from prunekit.plan.leeway import BOUND
 from prunekit.plan.limits import UNLIMITED, Limits, allowed_counts
 from prunekit.plan.path import Path, uniform_levels
@@ -37,7 +37,8 @@ def unreachable(
         names = ", ".join(f"'{group.name}' in {len(counts) - 1} steps" for group, counts in widest)
         reason = f"Single units are too coarse to come nearer ({names}) where {BOUND[scope]}"
         remedy = f"Raise the tolerance from {goal.tolerance:g}, lower round_to, or let more groups be pruned"
-    figures = f"{asked:,} of {before:,} {GOAL_KINDS[goal.kind]} left. The nearest found leaves {best.left:,}"
+    counted = KINDS[goal.kind]
+    figures = f"{asked:,} of {before:,} {counted} left. The nearest found leaves {best.left:,}"
     return GoalError(
         f"The goal is {goal}: {figures}. {reason}",
         expected=f"a figure within {goal.tolerance:g} of the asked one",

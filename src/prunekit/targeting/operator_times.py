@@ -1,0 +1,135 @@
+"""Times of single operations on a target: measured once, kept by target, found again by any model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunekit.errors import MeasurementError
+from prunekit.files import write_atomically
+from prunekit.measure.operation import Operation
+from prunekit.measure.rounds import ROUNDS, time_rounds
+from prunekit.targeting.rig import Rig
+
+SCHEMA = "prunekit.operator_times/1"
+TOGETHER = 12
+"""Operations that are open and timed at once, beside the reference."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(eq=False)
+class OperatorTimes:
+    """Milliseconds of operations on one target.
+
+    Attributes:
+        target: its digest, with what of the environment decides speed.
+        path: the file they are kept in, or None.
+        ms: by operation.
+    """
+
+    target: str
+    path: Path | None = None
+    ms: dict[Operation, float] = field(default_factory=dict)
+
+    def missing(self, operations: Iterable[Operation]) -> list[Operation]:
+        """Those that have not been timed, each once, in order."""
+        return [operation for operation in dict.fromkeys(operations) if operation not in self.ms]
+
+    def measure(
+        self,
+        rig: Rig,
+        classes: Sequence[Sequence[Operation]],
+        *,
+        rounds: int = ROUNDS,
+        progress: Progress | None = None,
+    ) -> None:
+        """Time what is missing, class by class, each beside its reference; kept after every class.
+
+        Operations of a class are open together and timed in rounds with the reference, the class's largest;
+        the time of each is its median share of the reference's, so that drift cancels.
+
+        Args:
+            rig: of the target these times belong to.
+            classes: the operations of one operator at its widths; in any order.
+            rounds: of timing.
+            progress: called with (operations done, of how many).
+        """
+        wanted = [(max(each, key=lambda one: one.elements), self.missing(each)) for each in classes if each]
+        total = len(dict.fromkeys(operation for _, missing in wanted for operation in missing))
+        done = 0
+        for reference, _ in wanted:
+            each = next(missing for first, missing in wanted if first is reference)
+            missing = self.missing(each)
+            for start in range(0, len(missing), TOGETHER):
+                self._measure(rig, reference, missing[start : start + TOGETHER], rounds)
+                done += len(missing[start : start + TOGETHER])
+                if progress is not None:
+                    progress(done, total)
+            if missing:
+                self.save()
+
+    def _measure(self, rig: Rig, reference: Operation, operations: Sequence[Operation], rounds: int) -> None:
+        others = [operation for operation in operations if operation != reference]
+        runners = [rig.open_operation(operation) for operation in (reference, *others)]
+        times = time_rounds(runners, rounds=rounds)
+        at_reference = self.ms.setdefault(reference, float(np.median(times[0])))
+        shares = np.median(times[1:] / times[0], axis=1) if others else []
+        for operation, share in zip(others, shares, strict=True):
+            self.ms[operation] = at_reference * float(share)
+
+    def save(self) -> None:
+        """Write them to their file, whole or not at all."""
+        if self.path is None:
+            return
+        content = {
+            "schema": SCHEMA,
+            "target": self.target,
+            "times": [[*_plain(operation), ms] for operation, ms in self.ms.items()],
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(content).encode())
+
+
+def load_operator_times(target: str, path: Path | None) -> OperatorTimes:
+    """The times kept in a file; none where there is no file yet.
+
+    Args:
+        target: digest that they have to belong to.
+        path: the file, or None to keep nothing.
+
+    Raises:
+        MeasurementError: the file is damaged or belongs to another target.
+    """
+    found = OperatorTimes(target, path)
+    if path is None or not path.exists():
+        return found
+    try:
+        content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA or content["target"] != target:
+            raise ValueError(f"schema {content['schema']}, target {content['target']}")
+        for kind, inputs, output, settings, ms in content["times"]:
+            shapes = tuple(tuple(map(int, shape)) for shape in inputs)
+            known = tuple((str(name), _tuple(value)) for name, value in settings)
+            found.ms[Operation(str(kind), shapes, tuple(map(int, output)), known)] = float(ms)
+    except (ValueError, KeyError, TypeError) as error:
+        raise MeasurementError(
+            f"The table of operator times cannot be used ({error})",
+            expected=f"one of schema {SCHEMA} for the target {target}",
+            where=str(path),
+            remedy="Remove the file; it is measured again",
+        ) from error
+    return found
+
+
+def _plain(operation: Operation) -> list[Any]:
+    return [operation.kind, operation.inputs, operation.output, operation.settings]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
