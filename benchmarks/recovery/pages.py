@@ -157,14 +157,14 @@ def defaults(into: Path) -> str:
             continue
         results = _results(Ledger(path).record(), study)
         plain = dict.fromkeys(_unseeded(row) for row in results.rows if row["rates"] == "last")
-        named = {rates: _against(plain, rates, results) for rates in ("defaults", "middle", "light", "sgd")}
+        named = {rates: _against(plain, rates, results) for rates in ("defaults", "middle", "earlier", "sgd")}
         parts += [f"## {title} ({TEST_EXAMPLES[study]:,} test examples)\n"]
         parts += [tables.pairs(results, named["defaults"], ("defaults", "plain"))]
         if named["middle"]:
             parts += [tables.pairs(results, named["middle"], ("three tenths of the peak", "plain"))]
         if named["sgd"]:
             parts += [tables.pairs(results, named["sgd"], ("SGD at 0.01", "plain"))]
-        shown = ["defaults", "last", "middle", "peak", *(name for name in ("light", "sgd") if named[name])]
+        shown = ["defaults", "last", "middle", "peak", *(name for name in ("earlier", "sgd") if named[name])]
         parts += ["Accuracy on validation:\n", tables.rates(results, plain, shown, "validation")]
     return "\n".join(parts)
 

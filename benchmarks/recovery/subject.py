@@ -67,11 +67,6 @@ def _defaults(subject: Subject, cut: nn.Module, optimizer: str | None = None) ->
     return TrainingSettings(**known | begun | {"batch_size": subject.training.batch_size})
 
 
-def _light(subject: Subject, cut: nn.Module) -> TrainingSettings:
-    plain = TrainingSettings()
-    return replace(_defaults(subject, cut), weight_decay=plain.weight_decay, warmup=plain.warmup)
-
-
 def _sgd(subject: Subject, cut: nn.Module) -> TrainingSettings:
     return _defaults(subject, cut, "sgd")
 
@@ -90,7 +85,6 @@ def _middle(subject: Subject, cut: nn.Module) -> TrainingSettings:
 
 RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
     "defaults": _defaults,
-    "light": _light,
     "sgd": _sgd,
     "last": _last,
     "peak": _peak,
@@ -100,10 +94,12 @@ RATES: dict[str, Callable[[Subject, nn.Module], TrainingSettings]] = {
 
 - ``defaults``: what a recipe without a word about it gets, by the parent's optimizer and what was lost, but
   for the batch size, which is the parent's;
-- ``light``: the same with 5 % warm-up and a weight decay of 0.0005, whatever the parent's;
 - ``sgd``: what it gets by SGD at 0.01 whatever trained the parent;
 - ``last``: plain fine-tuning, the parent's optimizer at the last learning rate of its training, constant;
 - ``peak``: the parent's optimizer at its highest learning rate, falling along a cosine: learning-rate
   rewinding (Renda, Frankle & Carbin, 2020, https://arxiv.org/abs/2003.02389) squeezed into the budget;
 - ``middle``: the same at three tenths of that rate.
+
+Rows called ``earlier`` are of the defaults as they were first: after AdamW 5 % warm-up and a weight decay of
+0.0005, and the highest rate only where the loss rose by more than a half. They are not measured again.
 """

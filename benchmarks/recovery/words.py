@@ -14,7 +14,7 @@ LOST = {
 """Kind and sparsity -> how many went, where whole units are counted."""
 
 RATE_NAMES = {
-    "light": "5 % warm-up and 0.0005 decay",
+    "earlier": "the earlier defaults",
     "sgd": "SGD at 0.01",
     "last": "plain fine-tuning",
     "peak": "the parent's optimizer and highest rate",
