@@ -79,17 +79,17 @@ def test_only_adamw_after_adamw_depends_on_what_was_lost(parent, optimizer, expe
     ("before", "after", "much"),
     [
         (0.5, 0.4, False),  # Better than before.
-        (0.5, 0.75, False),
-        (0.5, 0.751, True),
-        (-2.0, -1.0, False),  # A log density.
-        (-2.0, -0.9, True),
+        (0.5, 0.649, False),
+        (0.5, 0.651, True),
+        (-2.0, -1.41, False),  # A log density.
+        (-2.0, -1.39, True),
         (0.0, 0.0, False),
         (0.0, 1e-9, True),
         (0.5, math.inf, True),
         (0.5, math.nan, True),
     ],
 )
-def test_the_rate_goes_back_up_where_the_loss_rose_by_more_than_half(before, after, much):
+def test_the_rate_goes_back_up_where_the_loss_rose_by_more_than_three_tenths(before, after, much):
     rate, schedule, warmup = (1e-4, "cosine", 0.1) if much else (1e-5, "constant", None)
     expected = {
         "optimizer": "adamw",

@@ -11,7 +11,7 @@ from prunekit.recover.training.settings import TrainingSettings
 RATE = 0.01
 """Of a recovery by SGD, or of one whose parent was trained by another optimizer or is not known."""
 
-LITTLE = 0.5
+LITTLE = 0.3
 """How much the loss may rise, relative to the parent's, for a cut to count as one that took little."""
 
 LOW = 0.1
@@ -51,7 +51,8 @@ def restart(
     """The optimizer of the parent, and after AdamW a rate by how much was lost; what is given stays.
 
     1. SGD: 0.01, falling along a cosine.
-    2. AdamW after AdamW, the loss rose by at most a half: a tenth of the parent's highest rate, constant.
+    2. AdamW after AdamW, the loss rose by at most three tenths: a tenth of the parent's highest rate,
+       constant.
     3. AdamW after AdamW, it rose by more, or is not finite: the parent's highest rate, along a cosine, after
        a warm-up of a tenth of the budget.
 
