@@ -10,6 +10,7 @@ import torch
 README = Path(__file__).parents[1] / "README.md"
 RECOVERY = README.parent / "docs" / "recovery.md"
 TRAINING = README.parent / "docs" / "training.md"
+PLANNING = README.parent / "docs" / "planning.md"
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,15 @@ def test_the_page_on_training_trains(tmp_path):
     qualities = [line.validation_metric for line in record.epochs]
     assert (record.steps, [line.step for line in record.epochs]) == (12, [0, 4, 8, 12])
     assert qualities[record.best] == max(qualities) > qualities[0]
+
+
+def test_the_page_on_planning_measures_what_levels_lose(tmp_path):
+    """The last level of the curve is what was measured there."""
+    blocks = re.findall(r"```python\n(.*?)```", PLANNING.read_text(encoding="utf-8"), flags=re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text(blocks[0])
+    names = runpy.run_path(str(path))
+    ((lever, points),) = names["sensitivities"].items()
+    assert lever == names["curve"].lever == "0:neuron"
+    assert 0 < points[0.5] < max(points.values())
+    assert names["curve"].losses[[4, 7]].tolist() == pytest.approx(list(points.values()))

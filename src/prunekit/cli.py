@@ -19,15 +19,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunekit import __version__
+from prunekit import __version__, terminal
 from prunekit.errors import PrunekitError
 from prunekit.progress import Bars, Lines
 
 if TYPE_CHECKING:
-    from prunekit.workflow import Inspection, Outcome, Row
+    from prunekit.measure import Machine
+    from prunekit.workflow import Inspection, Outcome
 
 ACCEPTED, REFUSED, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-PIPED_WIDTH = 110
+GOES_ON = "Interrupted. Finished stages are kept; the same command goes on from there."
 
 app = typer.Typer(
     help="Prune a trained PyTorch model to a measured target and prove what was done.",
@@ -105,6 +106,94 @@ def inspect(
 
 
 @app.command()
+def target(
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime", help="A runtime to measure; may be given again (default: those installed)."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads within an operator.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Wider intervals, sooner.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Describe this machine: its runtimes, and what zeros, widths and precisions are worth on them."""
+    with _errors(as_json, debug):
+        from prunekit.workflow import describe_target, machine_values
+
+        with _printing_elsewhere(as_json), _watching(as_json) as watcher:
+            machine = describe_target(runtime, threads=threads, quick=quick, watcher=watcher)
+        if as_json:
+            _print_json(machine_values(machine))
+        else:
+            _print_machine(machine)
+
+
+@app.command()
+def load(
+    dense: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    pruned: Annotated[Path | None, typer.Argument(help="Another one, measured in turns with it.")] = None,
+    scenario: Annotated[str, typer.Option(help="server, single-stream, multi-stream or offline.")] = "server",
+    p99_ms: Annotated[float | None, typer.Option(help="Bound on the 99th percentile (server).")] = None,
+    qps: Annotated[
+        float | None, typer.Option(help="One rate to test (server); without it the highest is searched.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Least duration of a test.")] = 5.0,
+    queries: Annotated[int, typer.Option(help="Least number of queries of a test.")] = 1000,
+    rounds: Annotated[int, typer.Option(help="Tests of each of two models at one load.")] = 5,
+    precision: Annotated[float, typer.Option(help="Of the search: failing over passing rate - 1.")] = 0.05,
+    samples: Annotated[int, typer.Option(help="Samples of a query (multi-stream).")] = 8,
+    max_batch: Annotated[int | None, typer.Option(help="Samples of one call of the model.")] = None,
+    max_wait_ms: Annotated[float, typer.Option(help="How long a call waits for its batch (server).")] = 0.0,
+    inputs: Annotated[Path | None, typer.Option(help="An .npz file; without it inputs are made.")] = None,
+    batch: Annotated[int, typer.Option(help="Open first dimensions of made inputs.")] = 1,
+    sequence: Annotated[int | None, typer.Option(help="Other open dimensions of made inputs.")] = None,
+    high: Annotated[int, typer.Option(help="Made identities are below this.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the arrivals and of made inputs.")] = 0,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine, in any currency.")] = None,
+    energy: Annotated[bool, typer.Option("--energy", help="Joules per sample, where counted.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put exported models under load by the LoadGen protocol: latencies, requests per second, cost."""
+    with _errors(as_json, debug, interrupted="Interrupted. Nothing was kept."):
+        from prunekit.measure import LoadSettings, Made
+        from prunekit.workflow import LoadRequest, measure_load
+
+        settings = LoadSettings(
+            "server",
+            target_qps=qps,
+            min_seconds=seconds,
+            min_queries=queries,
+            samples_per_query=samples,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            seed=seed,
+        )
+        request = LoadRequest(
+            dense=dense,
+            pruned=pruned,
+            scenario=scenario,
+            threads=threads,
+            settings=settings,
+            p99_ms=p99_ms,
+            precision=precision,
+            rounds=rounds,
+            made=Made(batch, sequence, high, seed),
+            inputs=inputs,
+            price_per_hour=price_per_hour,
+            energy=energy,
+        )
+        found = measure_load(request, lambda line: print(line, file=sys.stderr))
+        if as_json:
+            _print_json(found.values())
+        else:
+            terminal.print_rows(terminal.console(), found.rows, found.notes)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A finished run directory.")],
     as_json: Json = False,
@@ -127,7 +216,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _errors(as_json: bool, debug: bool) -> Iterator[None]:
+def _errors(as_json: bool, debug: bool, interrupted: str = GOES_ON) -> Iterator[None]:
     """One paragraph on stderr for whatever goes wrong, and the exit code that belongs to it."""
     with warnings.catch_warnings():
         if not debug:
@@ -137,8 +226,7 @@ def _errors(as_json: bool, debug: bool) -> Iterator[None]:
         except typer.Exit:
             raise
         except KeyboardInterrupt as error:
-            text = "Interrupted. Finished stages are kept; the same command goes on from there."
-            raise _ended(text, INTERRUPTED, error, as_json, debug=False) from error
+            raise _ended(interrupted, INTERRUPTED, error, as_json, debug=False) from error
         except PrunekitError as error:
             text = " ".join([f"Error: {error}", *getattr(error, "__notes__", [])])
             raise _ended(text, error.exit_code, error, as_json, debug) from error
@@ -187,10 +275,6 @@ def _watching(as_json: bool) -> Iterator[Any]:
         yield bars
 
 
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
-
-
 def _print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2, allow_nan=False))
 
@@ -217,16 +301,23 @@ def _inspection_values(found: Inspection) -> dict[str, Any]:
     }
 
 
+def _print_machine(machine: Machine) -> None:
+    from prunekit.workflow import machine_headline, machine_tables
+
+    console = terminal.console()
+    console.print(machine_headline(machine), highlight=False)
+    for part in machine_tables(machine):
+        table = Table(*part.columns, box=SIMPLE_HEAD, title=part.title)
+        for row in part.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for sentence in machine.advice:
+        console.print(Text(sentence))
+
+
 def _print_outcome(outcome: Outcome) -> None:
-    console = _console()
-    table = Table("", "dense", "pruned", "change", box=SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in outcome.rows:
-        table.add_row(*_cells(row))
-    console.print(table)
-    for note in outcome.notes:
-        console.print(Text(f"  {note}\n", style="yellow"))
+    console = terminal.console()
+    terminal.print_rows(console, outcome.rows, outcome.notes)
     if outcome.gates:
         gates = Table("gate", "", "reason", box=SIMPLE_HEAD)
         for gate in outcome.gates:
@@ -238,38 +329,6 @@ def _print_outcome(outcome: Outcome) -> None:
     why = "" if outcome.gates else ": the recipe has no gates"
     console.print(f"{verdict}{why}. Report: ", end="")
     print(outcome.report)
-
-
-def _cells(row: Row) -> tuple[str, str, str, str]:
-    def figure(value: float | None) -> str:
-        if value is None:
-            return ""
-        if row.unit == "bytes":
-            return _scaled(value, "B")
-        if row.unit == "ms":
-            return f"{value:.3g} ms"
-        return _scaled(value) if isinstance(value, int) else f"{value:.4f}"
-
-    return row.quantity, figure(row.dense), figure(row.pruned), _change(row)
-
-
-def _change(row: Row) -> str:
-    if row.change is None:
-        return ""
-    if row.unit == "x":
-        interval = f" ({row.low:.2f} to {row.high:.2f})" if row.low is not None else ""
-        return f"{row.change:.2f}x{interval}"
-    if row.low is not None and row.high is not None:
-        return f"{row.change:+.4f} ({row.low:+.4f} to {row.high:+.4f})"
-    return f"{-row.change:+.1%}"
-
-
-def _scaled(value: float, unit: str = "") -> str:
-    """A large number with three significant figures and a decimal prefix."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.0f} {unit}".rstrip()
 
 
 def _headline(found: Inspection) -> str:
@@ -284,7 +343,7 @@ def _print_slices(found: Inspection) -> None:
 
 
 def _print_inspection(found: Inspection) -> None:
-    console = _console()
+    console = terminal.console()
     console.print(_headline(found), highlight=False)
     groups = Table("group", "kind", "units", "blocks", "tensors", box=SIMPLE_HEAD, title="Prunable")
     for group in found.groups:

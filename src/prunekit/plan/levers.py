@@ -113,9 +113,9 @@ def find_levers(
 ) -> Levers:
     """Find the levers of a model and the levels each may take.
 
-    Of the counts that the limits allow, ``most_levels`` are taken that lie evenly between all and the fewest;
-    multiples of 16, 8 or 4 units come before others near them. Which widths the hardware rewards is measured
-    afterwards.
+    Of the counts that the limits allow, ``most_levels`` are taken that lie evenly between all and the fewest,
+    multiples of 16, 8 or 4 units before others near them. Which widths a target rewards is not known here:
+    see :func:`prunekit.targeting.rewarded_widths`.
 
     Args:
         groups: those that may be pruned.

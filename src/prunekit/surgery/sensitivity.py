@@ -49,7 +49,7 @@ def measure_sensitivity(
         raise SelectionError(
             f"The sparsities are {grid}", expected="numbers above 0, up to 1", where="sparsities"
         )
-    dense = _number(loss(model), "the dense model")
+    dense = finite_loss(loss(model), "the dense model")
     curves: dict[str, dict[float, float]] = {}
     for weight in weights:
         alone = Weights((weight,), weights.fingerprint)
@@ -57,7 +57,7 @@ def measure_sensitivity(
         for sparsity in grid:
             plan = select_weights(alone, scores, sparsity=sparsity, pattern=pattern, criterion=criterion)
             found = _loss_with(model, weight, plan, loss)
-            curves[weight.name][sparsity] = _number(found, f"'{weight.name}' at {sparsity}") - dense
+            curves[weight.name][sparsity] = finite_loss(found, f"'{weight.name}' at {sparsity}") - dense
     return curves
 
 
@@ -75,7 +75,8 @@ def _loss_with(
             parameter.copy_(values)
 
 
-def _number(value: object, where: str) -> float:
+def finite_loss(value: object, where: str) -> float:
+    """What a loss gave, as a number; CalibrationError where it is not a finite one."""
     number = float(value)  # type: ignore[arg-type]
     if not math.isfinite(number):
         raise CalibrationError(f"The loss is {number}", expected="a finite number", where=where)

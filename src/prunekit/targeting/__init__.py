@@ -1,1 +1,25 @@
-"""Pruning to a measured target."""
+"""Pruning to a measured target: time what there is to choose from, choose, export, measure, correct."""
+
+from prunekit.targeting.costs import Costs as Costs
+from prunekit.targeting.costs import measure_costs as measure_costs
+from prunekit.targeting.latency_model import LatencyModel as LatencyModel
+from prunekit.targeting.planner import Planner as Planner
+from prunekit.targeting.planner import measure_target as measure_target
+from prunekit.targeting.reach import Attempt as Attempt
+from prunekit.targeting.reach import Reached as Reached
+from prunekit.targeting.reach import reach as reach
+from prunekit.targeting.rig import Rig as Rig
+from prunekit.targeting.widths import rewarded_widths as rewarded_widths
+
+__all__ = [
+    "Attempt",
+    "Costs",
+    "LatencyModel",
+    "Planner",
+    "Reached",
+    "Rig",
+    "measure_costs",
+    "measure_target",
+    "reach",
+    "rewarded_widths",
+]

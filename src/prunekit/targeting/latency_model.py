@@ -1,9 +1,10 @@
-"""What a call takes, from the times of its operations: calibrated on whole models, with its error."""
+"""What a call takes, from the times of its operations: fitted to whole models, with its error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,11 @@ from prunekit.targeting.operator_times import OperatorTimes
 
 Vector = npt.NDArray[np.float64]
 
-PRIOR_WEIGHT = 0.02
-"""How much the prior counts against the measurements: a scale away from 1 by so much costs as an error of
-this times as much."""
+PRIOR = 0.2
+"""How much the prior counts: a time that is doubled costs as much as an error of this on one model."""
 
-COUNT = "operators"
-REST = "rest"
+LEAST = 0.05
+"""No operation counts with less than this share of its own time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +40,18 @@ class WholeModel:
 
 @dataclass(frozen=True, eq=False)
 class LatencyModel:
-    """``ms = rest + sum of scale[kind] * timed ms + sum of rate[family] * elements + n * per operator``.
+    """``ms = rest + sum over operations of (scale[kind] * timed ms + rate[kind] * numbers moved)``.
 
-    Operations of kinds that are timed count with their own times, all others with the numbers they move.
-    Runtimes fuse operators, keep weights in caches and change layouts, so the scales and rates are fitted to
-    whole models.
+    Operations of the kinds in :data:`TIMED` have times of their own; what they take in the model differs,
+    because runtimes fuse operators, keep values in caches and change layouts where an operation alone has to
+    change them back. So the rate of such a kind may be negative. All other operators count with the
+    numbers that they move alone.
 
     Attributes:
         times: of single operations.
-        scales: by kind of timed operations, >= 0.
-        rates: by family of others, milliseconds for each element, >= 0.
-        per_operator: milliseconds for each operator, >= 0.
-        rest: milliseconds that nothing changes, >= 0.
+        scales: by kind, >= 0; 0 for kinds that are not timed.
+        rates: by kind, milliseconds for each number moved.
+        rest: milliseconds that no width changes, >= 0.
         errors: relative errors on the whole models, each predicted by a fit without it; in their order.
         models: what it was fitted to.
     """
@@ -59,16 +59,18 @@ class LatencyModel:
     times: OperatorTimes
     scales: dict[str, float]
     rates: dict[str, float]
-    per_operator: float
     rest: float
     errors: tuple[float, ...]
     models: tuple[WholeModel, ...]
 
     def ms_of(self, operation: Operation) -> float:
         """Milliseconds of one operation in the model."""
-        if operation.is_timed:
-            return self.scales.get(operation.kind, 1.0) * self.times.ms[operation] + self.per_operator
-        return self.rates.get(operation.kind, 0.0) * operation.elements + self.per_operator
+        kind = operation.kind
+        moving = self.rates.get(kind, 0.0) * _moved(operation)
+        if not operation.is_timed:
+            return moving
+        alone = self.times.net_ms(operation)
+        return max(self.scales.get(kind, 1.0) * alone + moving, LEAST * alone)
 
     def ms(self, operations: Sequence[Operation]) -> float:
         """Milliseconds of a whole model."""
@@ -76,15 +78,15 @@ class LatencyModel:
 
     @property
     def median_error(self) -> float:
-        """The median of the absolute relative errors."""
+        """The median of the absolute relative errors; NaN where there are too few models to tell."""
         return float(np.median(np.abs(self.errors))) if self.errors else float("nan")
 
 
 def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> LatencyModel:
-    """Fit scales and rates to whole models: least squares of the relative errors, nothing below 0.
+    """Fit scales and rates to whole models: least squares of the relative errors.
 
-    A weak prior draws the scales to 1, where a kind hardly varies between the models. The error of each model
-    is that of a fit to the others.
+    A weak prior draws the scales to 1 and the rates to 0, which decides where the models do not. The error of
+    each model is that of a fit to the others.
 
     Args:
         times: of all timed operations in the models.
@@ -95,58 +97,68 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
     """
     if not models:
         raise MeasurementError("There is no whole model to fit to", expected="at least the dense one")
-    features = _Features(times, models)
-    solution = features.solve(range(len(models)))
-    errors = []
-    if len(models) > 2:
-        for place in range(len(models)):
-            others = [other for other in range(len(models)) if other != place]
-            predicted = float(features.matrix[place] @ features.solve(others))
-            errors.append(predicted / models[place].ms - 1)
-    values = dict(zip(features.names, (solution / features.unit).tolist(), strict=True))
-    return LatencyModel(
-        times=times,
-        scales={name: values[name] for name in features.names if name in TIMED},
-        rates={name: values[name] for name in features.names if name not in (*TIMED, COUNT, REST)},
-        per_operator=values[COUNT],
-        rest=values[REST],
-        errors=tuple(errors),
-        models=tuple(models),
-    )
+    fit = _Fit(times, models)
+    every = range(len(models))
+    errors = [
+        float(fit.matrix[place] @ fit.solve([other for other in every if other != place])) - 1
+        for place in every
+        if len(models) > 2
+    ]
+    scales, rates, rest = fit.read(fit.solve(every))
+    return LatencyModel(times, scales, rates, rest, tuple(errors), tuple(models))
 
 
-class _Features:
-    """What the latency of each model is a sum of."""
+class _Fit:
+    """The least squares problem; every row is one model, in units of its measured time."""
 
     def __init__(self, times: OperatorTimes, models: Sequence[WholeModel]) -> None:
-        kinds = dict.fromkeys(operation.kind for model in models for operation in model.operations)
-        self.names = [*sorted(kinds), COUNT, REST]
-        self.matrix = np.array([[_amount(name, model, times) for name in self.names] for model in models])
-        self.measured: Vector = np.array([model.ms for model in models])
-        largest = self.matrix.max(axis=0)
-        timed = np.array([name in TIMED for name in self.names])
-        self.unit: Vector = np.where(timed, 1.0, np.where(largest > 0, largest, 1.0))
-        self.matrix = self.matrix / self.unit
-        self._prior = np.where(timed, 1.0, 0.0)
-        # In the units of the relative errors: a timed kind by its part of the whole, the others weakly.
-        part = largest / self.unit / self.measured.max()
-        self._weight = np.where(timed, np.maximum(part, 0.05), 0.1 / self.measured.max()) * PRIOR_WEIGHT
+        self._kinds = sorted({operation.kind for model in models for operation in model.operations})
+        self._timed = [kind for kind in self._kinds if kind in TIMED]
+        rows = [[*self._times(model, times), *self._moves(model), 1.0] for model in models]
+        measured = np.array([model.ms for model in models])
+        matrix = np.array(rows) / measured[:, None]
+        # Columns of equal weight: 1 = the whole time of the model in which it matters most.
+        self._unit = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
+        self.matrix: Vector = matrix / self._unit
+        count = len(self._timed)
+        self._prior = np.concatenate([self._unit[:count], np.zeros(len(self._unit) - count)])
+        # A rate, in this unit, is the part of a model's time that it explains; a timed kind may have any.
+        self._least = np.array(
+            [0.0] * count + [-np.inf if kind in TIMED else 0.0 for kind in self._kinds] + [0.0]
+        )
+        share = np.concatenate([self._unit[:count], np.ones(len(self._unit) - count)])
+        self._weight = PRIOR / np.maximum(share, 0.1)
 
     def solve(self, rows: Sequence[int] | range) -> Vector:
-        """The scales and rates that fit these models best, in this class's units."""
+        """The coefficients that fit these models best."""
         chosen = list(rows)
-        scaled = self.matrix[chosen] / self.measured[chosen][:, None]
-        matrix = np.concatenate([scaled, np.diag(self._weight)])
+        matrix = np.concatenate([self.matrix[chosen], np.diag(self._weight)])
         wanted = np.concatenate([np.ones(len(chosen)), self._weight * self._prior])
-        return lsq_linear(matrix, wanted, bounds=(0, np.inf), method="bvls").x
+        return lsq_linear(matrix, wanted, bounds=(self._least, np.inf), method="bvls").x
+
+    def read(self, solution: Vector) -> tuple[dict[str, float], dict[str, float], float]:
+        """Scales and rates by kind, and the rest."""
+        values = (solution / self._unit).tolist()
+        count = len(self._timed)
+        scales = dict(zip(self._timed, values[:count], strict=True))
+        rates = dict(zip(self._kinds, values[count:-1], strict=True))
+        return scales, rates, values[-1]
+
+    def _times(self, model: WholeModel, times: OperatorTimes) -> list[float]:
+        return [
+            sum(times.net_ms(operation) for operation in model.operations if operation.kind == kind)
+            for kind in self._timed
+        ]
+
+    def _moves(self, model: WholeModel) -> list[float]:
+        return [
+            float(sum(_moved(operation) for operation in model.operations if operation.kind == kind))
+            for kind in self._kinds
+        ]
 
 
-def _amount(name: str, model: WholeModel, times: OperatorTimes) -> float:
-    if name == REST:
-        return 1.0
-    if name == COUNT:
-        return float(len(model.operations))
-    of_kind = [operation for operation in model.operations if operation.kind == name]
-    if name in TIMED:
-        return sum(times.ms[operation] for operation in of_kind)
-    return float(sum(operation.elements for operation in of_kind))
+def _moved(operation: Operation) -> int:
+    """Numbers that are read and written, but for the weights of a timed operation."""
+    if operation.kind in ("convolution", "linear"):
+        return prod(operation.inputs[0]) + prod(operation.output)
+    return operation.elements

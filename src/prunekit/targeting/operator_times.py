@@ -12,13 +12,16 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.files import write_atomically
-from prunekit.measure.operation import Operation
+from prunekit.measure.operation import Operation, frame_of
 from prunekit.measure.rounds import ROUNDS, time_rounds
 from prunekit.targeting.rig import Rig
 
-SCHEMA = "prunekit.operator_times/1"
+SCHEMA = "prunekit.operator_times/2"
 TOGETHER = 12
 """Operations that are open and timed at once, beside the reference."""
+
+NET = 0.02
+"""The least share of a measured time that counts as the operation's own."""
 
 Progress = Callable[[int, int], None]
 
@@ -41,6 +44,10 @@ class OperatorTimes:
         """Those that have not been timed, each once, in order."""
         return [operation for operation in dict.fromkeys(operations) if operation not in self.ms]
 
+    def net_ms(self, operation: Operation) -> float:
+        """Its time without that of what is timed along with it, such as calling a model at all."""
+        return max(self.ms[operation] - self.ms.get(frame_of(operation), 0.0), NET * self.ms[operation])
+
     def measure(
         self,
         rig: Rig,
@@ -60,12 +67,12 @@ class OperatorTimes:
             rounds: of timing.
             progress: called with (operations done, of how many).
         """
-        wanted = [(max(each, key=lambda one: one.elements), self.missing(each)) for each in classes if each]
+        framed = [[*map(frame_of, each), *each] for each in classes if each]
+        wanted = [(max(each, key=lambda one: one.macs), self.missing(each)) for each in framed]
         total = len(dict.fromkeys(operation for _, missing in wanted for operation in missing))
         done = 0
-        for reference, _ in wanted:
-            each = next(missing for first, missing in wanted if first is reference)
-            missing = self.missing(each)
+        for reference, operations in wanted:
+            missing = self.missing(operations)
             for start in range(0, len(missing), TOGETHER):
                 self._measure(rig, reference, missing[start : start + TOGETHER], rounds)
                 done += len(missing[start : start + TOGETHER])
@@ -76,8 +83,9 @@ class OperatorTimes:
 
     def _measure(self, rig: Rig, reference: Operation, operations: Sequence[Operation], rounds: int) -> None:
         others = [operation for operation in operations if operation != reference]
-        runners = [rig.open_operation(operation) for operation in (reference, *others)]
-        times = time_rounds(runners, rounds=rounds)
+        with rig.quietly():
+            runners = [rig.open_operation(operation) for operation in (reference, *others)]
+            times = time_rounds(runners, rounds=rounds)
         at_reference = self.ms.setdefault(reference, float(np.median(times[0])))
         shares = np.median(times[1:] / times[0], axis=1) if others else []
         for operation, share in zip(others, shares, strict=True):

@@ -1,0 +1,175 @@
+"""The planner of one model on one target: measured once, asked as often as one likes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.graph import Groups, find_groups, trace
+from prunekit.importance import score
+from prunekit.measure import Target, check_target, environment
+from prunekit.plan import Goal, Limits
+from prunekit.plan.figures import loss_figure
+from prunekit.plan.levers import MOST_LEVELS, find_levers
+from prunekit.plan.losses import LossCurve, loss_curves
+from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
+from prunekit.targeting.costs import VARIANTS, Costs, Progress, measure_costs
+from prunekit.targeting.operator_times import load_operator_times
+from prunekit.targeting.reach import Reached, reach
+from prunekit.targeting.rig import Rig, rig_for
+from prunekit.targeting.widths import rewarded_widths
+from prunekit.types import Granularity, Scores
+
+NARROWEST = Limits(max_sparsity=0.9)
+"""Where nothing is said: a group that loses nearly everything loses more than its scores say."""
+
+WIDTHS_AND_DEPTH = ("channel", "neuron", "head", "layer")
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """A model with its costs on a target and the losses of its levers.
+
+    Attributes:
+        model: the dense model.
+        groups: all of its groups.
+        costs: on the target.
+        curves: what each lever is taken to lose, and where that comes from.
+        rig: where models are timed.
+        criterion: what scored the units.
+    """
+
+    model: nn.Module
+    groups: Groups
+    costs: Costs
+    curves: tuple[LossCurve, ...]
+    rig: Rig
+    criterion: str = ""
+
+    def reach(self, goals: Goal | Sequence[Goal], *, attempts: int = 8) -> Reached:
+        """Find the plan of least loss that measurably meets the goals: :func:`prunekit.targeting.reach`."""
+        losses = loss_figure([curve.losses for curve in self.curves])
+        return reach(
+            goals,
+            losses,
+            self.costs,
+            self.rig,
+            self.model,
+            self.groups,
+            attempts=attempts,
+            criterion=self.criterion,
+        )
+
+    def remove(self, reached: Reached) -> tuple[Removal, Proof]:
+        """Carry the plan out and prove that it was."""
+        removal = remove(self.model, reached.plan, self.groups)
+        return removal, verify(self.model, removal.model, reached.plan, self.groups)
+
+
+def measure_target(
+    model: nn.Module,
+    args: Tensor | Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Target,
+    folder: Path | str,
+    loss: Callable[[nn.Module], float] | None = None,
+    scores: Scores | None = None,
+    criterion: str = "l2",
+    granularity: Granularity | str | Sequence[Granularity | str] | None = None,
+    only: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    limits: Limits = NARROWEST,
+    per_group: Mapping[str, Limits] | None = None,
+    most_levels: int = MOST_LEVELS,
+    variants: int = VARIANTS,
+    groups: Groups | None = None,
+    tables: Path | str | None = None,
+    in_real_time: bool = False,
+    progress: Progress | None = None,
+) -> Planner:
+    """Measure what pruning a model changes on a target, and by how much each part of it would be missed.
+
+    Args:
+        model: the dense model, in any mode.
+        args: positional example inputs; their sequence length is the one that is timed.
+        kwargs: keyword example inputs.
+        target: what the model is to be fast on.
+        folder: exists; exported models are put there, and stay.
+        loss: the loss of a model on calibration data, the same every time; never on test data. With it the
+            losses of levers are measured; without it they follow from the scores alone.
+        scores: of the groups, by name; default by ``criterion``, which then needs no data.
+        criterion: of the scores.
+        granularity: kinds of units that may go; default channels, neurons, heads and layers.
+        only: patterns of groups, as in ``Groups.select``.
+        ignore: patterns of groups that are kept whole.
+        limits: what no group may be pruned beyond.
+        per_group: limits of groups that match a pattern.
+        most_levels: widths of each group to choose from.
+        variants: whole models that the latency model is fitted to.
+        groups: of the model, where they were found before; then ``args`` and ``kwargs`` are not used.
+        tables: folder in which times of operations are kept by target; default ``prunekit`` in the user's
+            cache.
+        in_real_time: time with real-time scheduling where the process may.
+        progress: called with (what is done, steps done, of how many).
+
+    Raises:
+        MeasurementError: this machine does not have the target; says what to do.
+        TraceError: torch.export cannot follow the model.
+        SelectionError: nothing may be pruned, or a limit cannot be.
+    """
+    check_target(target)
+    groups = groups or find_groups(trace(model, args, kwargs))
+    chosen = groups.select(granularity=granularity or _present(groups), only=only, ignore=ignore)
+    if scores is None:
+        scores = score(model, chosen, criterion)
+    rig = rig_for(groups.graph, target, Path(folder), in_real_time=in_real_time)
+    digest = target.digest(environment())
+    times = load_operator_times(digest, Path(tables or _tables()) / f"{digest}.json")
+    widths = rewarded_widths(
+        groups,
+        chosen,
+        scores,
+        rig,
+        times,
+        limits=limits,
+        per_group=per_group,
+        most_levels=most_levels,
+        progress=None if progress is None else lambda done, of: progress("widths", done, of),
+    )
+    plain, levers = (
+        find_levers(
+            chosen.prunable, scores, limits=limits, per_group=per_group, most_levels=most_levels, widths=given
+        )
+        for given in (None, widths)
+    )
+    costs = measure_costs(
+        model, groups, levers, rig, times, examples=plain, variants=variants, progress=progress
+    )
+    sensitivities = None
+    if loss is not None:
+        sensitivities = measure_unit_sensitivity(
+            model,
+            levers,
+            groups,
+            loss,
+            progress=None if progress is None else lambda done, of: progress("losses", done, of),
+        )
+    curves = loss_curves(levers, scores, sensitivities)
+    return Planner(model, groups, costs, curves, rig, criterion)
+
+
+def _present(groups: Groups) -> list[str]:
+    """Of the kinds that are pruned by default, those that the model has."""
+    kinds = {group.granularity.value for group in groups}
+    return [kind for kind in WIDTHS_AND_DEPTH if kind in kinds]
+
+
+def _tables() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "prunekit" / "tables"

@@ -1,0 +1,94 @@
+"""Which widths a target rewards: measured, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prunekit.graph import Groups
+from prunekit.graph.operations import Operations
+from prunekit.measure.operation import Operation
+from prunekit.plan.levers import MOST_LEVELS, Lever, find_levers
+from prunekit.plan.limits import UNLIMITED, Limits
+from prunekit.plan.select import keep_mask
+from prunekit.targeting.operator_times import OperatorTimes, Progress
+from prunekit.targeting.rig import Rig
+from prunekit.types import Scores
+
+FINER = 3
+"""Widths that are timed for each one that is offered."""
+
+
+def rewarded_widths(
+    groups: Groups,
+    chosen: Groups,
+    scores: Scores,
+    rig: Rig,
+    times: OperatorTimes,
+    *,
+    limits: Limits = UNLIMITED,
+    per_group: Mapping[str, Limits] | None = None,
+    most_levels: int = MOST_LEVELS,
+    progress: Progress | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Time the operators of each group at many widths, the others whole, and take the widths that pay.
+
+    Time falls with the width in stairs, as wide as the registers and kernels of the runtime make them. Near
+    each of ``most_levels`` evenly spread widths the one is taken whose time lies farthest below the straight
+    line between the narrowest and the whole group; of equal ones the widest.
+
+    Args:
+        groups: all groups of the model.
+        chosen: those that may be pruned.
+        scores: by group name ``[units]``.
+        rig: where operations are timed.
+        times: of this rig's target.
+        limits: what no group may be pruned beyond; a ``round_to`` leaves less to find out.
+        per_group: limits of groups that match a pattern.
+        most_levels: widths for each group, the whole one included.
+        progress: called with (operations done, of how many).
+
+    Returns:
+        By group name the units to keep, falling, for ``find_levers(widths=...)``.
+    """
+    fine = find_levers(
+        chosen.prunable,
+        scores,
+        limits=limits,
+        per_group=per_group,
+        most_levels=FINER * (most_levels - 1) + 1,
+    )
+    operations = Operations(groups)
+    batch = rig.target.batch if groups.graph.batch_is_open else None
+    widths = [lever for lever in fine if lever.unit is None]
+    along = {lever.name: _along(lever, operations, groups, batch) for lever in widths}
+    times.measure(rig, [each for lists in along.values() for each in lists], progress=progress)
+    found = {}
+    for lever in widths:
+        ms = np.sum([[times.net_ms(one) for one in each] for each in along[lever.name]], axis=0)
+        kept = lever.kept if not along[lever.name] else lever.kept[_best(lever.kept, ms, most_levels)]
+        found[lever.name] = tuple((kept * lever.group.blocks).tolist())
+    return found
+
+
+def _along(lever: Lever, operations: Operations, groups: Groups, batch: int | None) -> list[list[Operation]]:
+    """For each timed operator of a group the operations at the lever's widths."""
+    name = lever.group.name
+    masks = [groups.tied({name: keep_mask(lever.order, int(kept))}) for kept in lever.kept]
+    found = [
+        [operations.operation(placed, mask, batch) for mask in masks]
+        for placed in operations.placed
+        if name in placed.groups
+    ]
+    return [each for each in found if each[0].is_timed]
+
+
+def _best(kept: np.ndarray, ms: np.ndarray, most: int) -> list[int]:
+    """The places of the widths to offer."""
+    if len(kept) <= most:
+        return list(range(len(kept)))
+    share = (kept - kept[-1]) / (kept[0] - kept[-1])
+    below = ms[-1] + share * (ms[0] - ms[-1]) - ms
+    bins: Sequence[np.ndarray] = np.array_split(np.arange(1, len(kept)), most - 1)
+    return [0, *(int(places[np.argmax(below[places])]) for places in bins)]
