@@ -180,8 +180,8 @@ DEFAULTS = """# The defaults against plain fine-tuning
 Test accuracy after the same budget (20 % of the parent's training, for the encoder 40 %), the same seeds
 and batch size. Defaults: what a recipe without a word about it does ([the
 rule](../recovery.md#optimizer-and-learning-rate)). SGD trained the first and the last network: SGD at 0.01
-with 5 % warm-up and a cosine. AdamW trained the encoder: AdamW at its highest rate along a cosine after 10
-% warm-up where layers went, which are the settings of `peak`; at a constant tenth of it where heads or
+with 5 % warm-up and a cosine. AdamW trained the encoder: AdamW at its highest rate along a cosine after
+10 % warm-up where layers went, which are the settings of `peak`; at a constant tenth of it where heads or
 neurons went, which is plain fine-tuning after 5 % warm-up. This rule was chosen on validation data, by
 people who had seen the test figures of the other columns, those of an earlier rule (`earlier`: 5 % warm-up,
 another weight decay, the highest rate less often) among them. Plain: the parent's optimizer at the last
