@@ -109,7 +109,7 @@ def write_cycle(
         },
     )
     left = {key: round(value * (1 - target * 0.997)) for key, value in cost.items()}
-    goal = {"kind": "macs", "remove": 0.5, "reach": None, "tolerance": 0.02}
+    goal = {"kind": "macs", "remove": 0.5, "reach": None, "tolerance": 0.02, "percentile": None}
     write_stage(
         root,
         f"{cycle}/plan",

@@ -62,11 +62,13 @@ class Reached:
         plan: what to remove.
         goals: what was asked.
         attempts: in order; the last is the plan's.
+        overdone: every goal is more than met, and all nearer plans that were tried missed one.
     """
 
     plan: PruningPlan
     goals: tuple[Goal, ...]
     attempts: tuple[Attempt, ...]
+    overdone: bool = False
 
     @property
     def measured(self) -> Mapping[str, float]:
@@ -149,16 +151,29 @@ class _Search:
         correction = {str(goal): 1.0 for goal in self.goals}
         while len(tried) < most:
             chosen, spent = self._chosen(correction)
-            if chosen is None:
-                raise self._out_of_reach(tried)
-            tried.append(self._attempt(chosen, spent))
+            tried.append(self._attempt(self._fastest() if chosen is None else chosen, spent))
+            if self._surpluses(tried[-1]) is None and chosen is None:
+                raise self._out_of_reach(tried[-1])
             if self._is_met(tried[-1]):
-                for goal in self.goals:
-                    if goal.kind in ("speedup", "latency_ms", "throughput"):
-                        check_steady(tried[-1].comparison, goal)
-                return Reached(self._plan(tried[-1].levels), self.goals, tuple(tried))
+                return self._reached(tried)
             correction = self._corrected(tried)
-        raise self._not_met(tried)
+        enough = [attempt for attempt in tried if self._surpluses(attempt) is not None]
+        if not enough:
+            raise self._not_met(tried)
+        nearest = min(enough, key=lambda attempt: attempt.objective)
+        others = [attempt for attempt in tried if attempt is not nearest]
+        return self._reached([*others, nearest], overdone=True)
+
+    def _reached(self, tried: Sequence[Attempt], *, overdone: bool = False) -> Reached:
+        for goal in self.goals:
+            if goal.kind in ("speedup", "latency_ms", "throughput"):
+                check_steady(tried[-1].comparison, goal)
+        return Reached(self._plan(tried[-1].levels), self.goals, tuple(tried), overdone)
+
+    def _fastest(self) -> Chosen:
+        """The levels of the least milliseconds, whatever they lose."""
+        found = choose(self.costs.ms, [], self.costs.sizes, seconds=self._solver_seconds)
+        return found or Chosen(self.costs.levers.last, 0.0, "descent", proven=False)
 
     def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
         begin = time.perf_counter()
@@ -281,15 +296,19 @@ class _Search:
             return self._memory_beside() + costs.param_bytes.at(levels)
         return self._figure(goal).at(levels)
 
+    def _surpluses(self, attempt: Attempt) -> list[float] | None:
+        """By how much each goal is more than met; None where one is missed by more than its tolerance."""
+        found = [self._surplus(goal, attempt.measured[str(goal)]) for goal in self.goals]
+        missed = any(surplus < -goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
+        return None if missed else found
+
     def _is_met(self, attempt: Attempt) -> bool:
         """Every goal is met but for its tolerance, and one of them is not overdone beyond it."""
-        overdone = []
-        for goal in self.goals:
-            surplus = self._surplus(goal, attempt.measured[str(goal)])
-            if surplus < -goal.tolerance:
-                return False
-            overdone.append(surplus > goal.tolerance)
-        return not all(overdone) or not attempt.levels.any() or self._has_quality_goal
+        found = self._surpluses(attempt)
+        if found is None:
+            return False
+        near = any(surplus <= goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
+        return near or not attempt.levels.any() or self._has_quality_goal
 
     @property
     def _has_quality_goal(self) -> bool:
@@ -332,16 +351,12 @@ class _Search:
             after=self.groups.cost(masks),
         )
 
-    def _out_of_reach(self, tried: Sequence[Attempt]) -> GoalError:
-        """Measure the fastest model there is, and name what keeps it from being faster."""
-        last = self.costs.levers.last
-        fastest = choose(self.costs.ms, [], self.costs.sizes, seconds=self._solver_seconds)
-        levels = last if fastest is None else fastest.levels
-        best = self._attempt(Chosen(levels, 0.0, "descent", proven=True), 0.0)
+    def _out_of_reach(self, best: Attempt) -> GoalError:
+        """Say how fast the fastest model is, and name what keeps it from being faster."""
         figures = "; ".join(f"{goal}: the best is {best.measured[str(goal)]:,.4g}" for goal in self.goals)
         return GoalError(
             f"The goal {' and '.join(map(str, self.goals))} is out of reach: {figures}, measured with every "
-            f"group at its least or its fastest. What takes longest then: {self._slowest(levels)}",
+            f"group at its least or its fastest. What takes longest then: {self._slowest(best.levels)}",
             expected="a goal within that",
             where="goal",
             remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +96,20 @@ class Rig:
         return open_target(self.target, Path(artifact.path), feed(artifact, args, kwargs))
 
     def open_operation(self, operation: Operation) -> TargetRunner:
-        """Open a model that is one operation alone, whose shapes need not show the batch of the target."""
-        if RUNTIMES[self.target.runtime].takes != "file":
+        """Open a model that is one operation alone."""
+        target = self.target
+        runtime = RUNTIMES[target.runtime]
+        open_it = partial(
+            runtime.open, threads=target.threads, device=target.device, precision=target.precision
+        )
+        if runtime.takes != "file":
             module, args = torch_of(operation)
-            return self._open_alone(module, (args, {}))
+            return open_it(module, (args, {}))
         model, inputs = onnx_of(operation)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file:
             file.write(model)
             file.flush()
-            return self._open_alone(Path(file.name), inputs)
-
-    def _open_alone(self, model: Any, inputs: Any) -> TargetRunner:
-        target = self.target
-        return RUNTIMES[target.runtime].open(
-            model, inputs, threads=target.threads, device=target.device, precision=target.precision
-        )
+            return open_it(Path(file.name), inputs)
 
 
 def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
@@ -135,7 +135,6 @@ def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = 
             remedy="Trace the model with the batch of the target, or let it take any batch",
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
-    # The module of a target runs where the graph was traced; its device is the target's to choose.
     return Rig(target, inputs, example, folder, graph.batch_is_open, in_real_time)
 
 

@@ -1,0 +1,139 @@
+"""Goals that a target measures, reached on a small network; oracles: exact counts, files and processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import prunekit as pk
+from prunekit.errors import GoalError, MeasurementError
+from prunekit.measure import file_size
+from prunekit.targeting.measuring import check_steady, precision
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> pk.Planner:
+    torch.manual_seed(0)
+    return pk.measure_target(
+        Network().eval(),
+        torch.randn(2, 3, 16, 16),
+        target=pk.Target("onnxruntime", threads=1, batch=4),
+        folder=tmp_path_factory.mktemp("exports"),
+        tables=tmp_path_factory.mktemp("tables"),
+        most_levels=5,
+        variants=3,
+    )
+
+
+def test_what_is_predicted_of_no_cut_is_the_dense_model(planner):
+    nothing = np.zeros(len(planner.costs.levers), dtype=int)
+    cost = planner.groups.cost()
+    assert planner.costs.params.at(nothing) == cost.params
+    assert planner.costs.param_bytes.at(nothing) == cost.param_bytes
+    assert planner.costs.macs.at(nothing) == 4 * cost.macs
+    assert len(planner.costs.latency.errors) == len(planner.costs.latency.models) == 4
+
+
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_a_counted_goal_is_met_by_the_model_itself(planner, kind):
+    reached = planner.reach(pk.Goal(kind, remove=0.5, tolerance=0.2))
+    removal, proof = planner.remove(reached)
+    before, after = getattr(reached.plan.before, kind), getattr(reached.plan.after, kind)
+    assert proof.passed
+    assert abs(after / (before / 2) - 1) <= 0.2
+    if kind == "params":
+        assert after == sum(parameter.numel() for parameter in removal.model.parameters())
+
+
+def test_a_size_is_that_of_the_file(planner):
+    dense = file_size(planner.rig.artifact(planner.model, "dense").path)
+    goal = pk.Goal("size_bytes", reach=0.6 * dense, tolerance=0.1)
+    reached = planner.reach(goal)
+    small = reached.measured[str(goal)]
+    assert abs(small / (0.6 * dense) - 1) <= 0.1
+    written = {file_size(path) for path in planner.rig.folder.glob("plan-*.onnx")}
+    assert small in written
+
+
+def test_several_goals_are_all_met(planner):
+    goals = [pk.Goal("params", remove=0.3, tolerance=0.1), pk.Goal("macs", remove=0.6, tolerance=0.1)]
+    plan = planner.reach(goals).plan
+    assert plan.after.params <= 0.7 * plan.before.params * 1.1
+    assert plan.after.macs <= 0.4 * plan.before.macs * 1.1
+
+
+def test_a_bound_on_the_loss_makes_the_latency_least(planner):
+    strict, loose = (planner.reach(pk.Goal("quality_drop", reach=bound)).attempts[-1] for bound in (0.2, 1.0))
+    assert max(strict.measured.values()) <= 0.2
+    assert loose.objective < strict.objective
+
+
+def test_a_plan_survives_being_written_down(planner):
+    plan = planner.reach(pk.Goal("params", remove=0.4, tolerance=0.1)).plan
+    assert pk.PruningPlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("goal", "says"),
+    [
+        (pk.Goal("speedup", reach=1000), "out of reach"),
+        (pk.Goal("latency_ms", reach=1e-6), "out of reach"),
+        (pk.Goal("memory_bytes", reach=1000), "the runtime"),
+    ],
+)
+def test_a_goal_beyond_the_smallest_model_says_how_far_it_goes(planner, goal, says):
+    with pytest.raises(GoalError, match=says):
+        planner.reach(goal)
+
+
+def test_a_second_goal_times_no_operation_again(planner):
+    before = dict(planner.costs.latency.times.ms)
+    planner.reach(pk.Goal("params", remove=0.2, tolerance=0.2))
+    assert planner.costs.latency.times.ms == before
+
+
+def test_noise_is_told_with_the_pairs_it_takes(planner):
+    comparison = planner.reach(pk.Goal("params", remove=0.2, tolerance=0.2)).comparison
+    goal = pk.Goal("speedup", reach=2, tolerance=1e-9)
+    with pytest.raises(MeasurementError, match="pairs would be needed"):
+        check_steady(comparison, goal)
+    known = precision(comparison, 0.01)
+    assert known.needed == pytest.approx(known.pairs * (known.half_width / 0.01) ** 2, abs=1)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "torch_eager"])
+def test_other_runtimes_reach_counts_too(runtime, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    target = pk.Target(runtime, threads=1, batch=8)
+    planner = pk.measure_target(
+        model, torch.randn(2, 16), target=target, folder=tmp_path, tables=tmp_path, most_levels=8, variants=2
+    )
+    plan = planner.reach(pk.Goal("params", remove=0.5, tolerance=0.2)).plan
+    assert abs(plan.after.params / (plan.before.params / 2) - 1) <= 0.2
+
+
+def test_where_levels_are_too_coarse_the_goal_is_overdone_rather_than_missed(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    target = pk.Target("onnxruntime", threads=1, batch=8)
+    planner = pk.measure_target(
+        model, torch.randn(2, 16), target=target, folder=tmp_path, tables=tmp_path, most_levels=3, variants=2
+    )
+    reached = planner.reach(pk.Goal("params", remove=0.3, tolerance=0.01), attempts=4)
+    assert reached.overdone
+    assert reached.plan.after.params <= 0.7 * reached.plan.before.params
