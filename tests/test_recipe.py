@@ -179,6 +179,12 @@ MISTAKES = {
         "'runtime'",
         "a key of target: runtime, threads",
     ),
+    "memory of a module": (
+        SHORT.replace("remove: 0.5", "kind: memory_bytes, reach: 1000") + "target: {runtime: torch_eager}\n",
+        "target.runtime (line 4)",
+        "the goal is memory_bytes",
+        "onnxruntime or openvino",
+    ),
     "another runtime": (SHORT + "target: {runtime: onnx}\n", "target.runtime", "'onnx'", "`openvino`"),
     "empty section": (SHORT + "schedule:\n", "schedule (line 4)", "It is None", "a section with cycles"),
     "one shot in two": (

@@ -297,6 +297,17 @@ class Recipe(Section):
         return self.validate_.model_copy(update={**same, **own})
 
     @model_validator(mode="after")
+    def _memory_is_of_what_serves_files(self) -> Recipe:
+        runtime = self.target_or_default.runtime
+        if runtime.startswith("torch_") and any(goal.kind == "memory_bytes" for goal in self.goals):
+            raise MistakeError(
+                "target.runtime",
+                f"It is {runtime}, and the goal is memory_bytes",
+                "onnxruntime or openvino, which serve exported models, or another goal",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _knows_the_original_budget(self) -> Recipe:
         if self.recover.share_of_original is not None and self.parent.checkpoint is not None:
             raise MistakeError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
-from prunekit.measure import LatencyComparison, file_size, peak_memory
+from prunekit.measure import LatencyComparison, file_size
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Figure
 from prunekit.plan.knapsack import SECONDS, Chosen, Limit, choose
@@ -232,11 +232,7 @@ class _Search:
         return self._dense_memory - self.costs.param_bytes.at(self._nothing)
 
     def _memory(self, artifact: object) -> int:
-        return peak_memory(
-            artifact.path,  # pyright: ignore[reportAttributeAccessIssue]
-            self._dense.inputs,
-            threads=self.rig.target.threads,
-        ).peak_bytes
+        return self.rig.peak_bytes(artifact, self._dense)
 
     def _attempt(self, chosen: Chosen, choosing_s: float) -> Attempt:
         begin = time.perf_counter()

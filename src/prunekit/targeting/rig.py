@@ -19,7 +19,7 @@ from prunekit.deploy import OnnxExport, export_onnx, feed
 from prunekit.errors import MeasurementError
 from prunekit.files import file_digest, write_atomically
 from prunekit.graph import Graph
-from prunekit.measure import RUNTIMES, Target, check_target, open_target
+from prunekit.measure import RUNTIMES, Target, check_target, open_target, peak_memory
 from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
@@ -94,6 +94,28 @@ class Rig:
             return open_target(self.target, artifact, self.inputs)
         args, kwargs = self.inputs
         return open_target(self.target, Path(artifact.path), feed(artifact, args, kwargs))
+
+    def peak_bytes(self, artifact: Any, runner: TargetRunner) -> int:
+        """Peak memory of a process that serves what was exported, on the inputs of a runner.
+
+        Raises:
+            MeasurementError: the runtime does not serve files.
+        """
+        target = self.target
+        if RUNTIMES[target.runtime].takes != "file":
+            raise MeasurementError(
+                "Memory while serving was asked for, and the runtime does not serve exported models",
+                expected="onnxruntime or openvino",
+                where=str(target),
+                remedy="Ask for size_bytes, or for another runtime",
+            )
+        return peak_memory(
+            artifact.path,
+            runner.inputs,
+            threads=target.threads,
+            runtime=target.runtime,  # pyright: ignore[reportArgumentType]
+            precision=target.precision,
+        ).peak_bytes
 
     def open_operation(self, operation: Operation) -> TargetRunner:
         """Open a model that is one operation alone."""

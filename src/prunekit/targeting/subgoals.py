@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from prunekit.measure import peak_memory
 from prunekit.plan import Goal
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.reach import stored_bytes
@@ -35,10 +34,7 @@ def dense_figures(goals: Sequence[Goal], planner: Planner) -> dict[str, float]:
         "params": float(cost.params),
     }
     if any(goal.kind == "memory_bytes" for goal in goals):
-        runner = rig.open_artifact(artifact)
-        found["memory_bytes"] = float(
-            peak_memory(artifact.path, runner.inputs, threads=rig.target.threads).peak_bytes
-        )
+        found["memory_bytes"] = float(rig.peak_bytes(artifact, rig.open_artifact(artifact)))
     return found
 
 
