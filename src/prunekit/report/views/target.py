@@ -191,13 +191,21 @@ def _attempt(number: int, attempt: Entry, plan: Entry) -> AttemptRow:
     kinds = [goal.at("kind").text for goal in goals]
     return AttemptRow(
         number=number,
-        asked=tuple(asked_figure(goal) for goal in goals),
+        asked=tuple(_asked_of_cycle(goal) for goal in goals),
         predicted=tuple(figure_of(attempt.at("predicted", place), kind) for place, kind in enumerate(kinds)),
         measured=tuple(figure_of(attempt.at("measured", place), kind) for place, kind in enumerate(kinds)),
         error=_error(attempt.at("predicted_speedup"), attempt.at("speedup", "median")),
         loss=measured(attempt.at("loss")),
         seconds=measured(attempt.at("seconds"), "s"),
     )
+
+
+def _asked_of_cycle(goal: Entry) -> Figure:
+    """What follows for a cycle from the goal of the run: a figure that nobody chose, so it is rounded."""
+    remove = goal.at("remove")
+    if remove.number is not None:
+        return derived(remove.number, f"{percent_text(remove.number)} fewer", remove)
+    return figure_of(goal.at("reach"), goal.at("kind").text)
 
 
 def _error(predicted: Entry, found: Entry) -> Figure:
