@@ -80,7 +80,7 @@ def page(cells: Sequence[Cell]) -> str:
     lines = [
         "# Speed-ups asked for and measured",
         "",
-        "`python -m benchmarks.target`: each cell is a model on a runtime at a batch, in a process of its own.",
+        "`python -m benchmarks.target`: each cell is a model on a runtime at a batch, in its own process.",
         "Its costs are measured once, then four speed-ups are asked for, to be met within 3 %: the plan is",
         "chosen, exported, timed in pairs beside the dense model, corrected and chosen again. Losses follow",
         "from weight norms, because only speed is in question here.",
@@ -144,8 +144,8 @@ def _where(environment: dict[str, Any]) -> list[str]:
     cpu, packages = environment["cpu"], environment["packages"]
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     return [
-        f"Machine: {cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} shared cores, 2 threads;",
-        f"{versions}; {environment['date'][:10]}. Timing with real-time scheduling.",
+        f"Machine: {cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} shared cores;",
+        f"{versions}; {environment['date'][:10]}. 2 threads, real-time scheduling.",
     ]
 
 

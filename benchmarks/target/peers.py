@@ -4,7 +4,8 @@
 
 ONNX Runtime, batch 1, 2 threads. Every way is brought to the same measured speed-up, to 3 %, and is judged
 by the increase of a loss on data that none of them saw: of two halves of the calibration data the first says
-what levers lose, the second judges. Nothing is trained. Writes ``docs/benchmarks/target_peers.json`` and ``.md``.
+what levers lose, the second judges. Nothing is trained. Writes ``docs/benchmarks/target_peers.json`` and
+``target_peers.md``.
 """
 
 from __future__ import annotations
