@@ -87,7 +87,7 @@ def _of_cycle(
     if share == 1 or before is None:
         return goal
     if goal.kind == "throughput":
-        return replace(goal, reach=before * _faster(max(1.0, asked / before), share))
+        return goal if asked <= before else replace(goal, reach=before * _faster(asked / before, share))
     assert goal.kind in ON_THE_WAY, goal.kind
     return replace(goal, reach=max(asked, before - (before - asked) * share))
 
