@@ -36,8 +36,8 @@ def test_speedups_of_cycles_multiply_to_the_goal(speedup, cycles, curve):
     for share in shares(curve, cycles):
         step = only(Goal("speedup", reach=speedup), share, speedup=done).reach
         done *= step
-        assert math.isclose(1 / done, 1 - (1 - 1 / speedup) * share, rel_tol=1e-9)
-    assert math.isclose(done, speedup, rel_tol=1e-9)
+        assert math.isclose(1 / done, 1 - (1 - 1 / speedup) * share, rel_tol=1e-5)
+    assert math.isclose(done, speedup, rel_tol=1e-5)
 
 
 def test_a_cycle_makes_up_for_the_one_before():

@@ -80,18 +80,27 @@ def _of_cycle(
         return replace(goal, reach=None, remove=max(0.0, 1 - asked / now[goal.kind]))
     asked = float(goal.reach or 0)
     if goal.kind == "speedup":
-        return replace(goal, reach=_faster(asked, share) / speedup)
+        return replace(goal, reach=_rounded(_faster(asked, share) / speedup))
     if goal.kind == "quality_drop":
-        return replace(goal, reach=asked * (share - earlier))
+        return replace(goal, reach=_rounded(asked * (share - earlier)))
     before = dense.get(goal.kind)
     if share == 1 or before is None:
         return goal
     if goal.kind == "throughput":
-        return goal if asked <= before else replace(goal, reach=before * _faster(asked / before, share))
+        return (
+            goal
+            if asked <= before
+            else replace(goal, reach=_rounded(before * _faster(asked / before, share)))
+        )
     assert goal.kind in ON_THE_WAY, goal.kind
-    return replace(goal, reach=max(asked, before - (before - asked) * share))
+    return replace(goal, reach=_rounded(max(asked, before - (before - asked) * share)))
 
 
 def _faster(speedup: float, share: float) -> float:
     """The speed-up after a share of the time that a whole speed-up saves."""
     return 1 / (1 - (1 - 1 / speedup) * share)
+
+
+def _rounded(figure: float) -> float:
+    """Six digits, far finer than any tolerance, so that messages can be read."""
+    return float(f"{figure:.6g}")
