@@ -5,6 +5,7 @@ from pathlib import Path
 from prunekit.plan import Goal
 from prunekit.recipe import Recipe, load_recipe
 
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 SHORT = "name: tiny\nworkload: workload.py\ngoal: {remove: 0.5}\n"
 
 
@@ -41,3 +42,11 @@ def test_validation_is_on_the_target_unless_it_says_otherwise(tmp_path):
     assert settings("") == ("onnxruntime", 1, 1, "fp32")
     assert settings(target) == ("openvino", 8, 2, "bf16")
     assert settings(target + "validate: {batch: 1, precision: fp32}") == ("openvino", 1, 2, "fp32")
+
+
+def test_the_example_asks_for_a_speedup():
+    recipe = load_recipe(DIGITS / "target.yaml")
+    dense = load_recipe(DIGITS / "recipe.yaml")
+    assert [str(section.goal) for section in recipe.goals] == ["2.0 speedup"]
+    assert (recipe.by_target, dense.by_target) == (True, False)
+    assert (recipe.workload, recipe.parent) == (dense.workload, dense.parent)

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from prunekit.errors import (
     GoalError,
+    MeasurementError,
     ProofError,
     RecipeError,
     SelectionError,
@@ -38,6 +39,12 @@ BLAMED = {
     "another choice": (SelectionError("No", where="group 'x'"), "", "groups (line 7)", "group 'x'"),
     "the scope": (SelectionError("It is 'x'", where="scope"), "", "goal.scope (line 3)", ""),
     "the goal": (GoalError("Too much", where="goal"), "cycle-01/plan", "goal.reach (line 5)", ""),
+    "the target": (
+        MeasurementError("Too noisy", where="goal 2 speedup"),
+        "cycle-01/plan",
+        "target",
+        "goal 2 speedup",
+    ),
     "its kind": (GoalError("Unknown", where="kind"), "", "goal.kind (line 4)", ""),
     "the workload": (
         WorkloadError("NaN", where="w.py:3: split a"),
