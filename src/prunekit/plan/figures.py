@@ -143,16 +143,25 @@ def valued(terms: Iterable[OperationTerm], value: Callable[[Operation], float]) 
 def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) -> Figure:
     """The number of parameters, or their bytes, at any levels.
 
-    A tensor that only layers read goes with the last of them; of what several layers read none goes.
+    A tensor goes with a layer that alone reads it; what several layers read stays. Parameters that nothing
+    reads stay, but for those of a layer that goes.
     """
     masks = _masks(levers, groups)
     width = {lever.group.name: place for place, lever in enumerate(levers) if lever.unit is None}
+    unread = frozenset(groups.left_unread({}))
     lost = {
-        place: groups.lost_tensors(_without(lever))
+        place: groups.lost_tensors(_without(lever)) | (unread - set(groups.left_unread(_without(lever))))
         for place, lever in enumerate(levers)
         if lever.unit is not None
     }
-    tables = []
+    tables: list[tuple[Scope, npt.NDArray[np.float64]]] = []
+    for name in sorted(unread):
+        tensor = groups.graph.tensor(name)
+        worth = tensor.element_size() if in_bytes else 1
+        scope = tuple(place for place, names in lost.items() if name in names)
+        table = np.zeros((2,) * len(scope))
+        table[(0,) * len(scope)] = worth * tensor.numel()
+        tables.append((scope, table))
     for name in sorted(groups.graph.trainable):
         if name not in groups.tensor_names:
             continue
