@@ -51,6 +51,23 @@ class Figure:
         return Figure(self.constant * factor, {scope: table * factor for scope, table in self.terms.items()})
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A figure that may not be above a bound.
+
+    Attributes:
+        figure: such as the milliseconds of a call.
+        most: the bound, > 0.
+    """
+
+    figure: Figure
+    most: float
+
+    def is_met(self, levels: IntArray) -> bool:
+        """Whether the figure is within the bound, but for rounding."""
+        return self.figure.at(levels) <= self.most * (1 + 1e-9)
+
+
 def figure_of(tables: Iterable[tuple[Scope, npt.NDArray[np.float64]]], constant: float = 0.0) -> Figure:
     """Add up tables; those of equal scopes become one, those of none go into the constant."""
     terms: dict[Scope, npt.NDArray[np.float64]] = {}
