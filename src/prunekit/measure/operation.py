@@ -85,7 +85,7 @@ def onnx_of(operation: Operation, seed: int = 0) -> tuple[bytes, Arrays]:
         builder.nodes,
         operation.kind,
         [_value(name, array.shape) for name, array in builder.inputs.items()],
-        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)],
+        [_value("out", operation.output)],
         builder.constants,
     )
     opset = onnx.helper.make_opsetid("", 20)
@@ -121,6 +121,13 @@ class _Builder:
         scale = 1 / np.sqrt(max(1, prod(shape[1:])))
         values = self._random.standard_normal(shape, dtype=np.float32) * np.float32(scale)
         self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def number(self, name: str, value: float) -> str:
+        """A constant of one number."""
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype=np.float32), name))
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -177,7 +184,8 @@ def _attention(build: _Builder) -> None:
     ]
     rank = len(query)
     build.node("Transpose", [given[1]], "turned", perm=[*range(rank - 2), rank - 1, rank - 2])
-    build.node("MatMul", [given[0], "turned"], "products")
+    build.node("Mul", [given[0], build.number("scale", 1 / np.sqrt(query[-1]))], "scaled")
+    build.node("MatMul", ["scaled", "turned"], "products")
     build.node("Softmax", ["products"], "weights", axis=-1)
     build.node("MatMul", ["weights", given[2]], "out")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from prunekit.errors import GoalError, RunError
+from prunekit.errors import GoalError, UsageError
 from prunekit.plan import PruningPlan
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.moves import moved_back, moved_on
@@ -95,7 +95,7 @@ def refine(
         seed: of what is proposed.
 
     Raises:
-        RunError: optuna is not installed.
+        UsageError: optuna is not installed.
         GoalError: no trials.
         CalibrationError: a loss that is not a finite number.
     """
@@ -155,7 +155,7 @@ def search(
         seed: of what is proposed.
 
     Raises:
-        RunError: optuna is not installed.
+        UsageError: optuna is not installed.
         GoalError: no trials, or a start outside the limits.
 
     Source: the algorithm is NSGA-II with one objective, as optuna has it: Deb et al., 2002, A Fast and
@@ -231,7 +231,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise RunError(
+        raise UsageError(
             "optuna is not installed", expected="optuna", remedy="pip install 'prunekit[search]'"
         ) from error
     return optuna
