@@ -58,7 +58,7 @@ def test_the_version():
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    assert {"run", "inspect", "load", "report"} <= set(
+    assert {"run", "inspect", "load", "target", "report"} <= set(
         re.findall(r"^ +(\w+) ", result.stdout, flags=re.MULTILINE)
     )
 

@@ -24,6 +24,7 @@ from prunekit.errors import PrunekitError
 from prunekit.progress import Bars, Lines
 
 if TYPE_CHECKING:
+    from prunekit.measure import Machine
     from prunekit.workflow import Inspection, Outcome
 
 ACCEPTED, REFUSED, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -102,6 +103,31 @@ def inspect(
             _print_slices(found)
         else:
             _print_inspection(found)
+
+
+@app.command()
+def target(
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime", help="A runtime to measure; may be given again (default: those installed)."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads within an operator.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Wider intervals, sooner.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Describe this machine: its runtimes, and what zeros, widths and precisions are worth on them."""
+    with _errors(as_json, debug):
+        from prunekit.workflow import describe_target, machine_values
+
+        with _printing_elsewhere(as_json), _watching(as_json) as watcher:
+            machine = describe_target(runtime, threads=threads, quick=quick, watcher=watcher)
+        if as_json:
+            _print_json(machine_values(machine))
+        else:
+            _print_machine(machine)
 
 
 @app.command()
@@ -273,6 +299,20 @@ def _inspection_values(found: Inspection) -> dict[str, Any]:
         "cost": asdict(found.cost),
         **describe(found.groups, found.frozen),
     }
+
+
+def _print_machine(machine: Machine) -> None:
+    from prunekit.workflow import machine_headline, machine_tables
+
+    console = terminal.console()
+    console.print(machine_headline(machine), highlight=False)
+    for part in machine_tables(machine):
+        table = Table(*part.columns, box=SIMPLE_HEAD, title=part.title)
+        for row in part.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for sentence in machine.advice:
+        console.print(Text(sentence))
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -15,10 +15,12 @@ from prunekit.errors import MeasurementError
 from prunekit.measure import available_cores, peak_memory, session
 
 
-def test_a_model_takes_at_least_its_weights(tmp_path, x, save_perceptron):
-    small = peak_memory(save_perceptron(tmp_path / "small.onnx", 64), x, threads=1)
+@pytest.mark.parametrize("runtime", sorted(session.OPENED))
+def test_a_model_takes_at_least_its_weights(tmp_path, x, save_perceptron, runtime):
+    small = peak_memory(save_perceptron(tmp_path / "small.onnx", 64), x, threads=1, runtime=runtime)
     width = 2_000_000
-    large = peak_memory(save_perceptron(tmp_path / "large.onnx", width), x, threads=1, runs=2)
+    path = save_perceptron(tmp_path / "large.onnx", width)
+    large = peak_memory(path, x, threads=1, runs=2, runtime=runtime)
     weights = width * (8 + 4) * 4
     assert large.added_bytes - small.added_bytes > 0.95 * weights
     assert small.added_bytes < 60_000_000
@@ -28,13 +30,16 @@ def test_a_model_takes_at_least_its_weights(tmp_path, x, save_perceptron):
     assert json.loads(json.dumps(asdict(large)))["runs"] == 2
 
 
-def test_the_serving_process_imports_neither_torch_nor_prunekit(tmp_path, perceptron, x):
+@pytest.mark.parametrize("runtime", sorted(session.OPENED))
+def test_the_serving_process_imports_neither_torch_nor_prunekit(tmp_path, perceptron, x, runtime):
     np.savez(tmp_path / "x.npz", *x.values())
     request = {
         "path": str(perceptron),
         "inputs": str(tmp_path / "x.npz"),
         "names": list(x),
         "threads": 1,
+        "runtime": runtime,
+        "precision": "fp32",
         "spinning": "off",
         "runs": 1,
     }

@@ -22,6 +22,7 @@ ENVIRONMENT = {
         "governor": None,
         "virtual": True,
     },
+    "gpus": [],
     "memory_bytes": 8_326_430_720,
     "load_1m": 0.42,
     "os": "Linux-6.1.0-x86_64-with-glibc2.36",

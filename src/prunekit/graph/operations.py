@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -26,6 +27,7 @@ from prunekit.graph.rules import (
     shape,
     space,
 )
+from prunekit.graph.trace import CACHES
 from prunekit.measure import contracts, count_macs
 from prunekit.measure.operation import Operation, Shape
 from prunekit.types import KeepMask
@@ -60,7 +62,8 @@ FREE = frozenset(
 )
 """Operators that compute nothing: they look at the same numbers in another way, or make constants."""
 
-Sizes = Callable[[Dim, Any], int]
+Sized = tuple[tuple[Dim, Any], ...]
+"""The dimensions of a tensor, each with the size it has in the trace."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +82,28 @@ class Placed:
 
     node: Node
     kind: str
-    inputs: tuple[tuple[tuple[Dim, Any], ...], ...]
-    output: tuple[tuple[Dim, Any], ...]
+    inputs: tuple[Sized, ...]
+    output: Sized
     groups: frozenset[str]
     settings: tuple[tuple[str, Any], ...]
     turned: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """A tensor that a call hands to the next one.
+
+    Attributes:
+        node: that computes it.
+        dims: its dimensions, each with the size it has in the trace.
+        groups: that occur in them.
+        element_bytes: of one number.
+    """
+
+    node: Node
+    dims: Sized
+    groups: frozenset[str]
+    element_bytes: int
 
 
 class Operations:
@@ -113,14 +133,8 @@ class Operations:
 
     def operation(self, placed: Placed, keep: KeepMask, batch: int | None) -> Operation:
         """One operator at the widths that ``keep`` leaves, a ``keep`` that is ``Groups.tied``."""
-
-        def sizes(dims: tuple[tuple[Dim, Any], ...]) -> Shape:
-            return tuple(
-                _size_at(traced, batch) if isinstance(dim, Fixed) else self._groups.count(dim, keep)
-                for dim, traced in dims
-            )
-
-        inputs, output = [sizes(dims) for dims in placed.inputs], sizes(placed.output)
+        inputs = [self.sizes(dims, keep, batch) for dims in placed.inputs]
+        output = self.sizes(placed.output, keep, batch)
         settings = placed.settings
         if placed.turned:
             inputs[1] = inputs[1][::-1]
@@ -129,6 +143,24 @@ class Operations:
         if placed.kind in ("contraction", "recurrent"):
             settings = (("macs", _macs(placed.node, inputs, output)),)
         return Operation(placed.kind, tuple(inputs), output, settings)
+
+    def sizes(self, dims: Sized, keep: KeepMask, batch: int | None) -> Shape:
+        """The shape of a tensor at the widths that ``keep`` leaves, a ``keep`` that is ``Groups.tied``."""
+        return tuple(
+            _size_at(traced, batch) if isinstance(dim, Fixed) else self._groups.count(dim, keep)
+            for dim, traced in dims
+        )
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The tensors that a call hands to the next one."""
+        outputs = self._graph.outputs
+        given = list(self._graph.nodes[-1].args[0])[-len(outputs) :]  # pyright: ignore
+        return tuple(
+            Cache(node, self._dims(node), self._named((self._dims(node),)), node.meta["val"].element_size())
+            for path, node in zip(outputs, given, strict=True)
+            if isinstance(node, Node) and any(fnmatchcase(path, pattern) for pattern in CACHES)
+        )
 
     def _place(self, node: Node) -> Placed | None:
         name, values = operator_name(node), tensors_of(node.meta.get("val"))
@@ -152,7 +184,7 @@ class Operations:
         output = self._dims(node)
         return Placed(node, kind, inputs, output, self._named((*inputs, output)), settings, turned)
 
-    def _dims(self, node: Node) -> tuple[tuple[Dim, Any], ...]:
+    def _dims(self, node: Node) -> Sized:
         value = tensors_of(node.meta["val"])[0]
         labels = self._groups.labels_of(node)
         known = labels[0] if labels and len(labels[0]) == value.ndim else None
@@ -160,7 +192,7 @@ class Operations:
         dims = known if known is not None else tuple(_unlabelled(size) for size in sizes)
         return tuple(zip(dims, sizes, strict=True))
 
-    def _named(self, tensors: tuple[tuple[tuple[Dim, Any], ...], ...]) -> frozenset[str]:
+    def _named(self, tensors: tuple[Sized, ...]) -> frozenset[str]:
         return frozenset(
             occurrence.group
             for dims in tensors
@@ -194,9 +226,7 @@ def _size_at(size: Any, batch: int | None) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
-def _convolution_settings(
-    given: Mapping[str, Any], inputs: tuple[tuple[tuple[Dim, Any], ...], ...]
-) -> tuple[tuple[str, Any], ...]:
+def _convolution_settings(given: Mapping[str, Any], inputs: tuple[Sized, ...]) -> tuple[tuple[str, Any], ...]:
     rank = len(inputs[1]) - 2
 
     def each(value: Any) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from prunekit.measure.loadgen import (
     run_load,
 )
 from prunekit.measure.loadlog import LoadLatency
+from prunekit.measure.machine import FoundRuntime, Machine, describe_machine
 from prunekit.measure.macs import MACS, contracts, count_macs, einsum_macs
 from prunekit.measure.made_inputs import Made, make_inputs, read_inputs
 from prunekit.measure.memory import MemoryUse, peak_memory
@@ -58,11 +59,13 @@ __all__ = [
     "Cost",
     "Energy",
     "EnergyReading",
+    "FoundRuntime",
     "LatencyComparison",
     "LoadComparison",
     "LoadLatency",
     "LoadResult",
     "LoadSettings",
+    "Machine",
     "Made",
     "MemoryUse",
     "Meter",
@@ -90,6 +93,7 @@ __all__ = [
     "contracts",
     "cost_per_million",
     "count_macs",
+    "describe_machine",
     "einsum_macs",
     "environment",
     "external_files",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunekit.errors import MeasurementError
-from prunekit.measure.runtimes import Runner
+from prunekit.measure.runtimes import Runner, held
 from prunekit.types import Speedup
 
 Times = npt.NDArray[np.float64]
@@ -155,10 +155,11 @@ def compare_latency(
     gc.collect()
     gc.disable()
     try:
-        begin = time.perf_counter()
-        warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
-        times = _time_pairs(dense, pruned, order, min_pairs, begin + max_seconds, progress)
-        seconds = time.perf_counter() - begin
+        with held(dense, pruned):
+            begin = time.perf_counter()
+            warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
+            times = _time_pairs(dense, pruned, order, min_pairs, begin + max_seconds, progress)
+            seconds = time.perf_counter() - begin
     finally:
         if collecting:
             gc.enable()

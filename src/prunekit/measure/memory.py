@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure import session
-from prunekit.measure.environment import check_threads
-from prunekit.measure.runtimes import check_file
+from prunekit.measure.runtimes import Precision, check_file
 from prunekit.measure.session import Spinning
+from prunekit.measure.target import Target, check_target
+
+ServingRuntime = Literal["onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,29 @@ def peak_memory(
     *,
     threads: int,
     runs: int = 10,
+    runtime: ServingRuntime = "onnxruntime",
+    precision: Precision = "fp32",
     spinning: Spinning = "within_run",
     timeout_s: float = 600.0,
 ) -> MemoryUse:
-    """Open an ONNX file in a fresh process that imports only ONNX Runtime and NumPy, and run it.
+    """Open an ONNX file in a fresh process that imports only the runtime and NumPy, and run it.
 
     Args:
         path: the file.
         inputs: by input name.
         threads: intra-op threads.
         runs: number of inferences, >= 1; the memory arena of ONNX Runtime grows in the first ones.
-        spinning: as for :func:`prunekit.measure.open_onnx`.
+        runtime: ``onnxruntime`` or ``openvino``, on the CPU.
+        precision: as for :func:`prunekit.measure.open_openvino`; ONNX Runtime takes it from the file.
+        spinning: as for :func:`prunekit.measure.open_onnx`; of no meaning to OpenVINO.
         timeout_s: after which the process is ended.
 
     Raises:
-        MeasurementError: more threads than cores, an absent file, an input of Python objects, or the
-            process failed; its last words are quoted.
+        MeasurementError: a runtime that is not installed, more threads than cores, an absent file, an
+            input of Python objects, or the process failed; its last words are quoted.
     """
     path = Path(path)
-    check_threads(threads)
+    check_target(Target(runtime, threads=threads, precision=precision))
     check_file(path)
     if runs < 1:
         raise MeasurementError(f"{runs} runs were asked for", expected="at least one")
@@ -78,6 +85,8 @@ def peak_memory(
             "inputs": str(stored),
             "names": list(inputs),
             "threads": threads,
+            "runtime": runtime,
+            "precision": precision,
             "spinning": spinning,
             "runs": runs,
         }
@@ -103,8 +112,8 @@ def _serve(request: dict, path: Path, timeout_s: float) -> dict[str, int]:
 def _failure(path: Path, said: str) -> MeasurementError:
     return MeasurementError(
         f"The process that measures memory failed: {said}",
-        expected="a model that ONNX Runtime can open and run on these inputs",
+        expected="a model that the runtime can open and run on these inputs",
         where=str(path),
-        remedy="Open the model with prunekit.measure.open_onnx to see whether it runs at all; a process that "
-        "was killed (a negative code) usually ran out of memory",
+        remedy="Open the model with prunekit.measure.open_target to see whether it runs at all; a process "
+        "that was killed (a negative code) usually ran out of memory",
     )

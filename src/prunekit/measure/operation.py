@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+FED = 4
+"""Channels from which the image is made that a convolution is timed on."""
+
 Shape = tuple[int, ...]
 Arrays = dict[str, np.ndarray]
 
@@ -68,6 +71,13 @@ NOTHING = Operation("nothing", ((1,),), (1,))
 """Calling a model that computes nothing: what every call takes."""
 
 
+def frame_of(operation: Operation) -> Operation:
+    """What is timed along with an operation and is to be taken off: see :func:`_convolution`."""
+    if operation.kind != "convolution":
+        return NOTHING
+    return Operation("frame", operation.inputs[:1], operation.inputs[0])
+
+
 def onnx_of(operation: Operation, seed: int = 0) -> tuple[bytes, Arrays]:
     """A model in ONNX that is only this operation, and inputs for it.
 
@@ -85,7 +95,7 @@ def onnx_of(operation: Operation, seed: int = 0) -> tuple[bytes, Arrays]:
         builder.nodes,
         operation.kind,
         [_value(name, array.shape) for name, array in builder.inputs.items()],
-        [_value("out", operation.output)],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)],
         builder.constants,
     )
     opset = onnx.helper.make_opsetid("", 20)
@@ -139,21 +149,39 @@ class _Builder:
 
 
 def _convolution(build: _Builder) -> None:
+    """Between a narrow 1x1 convolution and a mean over space.
+
+    Runtimes keep images in blocks of channels between convolutions. Alone, a convolution would pay for taking
+    that layout up and leaving it; and one that is too narrow for it would not pay for the change that it forces
+    upon its neighbours.
+    """
     operation = build.operation
     data, weight, *bias = operation.inputs
-    read = [build.given("in", data), build.constant("weight", weight)]
+    read = [_fed(build, data), build.constant("weight", weight)]
     if bias:
         read.append(build.constant("bias", bias[0]))
     padding = operation.setting("padding")
     build.node(
         "Conv",
         read,
-        "out",
+        "convolved",
         strides=list(operation.setting("stride")),
         pads=[*padding, *padding],
         dilations=list(operation.setting("dilation")),
         group=operation.setting("groups"),
     )
+    build.node("GlobalAveragePool", ["convolved"], "out")
+
+
+def _frame(build: _Builder) -> None:
+    build.node("GlobalAveragePool", [_fed(build, build.operation.inputs[0])], "out")
+
+
+def _fed(build: _Builder, data: Shape) -> str:
+    """An image that a convolution made."""
+    batch, channels, *space = data
+    kernel = build.constant("feed", (channels, FED, *(1 for _ in space)))
+    return build.node("Conv", [build.given("in", (batch, FED, *space)), kernel], "fed")
 
 
 def _linear(build: _Builder) -> None:
@@ -200,6 +228,7 @@ TIMED: Mapping[str, Callable[[_Builder], None]] = {
     "product": _product,
     "attention": _attention,
     "nothing": _nothing,
+    "frame": _frame,
 }
 """Kinds of operations that are timed by themselves: how each is built in ONNX."""
 
@@ -214,38 +243,46 @@ def torch_of(operation: Operation, seed: int = 0) -> tuple[Any, tuple[Any, ...]]
     import torch
 
     random = torch.Generator().manual_seed(seed)
-    tensors = [torch.randn(shape, generator=random) for shape in operation.inputs]
-    function, weights = _in_torch(operation)
+    given, weights, function = _in_torch(operation)
 
     class Alone(torch.nn.Module):
         """One operation."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.weights = torch.nn.ParameterList(tensors[weights:])
+            drawn = [torch.randn(shape, generator=random) for shape in weights]
+            self.weights = torch.nn.ParameterList(drawn)
 
-        def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
             """Compute it."""
-            return function(*given, *self.weights)
+            return function(*tensors, *self.weights)
 
-    return Alone().eval(), tuple(tensors[:weights])
+    return Alone().eval(), tuple(torch.randn(shape, generator=random) for shape in given)
 
 
-def _in_torch(operation: Operation) -> tuple[Callable[..., Any], int]:
-    """The function, and how many of its tensors are no weights."""
+def _in_torch(operation: Operation) -> tuple[list[Shape], list[Shape], Callable[..., Any]]:
+    """The shapes of inputs and of weights, and the function of both."""
     import torch
     from torch.nn import functional as F
 
-    if operation.kind == "convolution":
-        rank = len(operation.output) - 2
-        convolve = getattr(F, f"conv{rank}d")
-        settings = {name: value for name, value in operation.settings if name != "transposed"}
-        return lambda *tensors: convolve(*tensors, **settings), 1
+    shapes = list(operation.inputs)
+    if operation.kind in ("convolution", "frame"):
+        batch, channels, *space = shapes[0]
+        convolve = getattr(F, f"conv{len(space)}d")
+        axes = tuple(range(2, 2 + len(space)))
+        feed = (channels, FED, *(1 for _ in space))
+        settings = dict(operation.settings)
+
+        def framed(image: Any, kernel: Any, *weights: Any) -> Any:
+            fed = convolve(image, kernel)
+            return (convolve(fed, *weights, **settings) if weights else fed).mean(axes)
+
+        return [(batch, FED, *space)], [feed, *shapes[1:]], framed
     if operation.kind == "linear":
-        return F.linear, 1
-    if operation.kind == "nothing":
-        return lambda value: value, 1
+        return shapes[:1], shapes[1:], F.linear
     if operation.kind == "product":
-        return torch.matmul, 2
-    grouped = operation.inputs[0][-3:-2] != operation.inputs[1][-3:-2]
-    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped), 3
+        return shapes, [], torch.matmul
+    if operation.kind == "nothing":
+        return shapes, [], lambda value: value
+    grouped = shapes[0][-3:-2] != shapes[1][-3:-2]
+    return shapes, [], lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)

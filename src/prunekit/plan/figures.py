@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from prunekit.graph import Groups
-from prunekit.graph.operations import Operations, Placed
+from prunekit.graph.atoms import Dims
+from prunekit.graph.operations import Cache, Operations, Placed
 from prunekit.measure.operation import Operation
 from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.select import keep_mask
-from prunekit.types import BoolArray, IntArray
+from prunekit.types import BoolArray, IntArray, KeepMask
+
+T = TypeVar("T")
 
 Scope = tuple[int, ...]
 """The levers that something depends on, by their places, ascending."""
@@ -111,26 +116,13 @@ def operation_terms(
         groups: that the levers are about.
         batch: examples in a call.
     """
-    masks = _masks(levers, groups)
-    width = {lever.name: place for place, lever in enumerate(levers) if lever.unit is None}
-    gone = {
-        place: groups.gone(_without(lever)) for place, lever in enumerate(levers) if lever.unit is not None
-    }
+    combined = _Combinations(levers, groups)
+    gone = combined.without(groups.gone)
     found = []
     for placed in operations.placed:
         depths = [place for place, nodes in gone.items() if placed.node in nodes]
-        scope = tuple(sorted({*(width[name] for name in placed.groups if name in width), *depths}))
-        table = np.empty(tuple(len(levers[place]) for place in scope), dtype=np.object_)
-        for levels in product(*(range(len(levers[place])) for place in scope)):
-            chosen = dict(zip(scope, levels, strict=True))
-            if any(chosen[place] for place in depths):
-                continue
-            keep = {
-                levers[place].group.name: masks[place][level]
-                for place, level in chosen.items()
-                if level and levers[place].unit is None
-            }
-            table[levels] = operations.operation(placed, keep, batch)
+        make = partial(operations.operation, placed, batch=batch)
+        scope, table = combined.table(placed.groups, depths, make)
         found.append(OperationTerm(placed, scope, table))
     return tuple(found)
 
@@ -146,15 +138,11 @@ def valued(terms: Iterable[OperationTerm], value: Callable[[Operation], float]) 
             known[operation] = float(value(operation))
         return known[operation]
 
-    return figure_of(
-        (
-            term.scope,
-            np.array([worth(each) for each in term.operations.ravel()], dtype=np.float64).reshape(
-                term.operations.shape
-            ),
-        )
-        for term in terms
-    )
+    def worths(term: OperationTerm) -> npt.NDArray[np.float64]:
+        values = [worth(operation) for operation in term.operations.ravel()]
+        return np.array(values, dtype=np.float64).reshape(term.operations.shape)
+
+    return figure_of((term.scope, worths(term)) for term in terms)
 
 
 def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) -> Figure:
@@ -163,22 +151,9 @@ def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) 
     A tensor goes with a layer that alone reads it; what several layers read stays. Parameters that nothing
     reads stay, but for those of a layer that goes.
     """
-    masks = _masks(levers, groups)
-    width = {lever.group.name: place for place, lever in enumerate(levers) if lever.unit is None}
-    unread = frozenset(groups.left_unread({}))
-    lost = {
-        place: groups.lost_tensors(_without(lever)) | (unread - set(groups.left_unread(_without(lever))))
-        for place, lever in enumerate(levers)
-        if lever.unit is not None
-    }
-    tables: list[tuple[Scope, npt.NDArray[np.float64]]] = []
-    for name in sorted(unread):
-        tensor = groups.graph.tensor(name)
-        worth = tensor.element_size() if in_bytes else 1
-        scope = tuple(place for place, names in lost.items() if name in names)
-        table = np.zeros((2,) * len(scope))
-        table[(0,) * len(scope)] = worth * tensor.numel()
-        tables.append((scope, table))
+    combined = _Combinations(levers, groups)
+    lost = combined.without(groups.lost_tensors)
+    tables = [*_unread_parameters(combined, groups, in_bytes)]
     for name in sorted(groups.graph.trainable):
         if name not in groups.tensor_names:
             continue
@@ -191,20 +166,84 @@ def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) 
             if isinstance(dim, np.ndarray)
             for occurrence in groups.occurrences(dim)
         }
-        scope = tuple(sorted({*(width[group] for group in named if group in width), *depths}))
-        table = np.zeros(tuple(len(levers[place]) for place in scope))
-        for levels in product(*(range(len(levers[place])) for place in scope)):
-            chosen = dict(zip(scope, levels, strict=True))
-            if any(chosen[place] for place in depths):
-                continue
-            keep = {
-                levers[place].group.name: masks[place][level]
-                for place, level in chosen.items()
-                if level and levers[place].unit is None
-            }
-            table[levels] = worth * prod(groups.count(dim, keep) for dim in dims)
-        tables.append((scope, table))
+
+        def size(keep: KeepMask, dims: Dims = dims, worth: int = worth) -> int:
+            return worth * prod(groups.count(dim, keep) for dim in dims)
+
+        tables.append(_numbers(*combined.table(named, depths, size)))
     return figure_of(tables)
+
+
+def _unread_parameters(
+    combined: _Combinations, groups: Groups, in_bytes: bool
+) -> Iterator[tuple[Scope, npt.NDArray[np.float64]]]:
+    """Those that nothing reads; they go with the layers that they belong to."""
+    left = combined.without(groups.left_unread)
+    for name in groups.left_unread({}):
+        tensor = groups.graph.tensor(name)
+        size = tensor.numel() * (tensor.element_size() if in_bytes else 1)
+        depths = [place for place, names in left.items() if name not in names]
+        yield _numbers(*combined.table((), depths, lambda _, size=size: size))
+
+
+def cache_figure(
+    operations: Operations, levers: Levers, groups: Groups, *, batch: int | None = None
+) -> Figure:
+    """The bytes of the caches that one call hands to the next, at any levels; 0 where a model has none."""
+    combined = _Combinations(levers, groups)
+    gone = combined.without(groups.gone)
+    tables = []
+    for cache in operations.caches:
+        depths = [place for place, nodes in gone.items() if cache.node in nodes]
+
+        def size(keep: KeepMask, cache: Cache = cache) -> int:
+            return cache.element_bytes * prod(operations.sizes(cache.dims, keep, batch))
+
+        tables.append(_numbers(*combined.table(cache.groups, depths, size)))
+    return figure_of(tables)
+
+
+class _Combinations:
+    """Goes through the combinations of the levels of a few levers."""
+
+    def __init__(self, levers: Levers, groups: Groups) -> None:
+        self._levers = levers
+        self._masks = _masks(levers, groups)
+        self._width = {lever.group.name: place for place, lever in enumerate(levers) if lever.unit is None}
+
+    def without(self, lost: Callable[[KeepMask], Collection[T]]) -> dict[int, Collection[T]]:
+        """For each lever of a layer or branch, what is lost with it alone."""
+        return {
+            place: lost(_without(lever)) for place, lever in enumerate(self._levers) if lever.unit is not None
+        }
+
+    def table(
+        self, named: Iterable[str], depths: Sequence[int], make: Callable[[KeepMask], Any]
+    ) -> tuple[Scope, npt.NDArray[np.object_]]:
+        """What ``make`` gives for each combination of the levers of these groups, None where it is gone.
+
+        Args:
+            named: groups that matter; those without a lever stay whole.
+            depths: levers of layers and branches with which it goes.
+            make: is given a mask that is ``Groups.tied``.
+        """
+        scope = tuple(sorted({*(self._width[name] for name in named if name in self._width), *depths}))
+        table = np.empty(tuple(len(self._levers[place]) for place in scope), dtype=np.object_)
+        for levels in product(*(range(size) for size in table.shape)):
+            chosen = dict(zip(scope, levels, strict=True))
+            if not any(chosen[place] for place in depths):
+                keep = {
+                    self._levers[place].group.name: self._masks[place][level]
+                    for place, level in chosen.items()
+                    if level and place in self._masks
+                }
+                table[levels] = make(keep)
+        return scope, table
+
+
+def _numbers(scope: Scope, table: npt.NDArray[np.object_]) -> tuple[Scope, npt.NDArray[np.float64]]:
+    values = [0.0 if value is None else float(value) for value in table.ravel()]
+    return scope, np.array(values).reshape(table.shape)
 
 
 def _masks(levers: Levers, groups: Groups) -> dict[int, list[BoolArray]]:

@@ -110,12 +110,12 @@ def find_levers(
     per_group: Mapping[str, Limits] | None = None,
     most_levels: int = MOST_LEVELS,
     widths: Mapping[str, Sequence[int]] | None = None,
-    round_first: bool = True,
 ) -> Levers:
     """Find the levers of a model and the levels each may take.
 
-    Of the counts that the limits allow, ``most_levels`` are taken that lie evenly between all and the fewest.
-    Which widths a target rewards is not known here: see :func:`prunekit.targeting.rewarded_widths`.
+    Of the counts that the limits allow, ``most_levels`` are taken that lie evenly between all and the fewest,
+    multiples of 16, 8 or 4 units before others near them. Which widths a target rewards is not known here:
+    see :func:`prunekit.targeting.rewarded_widths`.
 
     Args:
         groups: those that may be pruned.
@@ -125,7 +125,6 @@ def find_levers(
         most_levels: of one lever, at least 2.
         widths: by group name, the units to choose from, in place of what is said above; the whole group is
             added.
-        round_first: multiples of 16, 8 or 4 units come before others near them.
 
     Raises:
         SelectionError: a limit that cannot be; fewer than two levels; widths that no limit allows.
@@ -142,11 +141,7 @@ def find_levers(
             levers.extend(_depth_levers(group, counts, values))
         else:
             named = (widths or {}).get(group.name)
-            kept = (
-                _spread(group, counts, most_levels, round_first)
-                if named is None
-                else _named(group, counts, named)
-            )
+            kept = _spread(group, counts, most_levels) if named is None else _named(group, counts, named)
             if len(kept) > 1:
                 levers.append(Lever(group.name, group, kept, keep_order(values, group.blocks)))
     return Levers(groups, levers)
@@ -165,7 +160,7 @@ def _depth_levers(group: Group, counts: IntArray, scores: FloatArray) -> list[Le
     ]
 
 
-def _spread(group: Group, counts: IntArray, most: int, round_first: bool) -> IntArray:
+def _spread(group: Group, counts: IntArray, most: int) -> IntArray:
     """At most so many of the allowed counts, evenly spread, the rounder ones first."""
     if len(counts) <= most:
         return counts
@@ -175,7 +170,7 @@ def _spread(group: Group, counts: IntArray, most: int, round_first: bool) -> Int
     for wish in wished:
         near = counts[np.abs(counts - wish) <= gap]
         units = near * group.blocks
-        roundness = np.select([units % 16 == 0, units % 8 == 0, units % 4 == 0], [3, 2, 1], 0) * round_first
+        roundness = np.select([units % 16 == 0, units % 8 == 0, units % 4 == 0], [3, 2, 1], 0)
         best = near[np.lexsort((np.abs(near - wish), -roundness))[0]]
         found.append(int(best))
     return np.array(sorted(set(found), reverse=True), dtype=np.int64)

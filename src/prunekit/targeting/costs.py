@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -17,6 +18,7 @@ from prunekit.plan.figures import (
     Figure,
     Limit,
     OperationTerm,
+    cache_figure,
     loss_figure,
     operation_terms,
     parameter_figure,
@@ -28,7 +30,7 @@ from prunekit.surgery import reduced_graph
 from prunekit.targeting.latency_model import LatencyModel, WholeModel, fit_latency_model
 from prunekit.targeting.operator_times import OperatorTimes
 from prunekit.targeting.rig import Rig
-from prunekit.types import IntArray
+from prunekit.types import IntArray, KeepMask
 
 VARIANTS = 8
 """Whole models that the latency model is fitted to, beside the dense one."""
@@ -53,8 +55,12 @@ class Costs:
         macs: of one call.
         params: number of parameters.
         param_bytes: their bytes.
+        cache_bytes: of what one call hands to the next; 0 where there is nothing.
         dense_ms: measured, of one call of the dense model.
         seconds: that timing operations, exporting and timing whole models took.
+        terms: the operators at any levels.
+        operations: of the model.
+        batch: examples in a call; None where the model takes one size only.
     """
 
     levers: Levers
@@ -63,8 +69,12 @@ class Costs:
     macs: Figure
     params: Figure
     param_bytes: Figure
+    cache_bytes: Figure
     dense_ms: float
     seconds: dict[str, float]
+    terms: tuple[OperationTerm, ...]
+    operations: Operations
+    batch: int | None
 
     @property
     def sizes(self) -> list[int]:
@@ -75,6 +85,15 @@ class Costs:
         """Predicted milliseconds of the dense model over those at these levels."""
         return self.ms.at(np.zeros_like(levels)) / self.ms.at(levels)
 
+    def learnt(self, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
+        """The costs once the latency model is fitted to more models: what they keep, and their speed-ups."""
+        more = [
+            WholeModel(self.operations.at(keep, batch=self.batch), self.dense_ms / speedup, tag(keep))
+            for keep, speedup in measured
+        ]
+        latency = fit_latency_model(self.latency.times, [*self.latency.models, *more])
+        return replace(self, latency=latency, ms=_ms(self.terms, latency))
+
 
 def measure_costs(
     model: nn.Module,
@@ -83,6 +102,7 @@ def measure_costs(
     rig: Rig,
     times: OperatorTimes,
     *,
+    examples: Levers | None = None,
     variants: int = VARIANTS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -90,9 +110,8 @@ def measure_costs(
     """Time what a plan on ``levers`` can choose from, and fit the latency model to a few whole models.
 
     Every operation is timed at all combinations of the widths that change it (:class:`OperatorTimes`, kept
-    by target, so that a second call takes no time there). Then widths that a wider one is as fast as are
-    taken out. Then ``variants`` plans for a falling share of the MACs, of random preference, are carried out
-    without values, exported and timed beside the dense model.
+    by target, so that a second call takes no time there). Then ``variants`` plans for a falling share of the
+    MACs, of random preference, are carried out, exported and timed beside the dense model.
 
     Args:
         model: the dense model.
@@ -100,6 +119,8 @@ def measure_costs(
         levers: from :func:`prunekit.plan.levers.find_levers` on some of these groups.
         rig: where models are timed.
         times: of this rig's target.
+        examples: levers that the whole models differ in; default ``levers``. Those that do not depend on the
+            target let one folder of exported models serve many targets.
         variants: whole models beside the dense one, at least 1.
         seed: of their preferences.
         progress: called with (what is done, steps done, of how many).
@@ -109,69 +130,87 @@ def measure_costs(
     operations = Operations(groups)
     batch = rig.target.batch if groups.graph.batch_is_open else None
     terms = operation_terms(operations, levers, groups, batch=batch)
-    times.measure(
-        rig,
-        _classes(terms),
-        progress=None if progress is None else lambda done, of: progress("operations", done, of),
-    )
+    times.measure(rig, _classes(terms), progress=partial(progress, "operations") if progress else None)
     spent["operations"] = time.perf_counter() - begin
-    macs = valued(terms, lambda operation: operation.macs)
-    models = [WholeModel(operations.at({}, batch=batch), 1.0, "dense")]
-    dense_artifact = rig.artifact(model, "dense")
-    with rig.quietly():
-        dense = rig.open_artifact(dense_artifact)
-    found: list[LatencyComparison] = []
-    plans = spread_plans(levers, macs, variants, seed)
-    exporting = 0.0
-    for done, levels in enumerate(plans):
-        if progress is not None:
-            progress("whole models", done, len(plans))
-        keep = levers.masks(levels)
-        before = time.perf_counter()
-        artifact = rig.artifact(reduced_graph(model, keep, groups), f"variant-{done}-{_tag(levels)}")
-        exporting += time.perf_counter() - before
-        with rig.quietly():
-            found.append(
-                compare_latency(
-                    dense,
-                    rig.open_artifact(artifact),
-                    pairs=PAIRS,
-                    min_pairs=LEAST_PAIRS,
-                    max_seconds=SECONDS,
-                    warmup=3,
-                )
-            )
-        share = 1 / found[-1].speedup.median
-        models.append(WholeModel(operations.at(keep, batch=batch), share, _tag(levels)))
-    dense_ms = float(np.median([comparison.dense.p50_ms for comparison in found]))
-    latency = fit_latency_model(times, [replace(model, ms=model.ms * dense_ms) for model in models])
-    spent |= {"exporting": exporting, "all": time.perf_counter() - begin}
-    ms = valued(terms, latency.ms_of)
+    examples = levers if examples is None else examples
+    plans = spread_plans(examples, operations, groups, variants, seed)
+    compared, spent["exporting"] = _compare(model, groups, plans, rig, progress)
+    dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
+    models = [WholeModel(operations.at({}, batch=batch), dense_ms, "dense")]
+    for keep, comparison in zip(plans, compared, strict=True):
+        left = operations.at(keep, batch=batch)
+        models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
+    times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
+    latency = fit_latency_model(times, models)
+    spent["all"] = time.perf_counter() - begin
     return Costs(
         levers=levers,
         latency=latency,
-        ms=replace(ms, constant=ms.constant + latency.rest),
-        macs=macs,
+        ms=_ms(terms, latency),
+        macs=valued(terms, lambda operation: operation.macs),
         params=parameter_figure(levers, groups),
         param_bytes=parameter_figure(levers, groups, in_bytes=True),
+        cache_bytes=cache_figure(operations, levers, groups, batch=batch),
         dense_ms=dense_ms,
         seconds=spent,
+        terms=terms,
+        operations=operations,
+        batch=batch,
     )
 
 
-def spread_plans(levers: Levers, macs: Figure, count: int, seed: int) -> list[IntArray]:
+def _ms(terms: Sequence[OperationTerm], latency: LatencyModel) -> Figure:
+    """The milliseconds of a call at any levels."""
+    ms = valued(terms, latency.ms_of)
+    return replace(ms, constant=ms.constant + latency.rest)
+
+
+def _compare(
+    model: nn.Module,
+    groups: Groups,
+    plans: Sequence[KeepMask],
+    rig: Rig,
+    progress: Progress | None,
+) -> tuple[list[LatencyComparison], float]:
+    """Time each plan's model beside the dense one; and the seconds that exporting took."""
+    begin = time.perf_counter()
+    artifact = rig.artifact(model, "dense")
+    exporting = time.perf_counter() - begin
+    with rig.quietly():
+        dense = rig.open_artifact(artifact)
+    compared = []
+    for done, keep in enumerate(plans):
+        if progress is not None:
+            progress("whole models", done, len(plans))
+        begin = time.perf_counter()
+        artifact = rig.artifact(reduced_graph(model, keep, groups), f"variant-{tag(keep)}")
+        exporting += time.perf_counter() - begin
+        with rig.quietly():
+            pruned = rig.open_artifact(artifact)
+            compared.append(
+                compare_latency(
+                    dense, pruned, pairs=PAIRS, min_pairs=LEAST_PAIRS, max_seconds=SECONDS, warmup=3
+                )
+            )
+    return compared, exporting
+
+
+def spread_plans(
+    levers: Levers, operations: Operations, groups: Groups, count: int, seed: int
+) -> list[KeepMask]:
     """Plans that keep a falling share of the MACs, each of another random preference; none twice."""
+    macs = valued(operation_terms(operations, levers, groups), lambda operation: operation.macs)
     rng = np.random.default_rng(seed)
     sizes = [len(lever) for lever in levers]
     last = levers.last
     whole, least = macs.at(np.zeros_like(last)), macs.at(last)
-    found: dict[bytes, IntArray] = {}
+    found: dict[bytes, KeepMask] = {}
     for share in np.linspace(0.9, max(SMALLEST, least / whole * 1.02), count):
         weights = rng.lognormal(size=len(sizes))
         losses = [weight * _bent(size) for weight, size in zip(weights, sizes, strict=True)]
         chosen = descend(loss_figure(losses), [Limit(macs, max(share * whole, least))], sizes)
         if chosen is not None:
-            found[chosen.levels.tobytes()] = chosen.levels
+            found[chosen.levels.tobytes()] = levers.masks(chosen.levels)
     return list(found.values())
 
 
@@ -188,5 +227,9 @@ def _classes(terms: Sequence[OperationTerm]) -> list[list]:
     return [operations for operations in found.values() if operations]
 
 
-def _tag(levels: IntArray) -> str:
-    return hashlib.sha256(levels.astype(np.int64).tobytes()).hexdigest()[:12]
+def tag(keep: KeepMask) -> str:
+    """A short name for what is kept, the same every time."""
+    digest = hashlib.sha256()
+    for name in sorted(keep):
+        digest.update(name.encode() + np.packbits(keep[name]).tobytes())
+    return digest.hexdigest()[:12]

@@ -23,7 +23,7 @@ AT_LEAST = frozenset({"speedup", "throughput"})
 KNOWN = frozenset(
     {
         *("speedup", "latency_ms", "throughput", "memory_bytes", "size_bytes", "quality_drop"),
-        *("macs", "params"),
+        *("kv_cache_bytes", "macs", "params"),
     }
 )
 """Kinds of goals that can be reached here."""
@@ -34,7 +34,7 @@ class GoalFigures:
 
     Attributes:
         losses: what each lever loses at its levels.
-        costs: of the target.
+        costs: of the target; replaced where attempts taught more about them.
         rig: the same target.
         dense: the dense model, open there.
     """
@@ -70,6 +70,8 @@ class GoalFigures:
             return self.costs.params
         if goal.kind == "macs":
             return self.costs.macs
+        if goal.kind == "kv_cache_bytes":
+            return self.costs.cache_bytes
         if goal.kind in ("size_bytes", "memory_bytes"):
             return self.costs.param_bytes
         return self.costs.ms
@@ -83,7 +85,7 @@ class GoalFigures:
             return costs.ms.at(self._nothing) / reach
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / reach
-        if goal.kind == "latency_ms":
+        if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
         if goal.kind == "size_bytes":
             return reach * costs.param_bytes.at(self._nothing) / self._dense_bytes

@@ -12,11 +12,11 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.files import write_atomically
-from prunekit.measure.operation import NOTHING, Operation
+from prunekit.measure.operation import Operation, frame_of
 from prunekit.measure.rounds import ROUNDS, time_rounds
 from prunekit.targeting.rig import Rig
 
-SCHEMA = "prunekit.operator_times/1"
+SCHEMA = "prunekit.operator_times/2"
 TOGETHER = 12
 """Operations that are open and timed at once, beside the reference."""
 
@@ -45,8 +45,8 @@ class OperatorTimes:
         return [operation for operation in dict.fromkeys(operations) if operation not in self.ms]
 
     def net_ms(self, operation: Operation) -> float:
-        """Its time without that of calling a model at all."""
-        return max(self.ms[operation] - self.ms.get(NOTHING, 0.0), NET * self.ms[operation])
+        """Its time without that of what is timed along with it, such as calling a model at all."""
+        return max(self.ms[operation] - self.ms.get(frame_of(operation), 0.0), NET * self.ms[operation])
 
     def measure(
         self,
@@ -67,15 +67,12 @@ class OperatorTimes:
             rounds: of timing.
             progress: called with (operations done, of how many).
         """
-        if NOTHING not in self.ms:
-            with rig.quietly():
-                self.ms[NOTHING] = float(np.median(time_rounds([rig.open_operation(NOTHING)])))
-        wanted = [(max(each, key=lambda one: one.elements), self.missing(each)) for each in classes if each]
+        framed = [[*map(frame_of, each), *each] for each in classes if each]
+        wanted = [(max(each, key=lambda one: one.macs), self.missing(each)) for each in framed]
         total = len(dict.fromkeys(operation for _, missing in wanted for operation in missing))
         done = 0
-        for reference, _ in wanted:
-            each = next(missing for first, missing in wanted if first is reference)
-            missing = self.missing(each)
+        for reference, operations in wanted:
+            missing = self.missing(operations)
             for start in range(0, len(missing), TOGETHER):
                 self._measure(rig, reference, missing[start : start + TOGETHER], rounds)
                 done += len(missing[start : start + TOGETHER])

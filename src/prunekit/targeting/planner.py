@@ -163,10 +163,15 @@ def measure_target(
         most_levels=most_levels,
         progress=None if progress is None else lambda done, of: progress("widths", done, of),
     )
-    levers = find_levers(
-        chosen.prunable, scores, limits=limits, per_group=per_group, most_levels=most_levels, widths=widths
+    plain, levers = (
+        find_levers(
+            chosen.prunable, scores, limits=limits, per_group=per_group, most_levels=most_levels, widths=given
+        )
+        for given in (None, widths)
     )
-    costs = measure_costs(model, groups, levers, rig, times, variants=variants, progress=progress)
+    costs = measure_costs(
+        model, groups, levers, rig, times, examples=plain, variants=variants, progress=progress
+    )
     sensitivities = None
     if loss is not None:
         sensitivities = measure_unit_sensitivity(

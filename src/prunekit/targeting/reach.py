@@ -17,7 +17,7 @@ from prunekit.plan.baselines import ALLOCATIONS, AllocationName
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
-from prunekit.targeting.costs import Costs
+from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures, check_goals
 from prunekit.targeting.measuring import check_steady, measure_beside
 from prunekit.targeting.rig import Rig
@@ -94,8 +94,8 @@ def reach(
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
-    exports the pruned graph and measures it beside the dense model. A goal of ``quality_drop`` turns it
-    around: the milliseconds are made least where the loss stays below that bound.
+    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal
+    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that bound.
 
     Args:
         goals: one or several, of any kind but ``sparsity``.
@@ -192,8 +192,14 @@ class _Search:
         groups: Groups,
         choose_levels: Callable[[Figure, Sequence[Limit]], Chosen | None],
     ) -> None:
-        self.goals, self.figures, self.costs, self.rig = goals, figures, figures.costs, figures.rig
+        self.goals, self.figures, self.rig = goals, figures, figures.rig
+        self._costs = figures.costs
         self.model, self.groups, self._choose = model, groups, choose_levels
+
+    @property
+    def costs(self) -> Costs:
+        """Of the target, as they are known by now."""
+        return self.figures.costs
 
     def run(self, most: int) -> tuple[Attempt, ...]:
         tried: list[Attempt] = []
@@ -220,7 +226,7 @@ class _Search:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
-        name = f"plan-{abs(hash(chosen.levels.tobytes())):x}"
+        name = f"plan-{tag(keep)}" if keep else "dense"
         artifact = self.rig.artifact(small, name)
         percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
         with self.rig.quietly():
@@ -255,11 +261,17 @@ class _Search:
         return any(goal.kind == "quality_drop" for goal in self.goals)
 
     def _corrected(self, tried: Sequence[Attempt]) -> dict[str, float]:
-        """How many times its prediction a figure measured, at the attempt before."""
+        """How many times its prediction a figure measured, at the attempt before.
+
+        The latency model is fitted to the attempts too; what it is then still wrong by is the correction.
+        """
         last = tried[-1]
+        self.figures.costs = self._costs.learnt(
+            (self.costs.levers.masks(attempt.levels), attempt.comparison.speedup.median) for attempt in tried
+        )
         found = {}
         for goal in self.goals:
-            measured, predicted = last.measured[str(goal)], last.predicted[str(goal)]
+            measured, predicted = last.measured[str(goal)], self.figures.predicted(goal, last.levels)
             wrong = predicted / measured if goal.kind in AT_LEAST else measured / predicted
             # A plan that comes up again would be measured again: aim a little beside it.
             again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunekit.deploy import export_onnx, feed
+from prunekit.deploy import OnnxExport, export_onnx, feed
 from prunekit.errors import MeasurementError
+from prunekit.files import file_digest, write_atomically
 from prunekit.graph import Graph
 from prunekit.measure import RUNTIMES, Target, check_target, open_target
 from prunekit.measure.operation import Operation, onnx_of, torch_of
@@ -32,7 +35,8 @@ class Rig:
         target: runtime, threads, batch and precision.
         inputs: ``(args, kwargs)`` with as many examples as the target's batch.
         example: ``(args, kwargs)`` as the graph was traced with; what models are exported with.
-        folder: for exported models and operations; they are its user's to remove.
+        folder: for exported models of this one dense model; they are found again by name, and are its
+            user's to remove.
         dynamic_batch: models take any batch size, so that one export serves every batch.
         real_time: time with real-time scheduling where the process may
             (:func:`prunekit.measure.priority.real_time`), for machines that others use too.
@@ -59,11 +63,29 @@ class Rig:
         if RUNTIMES[self.target.runtime].takes != "file":
             return module.eval()
         if name not in self._exports:
-            args, kwargs = self.example
-            self._exports[name] = export_onnx(
-                module, args, kwargs, self.folder / f"{name}.onnx", dynamic_batch=self.dynamic_batch
-            )
+            self._exports[name] = self._exported(name) or self._export(module, name)
         return self._exports[name]
+
+    def _export(self, module: nn.Module, name: str) -> OnnxExport:
+        args, kwargs = self.example
+        path = self.folder / f"{name}.onnx"
+        exported = export_onnx(module, args, kwargs, path, dynamic_batch=self.dynamic_batch)
+        write_atomically(path.with_suffix(".json"), json.dumps(asdict(exported)).encode())
+        return exported
+
+    def _exported(self, name: str) -> OnnxExport | None:
+        """What the same folder holds under that name, where it is as it was written."""
+        try:
+            content = json.loads((self.folder / f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        known = {field.name for field in fields(OnnxExport)}
+        if not isinstance(content, dict) or set(content) != known:
+            return None
+        path = Path(content["path"])
+        if not path.is_file() or file_digest(path) != content["sha256"]:
+            return None
+        return OnnxExport(**{key: _tuple(value) for key, value in content.items()})
 
     def open_artifact(self, artifact: Any) -> TargetRunner:
         """Open what :meth:`artifact` gave."""
@@ -78,9 +100,10 @@ class Rig:
             module, args = torch_of(operation)
             return open_target(self.target, module, (args, {}))
         model, inputs = onnx_of(operation)
-        path = self.folder / "operation.onnx"
-        path.write_bytes(model)
-        return open_target(self.target, path, inputs)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file:
+            file.write(model)
+            file.flush()
+            return open_target(self.target, Path(file.name), inputs)
 
 
 def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
@@ -118,6 +141,10 @@ def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs
     ]
     args, kwargs = pytree.tree_unflatten(sized, structure)
     return args, kwargs
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _repeated(tensor: Tensor, batch: int) -> Tensor:

@@ -58,7 +58,6 @@ def rewarded_widths(
         limits=limits,
         per_group=per_group,
         most_levels=FINER * (most_levels - 1) + 1,
-        round_first=False,
     )
     operations = Operations(groups)
     batch = rig.target.batch if groups.graph.batch_is_open else None

@@ -7,6 +7,13 @@ from prunekit.workflow.loading import LoadReport, LoadRequest, measure_load
 from prunekit.workflow.models import describe
 from prunekit.workflow.outcome import Outcome, Row
 from prunekit.workflow.run import make_report, run_recipe
+from prunekit.workflow.target import (
+    TextTable,
+    describe_target,
+    machine_headline,
+    machine_tables,
+    machine_values,
+)
 
 __all__ = [
     "Inspection",
@@ -15,10 +22,15 @@ __all__ = [
     "Outcome",
     "Row",
     "Silent",
+    "TextTable",
     "Watcher",
     "describe",
+    "describe_target",
     "inspect_workload",
     "launched_processes",
+    "machine_headline",
+    "machine_tables",
+    "machine_values",
     "make_report",
     "measure_load",
     "run_recipe",

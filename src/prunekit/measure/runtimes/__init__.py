@@ -10,6 +10,7 @@ from prunekit.measure.runtimes.runner import (
     Runtime,
     TargetRunner,
     check_file,
+    held,
 )
 from prunekit.measure.runtimes.table import RUNTIMES
 from prunekit.measure.runtimes.torch_eager import ModuleInputs, TorchRunner
@@ -28,6 +29,7 @@ __all__ = [
     "TargetRunner",
     "TorchRunner",
     "check_file",
+    "held",
     "open_onnx",
     "open_openvino",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,12 @@ class OpenvinoRunner:
 
 
 def open_openvino(
-    path: Path | str, inputs: Arrays, *, threads: int, precision: Precision = "fp32"
+    path: Path | str,
+    inputs: Arrays,
+    *,
+    threads: int,
+    precision: Precision = "fp32",
+    properties: Mapping[str, str] | None = None,
 ) -> OpenvinoRunner:
     """Compile an ONNX file for the CPU with OpenVINO and run it once.
 
@@ -106,6 +112,7 @@ def open_openvino(
         threads: of the one stream.
         precision: ``bf16`` computes in bfloat16; ``int8`` opens a quantized file, whose other operators
             compute in float32.
+        properties: more of OpenVINO's, which go on top of those that are always set.
 
     Raises:
         MeasurementError: more threads than cores; the file is absent, damaged or has an operator that
@@ -114,13 +121,14 @@ def open_openvino(
     path = Path(path)
     check_threads(threads)
     check_file(path)
-    wanted = compiled_options(threads=threads, precision=precision)
+    more = dict(properties or {})
+    wanted = compiled_options(threads=threads, precision=precision) | more
     check_inputs(path, _read(path), inputs)
     try:
         compiled = open_compiled(str(path), inputs, wanted)
     except RuntimeError as error:
         raise _refused(path, error) from error
-    return OpenvinoRunner(path, compiled, inputs, _record(compiled, precision))
+    return OpenvinoRunner(path, compiled, inputs, _record(compiled, precision, (*RECORDED, *more)))
 
 
 def check_inputs(path: Path, model: openvino.Model | openvino.CompiledModel, inputs: Arrays) -> None:
@@ -157,10 +165,10 @@ def _read(path: Path) -> openvino.Model:
         raise _refused(path, error) from error
 
 
-def _record(compiled: openvino.CompiledModel, precision: Precision) -> dict[str, Any]:
+def _record(compiled: openvino.CompiledModel, precision: Precision, names: Iterable[str]) -> dict[str, Any]:
     import openvino
 
-    found = {name: _plain(compiled.get_property(name)) for name in RECORDED}
+    found = {name: _plain(compiled.get_property(name)) for name in names}
     return {
         "runtime": "openvino",
         "version": openvino.__version__,

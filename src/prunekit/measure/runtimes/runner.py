@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -94,6 +95,20 @@ class Runtime:
     precisions: Mapping[Device, tuple[Precision, ...]]
     lacks: Callable[[Device, Precision], str]
     open: Opening
+
+
+@contextmanager
+def held(*runners: Runner) -> Iterator[None]:
+    """Set once what the runners would set and put back in every call, for as long as they take turns.
+
+    A runner that has something to set offers it as a context, ``hold()``.
+    """
+    with ExitStack() as stack:
+        for runner in runners:
+            hold = getattr(runner, "hold", None)
+            if hold is not None:
+                stack.enter_context(hold())
+        yield
 
 
 def check_file(path: Path) -> None:

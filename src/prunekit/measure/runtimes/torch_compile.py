@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -30,12 +32,13 @@ def _open(
     """
     check_threads(threads)
     module = placed_module(model, device=device, precision=precision)
-    compiled = torch.compile(module, dynamic=False)
     limits = torch._dynamo.config.patch(  # pyright: ignore[reportAttributeAccessIssue]
         recompile_limit=MOST_VARIANTS, accumulated_recompile_limit=MOST_VARIANTS
     )
     try:
-        with limits:
+        with limits, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The compiler's, about itself.
+            compiled = torch.compile(module, dynamic=False)
             runner = TorchRunner(
                 type(model).__name__,
                 compiled,

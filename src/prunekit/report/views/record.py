@@ -23,6 +23,7 @@ NAMED_AT_FIRST = 3
 ENVIRONMENT_NAMES = {
     "cpu": "CPU",
     "isa": "instruction sets",
+    "gpus": "GPUs",
     "os": "operating system",
     "load_1m": "load, last minute",
     "packages": "",

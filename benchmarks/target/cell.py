@@ -1,0 +1,97 @@
+"""One cell in a process of its own: a model on a target, its costs, and every goal asked of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.target.subjects import SUBJECTS
+
+from prunekit.errors import PrunekitError
+from prunekit.measure import Target, environment
+from prunekit.plan import Goal
+from prunekit.targeting import Planner, Reached, measure_target
+
+TOLERANCE = 0.03
+THREADS = 2
+
+
+def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Path) -> dict[str, Any]:
+    """Measure the costs of one model on one target, and ask for each speed-up."""
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    subject = SUBJECTS[name]()
+    target = Target(runtime=runtime, threads=THREADS, batch=batch)  # pyright: ignore[reportArgumentType]
+    begin = time.perf_counter()
+    planner = measure_target(
+        subject.model,
+        subject.args,
+        subject.kwargs,
+        target=target,
+        folder=folder,
+        granularity=subject.granularity,
+        tables=folder.parent / "tables",
+        in_real_time=True,
+    )
+    built = time.perf_counter() - begin
+    return {
+        "model": name,
+        "weights": subject.weights,
+        "runtime": runtime,
+        "batch": batch,
+        "environment": environment(THREADS),
+        "dense_ms": planner.costs.dense_ms,
+        "table_s": round(built, 1),
+        "exporting_s": round(planner.costs.seconds["exporting"], 1),
+        "levers": len(planner.costs.levers),
+        "operations": len(planner.costs.latency.times.ms),
+        "errors": np.round(planner.costs.latency.errors, 4).tolist(),
+        "median_error": round(planner.costs.latency.median_error, 4),
+        "goals": [_ask(planner, speedup) for speedup in asked],
+    }
+
+
+def _ask(planner: Planner, speedup: float) -> dict[str, Any]:
+    begin = time.perf_counter()
+    try:
+        reached = planner.reach(Goal("speedup", reach=speedup, tolerance=TOLERANCE))
+    except PrunekitError as error:
+        return {"asked": speedup, "met": False, "why": str(error)}
+    return {"asked": speedup, "met": True, **_facts(reached), "s": round(time.perf_counter() - begin, 1)}
+
+
+def _facts(reached: Reached) -> dict[str, Any]:
+    last, plan = reached.attempts[-1], reached.plan
+    speedup = last.comparison.speedup
+    return {
+        "measured": round(speedup.median, 4),
+        "low": round(speedup.low, 4),
+        "high": round(speedup.high, 4),
+        "pairs": speedup.pairs,
+        "first": round(reached.attempts[0].comparison.speedup.median, 4),
+        "attempts": len(reached.attempts),
+        "choosing_s": round(last.choosing_s, 2),
+        "macs_removed": round(plan.before.macs / plan.after.macs, 4),
+    }
+
+
+def main() -> None:
+    """Print the cell as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=SUBJECTS)
+    parser.add_argument("runtime")
+    parser.add_argument("batch", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("asked", type=float, nargs="+")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(measure(given.name, given.runtime, given.batch, given.asked, given.folder)))
+
+
+if __name__ == "__main__":
+    main()
