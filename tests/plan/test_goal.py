@@ -70,7 +70,7 @@ def test_goals_read_well():
 def test_goals_of_every_kind_survive_json(kind):
     goals = [Goal(kind, reach=12, tolerance=0.05)] if kind != "sparsity" else []
     if kind == "latency_ms":
-        goals.append(Goal(kind, reach=np.float64(7.5), percentile=99))
+        goals.append(Goal(kind, reach=np.float32(7.5), percentile=99))
     if kind not in MEASURED_KINDS:
         goals.append(Goal(kind, remove=0.25))
     for goal in goals:
