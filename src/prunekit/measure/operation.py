@@ -152,8 +152,8 @@ def _convolution(build: _Builder) -> None:
     """Between a narrow 1x1 convolution and a mean over space.
 
     Runtimes keep images in blocks of channels between convolutions. Alone, a convolution would pay for taking
-    that layout up and leaving it; and one that is too narrow for it would not pay for the change that it forces
-    upon its neighbours.
+    that layout up and leaving it; and one that is too narrow for it would not pay for the change that it
+    forces upon its neighbours.
     """
     operation = build.operation
     data, weight, *bias = operation.inputs

@@ -29,7 +29,7 @@ from prunekit.types import Granularity, Scores
 NARROWEST = Limits(max_sparsity=0.9)
 """Where nothing is said: a group that loses nearly everything loses more than its scores say."""
 
-WIDTHS_AND_DEPTH = ("channel", "neuron", "head", "layer")
+WIDTHS_AND_DEPTH = ("channel", "neuron", "head", "head_group", "expert", "layer")
 
 
 @dataclass(frozen=True, eq=False)

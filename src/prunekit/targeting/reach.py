@@ -95,7 +95,8 @@ def reach(
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
     exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal
-    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that bound.
+    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that
+    bound.
 
     Args:
         goals: one or several, of any kind but ``sparsity``.
