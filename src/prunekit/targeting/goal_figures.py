@@ -79,8 +79,7 @@ class GoalFigures:
     def _bound(self, goal: Goal) -> float:
         costs, reach = self.costs, float(goal.reach or 0)
         if goal.kind in ("params", "macs"):
-            before = (costs.params if goal.kind == "params" else costs.macs).at(self._nothing)
-            return float(goal.asked(round(before)))
+            return self._asked(goal) * self._counted_at_once(goal)
         if goal.kind == "speedup":
             return costs.ms.at(self._nothing) / reach
         if goal.kind == "throughput":
@@ -98,6 +97,17 @@ class GoalFigures:
                 remedy="Ask for more memory, a smaller batch or a shorter sequence",
             )
         return reach - beside
+
+    def _asked(self, goal: Goal) -> float:
+        """The figure that a goal wants reached; of ``macs`` and ``params`` it may be told as a fraction."""
+        if goal.kind not in ("params", "macs"):
+            return float(goal.reach or 0)
+        before = self._figure(goal).at(self._nothing) / self._counted_at_once(goal)
+        return float(goal.asked(round(before)))
+
+    def _counted_at_once(self, goal: Goal) -> int:
+        """Examples that a figure is about; a goal in ``macs`` is about one, a call about the batch."""
+        return self.rig.target.batch if goal.kind == "macs" else 1
 
     def _memory_beside(self) -> float:
         """Peak memory of serving the dense model without its parameters."""
@@ -155,11 +165,11 @@ class GoalFigures:
             return share * self._dense_bytes
         if goal.kind == "memory_bytes":
             return self._memory_beside() + costs.param_bytes.at(levels)
-        return self._figure(goal).at(levels)
+        return self._figure(goal).at(levels) / self._counted_at_once(goal)
 
     def surplus(self, goal: Goal, measured: float) -> float:
         """How much better than asked, relative to what was asked; below 0 it is missed."""
-        asked = float(self._bound(goal) if goal.kind in ("params", "macs") else goal.reach or 0)
+        asked = self._asked(goal)
         return measured / asked - 1 if goal.kind in AT_LEAST else 1 - measured / asked
 
 
