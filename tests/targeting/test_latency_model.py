@@ -55,8 +55,9 @@ def planted(seed: int, count: int, *, noise: float = 0.0):
 def test_models_that_were_not_seen_are_told(seed):
     times, models = planted(seed, 30)
     fitted = fit_latency_model(times, models[:20])
-    for model in models[20:]:
-        assert fitted.ms(model.operations) == pytest.approx(model.ms, rel=0.02)
+    errors = [abs(fitted.ms(model.operations) / model.ms - 1) for model in models[20:]]
+    assert np.median(errors) < 0.02
+    assert max(errors) < 0.06
     assert fitted.median_error < 0.02
 
 
@@ -76,8 +77,7 @@ def test_errors_are_those_of_fits_without_the_model(count):
     assert len(fitted.errors) == count
     for place, model in enumerate(models):
         without = fit_latency_model(times, [other for other in models if other is not model])
-        floor = sum(without.ms_of(one) for one in model.operations) + without.rest
-        assert fitted.errors[place] == pytest.approx(floor / model.ms - 1, abs=0.02)
+        assert fitted.errors[place] == pytest.approx(without.ms(model.operations) / model.ms - 1, abs=1e-6)
 
 
 def test_noise_shows_in_the_errors():

@@ -33,8 +33,8 @@ def instance(seed: int):
     return start.levels, true, predicted, [limit]
 
 
-def run(seed: int, **options):
-    start, true, predicted, limits = instance(seed)
+def run(which: int, **options):
+    start, true, predicted, limits = instance(which)
     seen = []
 
     def judged(levels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,8 @@ def load_operator_times(target: str, path: Path | None) -> OperatorTimes:
             raise ValueError(f"schema {content['schema']}, target {content['target']}")
         for kind, inputs, output, settings, ms in content["times"]:
             shapes = tuple(tuple(map(int, shape)) for shape in inputs)
+            if not 0 < float(ms) < math.inf:
+                raise ValueError(f"a time of {ms} ms")
             known = tuple((str(name), _tuple(value)) for name, value in settings)
             found.ms[Operation(str(kind), shapes, tuple(map(int, output)), known)] = float(ms)
     except (ValueError, KeyError, TypeError) as error:
