@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,37 +153,28 @@ def measure_target(
     rig = rig_for(groups.graph, target, Path(folder), in_real_time=in_real_time)
     digest = target.digest(environment())
     times = load_operator_times(digest, Path(tables or _tables()) / f"{digest}.json")
-    widths = rewarded_widths(
-        groups,
-        chosen,
-        scores,
-        rig,
-        times,
-        limits=limits,
-        per_group=per_group,
-        most_levels=most_levels,
-        progress=None if progress is None else lambda done, of: progress("widths", done, of),
-    )
-    plain, levers = (
-        find_levers(
-            chosen.prunable, scores, limits=limits, per_group=per_group, most_levels=most_levels, widths=given
-        )
-        for given in (None, widths)
-    )
+    held = _Held(limits, per_group, most_levels)
+    tell = partial(partial, progress) if progress else lambda _: None
+    widths = rewarded_widths(groups, chosen, scores, rig, times, **vars(held), progress=tell("widths"))
+    plain = find_levers(chosen.prunable, scores, **vars(held))
+    levers = find_levers(chosen.prunable, scores, **vars(held), widths=widths)
     costs = measure_costs(
         model, groups, levers, rig, times, examples=plain, variants=variants, progress=progress
     )
     sensitivities = None
     if loss is not None:
-        sensitivities = measure_unit_sensitivity(
-            model,
-            levers,
-            groups,
-            loss,
-            progress=None if progress is None else lambda done, of: progress("losses", done, of),
-        )
+        sensitivities = measure_unit_sensitivity(model, levers, groups, loss, progress=tell("losses"))
     curves = loss_curves(levers, scores, sensitivities)
     return Planner(model, groups, costs, curves, rig, criterion, scores)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What says which widths there are."""
+
+    limits: Limits
+    per_group: Mapping[str, Limits] | None
+    most_levels: int
 
 
 def _present(groups: Groups) -> list[str]:

@@ -207,16 +207,21 @@ class _Search:
         correction = {str(goal): 1.0 for goal in self.goals}
         while len(tried) < most:
             chosen, spent = self._chosen(correction)
-            if chosen is None:
-                raise self._out_of_reach(tried)
-            tried.append(self._attempt(chosen, spent))
+            tried.append(self._attempt(self._fastest() if chosen is None else chosen, spent))
             if self._is_met(tried[-1]):
                 for goal in self.goals:
                     if goal.kind in ("speedup", "latency_ms", "throughput"):
                         check_steady(tried[-1].comparison, goal)
                 return tuple(tried)
+            if chosen is None:
+                raise self._out_of_reach(tried[-1])
             correction = self._corrected(tried)
         raise self._not_met(tried)
+
+    def _fastest(self) -> Chosen:
+        """The levels of the least milliseconds, whatever they lose."""
+        found = choose(self.costs.ms, [], self.costs.sizes)
+        return found or Chosen(self.costs.levers.last, 0.0, "descent", proven=False)
 
     def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
         begin = time.perf_counter()
@@ -280,16 +285,12 @@ class _Search:
             found[str(goal)] = wrong * aside
         return found
 
-    def _out_of_reach(self, tried: Sequence[Attempt]) -> GoalError:
-        """Measure the fastest model there is, and name what keeps it from being faster."""
-        last = self.costs.levers.last
-        fastest = choose(self.costs.ms, [], self.costs.sizes)
-        levels = last if fastest is None else fastest.levels
-        best = self._attempt(Chosen(levels, 0.0, "descent", proven=True), 0.0)
+    def _out_of_reach(self, best: Attempt) -> GoalError:
+        """Say how fast the fastest model is, and name what keeps it from being faster."""
         figures = "; ".join(f"{goal}: the best is {best.measured[str(goal)]:,.4g}" for goal in self.goals)
         return GoalError(
             f"The goal {' and '.join(map(str, self.goals))} is out of reach: {figures}, measured with every "
-            f"group at its least or its fastest. What takes longest then: {self._slowest(levels)}",
+            f"group at its least or its fastest. What takes longest then: {self._slowest(best.levels)}",
             expected="a goal within that",
             where="goal",
             remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "
