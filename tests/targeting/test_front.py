@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 
 import numpy as np
 import pytest
 
-from prunekit.errors import CalibrationError, GoalError
+from prunekit.errors import CalibrationError, GoalError, MeasurementError
 from prunekit.plan import Goal
 from prunekit.plan.figures import Limit
 from prunekit.plan.knapsack import GAP, choose
@@ -121,3 +122,15 @@ def test_baselines_have_fronts_too(measured, by):
 def test_a_loss_that_is_no_number_is_refused(measured):
     with pytest.raises(CalibrationError, match="nan"):
         measured_front(measured, [Goal("params", remove=0.3)], loss=lambda _: float("nan"))
+
+
+def test_one_noisy_measurement_does_not_lose_the_others(measured, monkeypatch):
+    goals = [Goal("speedup", reach=1.2, tolerance=0.03), Goal("params", remove=0.3)]
+
+    def too_noisy(comparison, goal):
+        raise MeasurementError("known to 38 % only")
+
+    monkeypatch.setattr(importlib.import_module("prunekit.targeting.reach"), "check_steady", too_noisy)
+    front = measured_front(measured, goals)
+    assert "known to 38" in front.missed[str(goals[0])]
+    assert [point.goal for point in front.points] == [str(goals[1])]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from prunekit.errors import GoalError
+from prunekit.errors import GoalError, MeasurementError
 from prunekit.plan import Goal
 from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, Limit
@@ -144,14 +144,15 @@ def measured_front(
         allocation: what chooses, so that ways of choosing can be compared at equal measured latency.
         attempts: at most, for each goal.
 
-    Raises:
-        MeasurementError: the machine is too noisy to tell.
+    Returns:
+        The goals that were reached; and those that were not, because they are out of reach or the machine was
+        too noisy to tell, with what was said.
     """
     points, missed = [], {}
     for goal in goals:
         try:
             reached = planner.reach(goal, attempts=attempts, allocation=allocation)
-        except GoalError as error:
+        except (GoalError, MeasurementError) as error:
             missed[str(goal)] = str(error)
             continue
         points.append(_measured(planner, goal, reached, loss, allocation))
