@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from benchmarks.recovery.cells import Cell, packed
 from benchmarks.recovery.subject import Subject
-from benchmarks.recovery.ways import WAYS, Recovered
+from benchmarks.recovery.ways import WAYS, Recovered, Settings
 from torch import nn
 
 from prunekit.recover import (
     Distillation,
     DistillationSettings,
     Task,
-    TrainingSettings,
     task_of,
     train,
     validate,
@@ -34,26 +34,27 @@ def measure(cell: Cell, subject: Subject) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     begun = time.process_time()
     task = task_of(subject.workload)
-    settings = subject.settings(cell.budget, cell.rates)
+    settings = partial(subject.settings, cell.budget, cell.rates)
     done = recovered(cell, subject, task, settings)
     seconds = time.process_time() - begun
+    uncut = settings(subject.parent.model).learning_rate
     _, validation = validate(done.model, task, batch_size=256)
     return {
         "left": round(done.left, 4),
         "examples_seen": done.examples_seen,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": max((entry["learning_rate"] for entry in done.log), default=uncut),
         "log": done.log,
         "validation": validation,
         "cpu_seconds": round(seconds, 1),
     } | judged(done.model, subject)
 
 
-def recovered(cell: Cell, subject: Subject, task: Task, settings: TrainingSettings) -> Recovered:
+def recovered(cell: Cell, subject: Subject, task: Task, settings: Settings) -> Recovered:
     model = copy.deepcopy(subject.parent.model)
     if cell.kind == "nothing":
-        if settings.epochs == 0:
+        if cell.budget == 0:
             return Recovered(model.eval(), 0, [], 1.0)
-        return Recovered(model.eval(), train(model, task, settings).examples_seen, [], 1.0)
+        return Recovered(model.eval(), train(model, task, settings(model)).examples_seen, [], 1.0)
     objective = None
     if cell.distilled:
         objective = Distillation(copy.deepcopy(subject.parent.model), TAUGHT, loss=subject.workload.loss)

@@ -142,6 +142,11 @@ BLOCKS: tuple[tuple[Cell, ...], ...] = (
     (replace(HARDEST, distilled=True),),
     tuple(Cell(kind, LOST[kind], budget=BUDGET, distilled=True) for kind in ("heads", "ffn")),
     tuple(Cell(kind, LOST[kind], budget=BUDGET, rates="last") for kind in ("heads", "ffn")),
+    tuple(
+        Cell(kind, LOST[kind], budget=BUDGET, rates="sgd", distilled=taught)
+        for kind in LOST
+        for taught in (False, True)
+    ),
 )
 """What is measured for a seed, in the order of its worth; three layers are what costs most."""
 

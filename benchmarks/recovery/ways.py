@@ -17,6 +17,9 @@ from prunekit.recover.training.optimizers import make_optimizer
 from prunekit.recover.training.settings import WARMUP
 from prunekit.workload import Batch
 
+Settings = Callable[[nn.Module], TrainingSettings]
+"""How to train a model that was just cut, for the whole budget."""
+
 CYCLES = 5
 """Of an iterative run, along the default curve of a recipe, ``cubic``; the budget is divided evenly."""
 
@@ -46,7 +49,7 @@ def oneshot(
     cut: Cut,
     sparsity: float,
     task: Task,
-    settings: TrainingSettings,
+    settings: Settings,
     objective: Objective | None = None,
 ) -> Recovered:
     """Everything goes at once, and all training comes after."""
@@ -58,7 +61,7 @@ def iterative(
     cut: Cut,
     sparsity: float,
     task: Task,
-    settings: TrainingSettings,
+    settings: Settings,
     objective: Objective | None = None,
 ) -> Recovered:
     """Several cycles of score, cut and train, each with a learning-rate schedule of its own."""
@@ -71,14 +74,15 @@ def in_cycles(
     cut: Cut,
     sparsities: Sequence[float],
     task: Task,
-    settings: TrainingSettings,
+    settings: Settings,
     objective: Objective | None,
 ) -> Recovered:
     """Cut to each sparsity in turn, and train an even part of the budget after each."""
     seen, log = 0, []
     for number, sparsity in enumerate(sparsities):
         model = laid_out(cut(model, sparsity))
-        part = replace(settings, epochs=settings.epochs / len(sparsities), seed=settings.seed + 100 * number)
+        whole = settings(model)
+        part = replace(whole, epochs=whole.epochs / len(sparsities), seed=whole.seed + 100 * number)
         done = train(model, task, part, objective=objective)
         seen += done.examples_seen
         log.append(
@@ -86,6 +90,7 @@ def in_cycles(
                 "sparsity": round(sparsity, 4),
                 "before": done.epochs[0].validation_metric,
                 "after": done.epochs[done.best].validation_metric,
+                "learning_rate": part.learning_rate,
             }
         )
     model = model.eval()
@@ -97,7 +102,7 @@ def gradual(
     cut: Cut,
     sparsity: float,
     task: Task,
-    settings: TrainingSettings,
+    settings: Settings,
     objective: Objective | None = None,
 ) -> Recovered:
     """One training run with one learning-rate schedule, and cuts in the middle of it, in one's own loop.
@@ -105,9 +110,10 @@ def gradual(
     Source: Zhu & Gupta, 2017, section 3, https://arxiv.org/abs/1710.01878. Deviations: the run is a recovery
     of a trained parent; channels go at once and for good, the optimizer following.
     """
-    steps = round(settings.epochs * len(task.train) / settings.batch_size)
+    chosen = settings(model)
+    steps = round(chosen.epochs * len(task.train) / chosen.batch_size)
     assert objective is None, "the loop here minimises the task's loss"
-    loop = Loop(model, task, settings, steps)
+    loop = Loop(model, task, chosen, steps)
     if isinstance(cut, SingleWeights):
         every = max(1, round(steps * CUTTING / CUTS))
         masks = pk.GradualMasks(
@@ -185,7 +191,7 @@ def laid_out(model: nn.Module) -> nn.Module:
     return model
 
 
-Way = Callable[[nn.Module, Cut, float, Task, TrainingSettings, Objective | None], Recovered]
+Way = Callable[[nn.Module, Cut, float, Task, Settings, Objective | None], Recovered]
 
 WAYS: dict[str, Way] = {"oneshot": oneshot, "iterative": iterative, "gradual": gradual}
 """Every way by its name in the tables."""

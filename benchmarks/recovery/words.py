@@ -14,6 +14,8 @@ LOST = {
 """Kind and sparsity -> how many went, where whole units are counted."""
 
 RATE_NAMES = {
+    "earlier": "the earlier defaults",
+    "sgd": "SGD at 0.01",
     "last": "plain fine-tuning",
     "peak": "the parent's optimizer and highest rate",
     "middle": "the parent's optimizer and three tenths of its highest rate",

@@ -51,7 +51,7 @@ def test_every_way_ends_at_the_sparsity_and_within_the_budget(task, way, kind):
     cost = groups_of(model, example).cost()
     cut = {"macs": Channels(example, cost), "weights": SingleWeights()}[kind]
     settings = TrainingSettings(epochs=5, batch_size=BATCH, learning_rate=0.01)
-    done = WAYS[way](model, cut, 0.5, task, settings, None)
+    done = WAYS[way](model, cut, 0.5, task, lambda model: settings, None)
     assert done.left == pytest.approx(0.5, rel=0.06)
     assert done.examples_seen == pytest.approx(5 * EXAMPLES, abs=BATCH * 5)
     assert not done.model.training

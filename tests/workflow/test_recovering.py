@@ -12,7 +12,7 @@ import torch
 from tests.workflow.conftest import Project
 
 from prunekit.errors import RecipeError, SelectionError, TrainingError
-from prunekit.recover import Distillation
+from prunekit.recover import Distillation, Trained, restart
 from prunekit.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +48,28 @@ def test_a_pruned_model_learns_from_its_parent(finished):
     assert found["distilled"]["logits"] == 1
     losses = [line["train_loss"] for line in found["training"]["epochs"][1:]]
     assert losses[-1] < losses[0]
+
+
+def test_recovery_goes_on_as_the_parent_was_trained_and_by_what_each_cut_did(finished):
+    assert recovered(finished)["began_with"] == restart(None, lambda: 0.0)  # As the parent: SGD.
+    before = "parent: {epochs: 3, batch_size: 16"
+    finished.edit(before, f"{before}, optimizer: adamw, learning_rate: 2e-3, weight_decay: 0.02")
+    finished.run()
+    trained = json.loads(finished.file("baseline/spent.json").read_text())["trained"]
+    assert trained == {
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 0.02,
+        "loss": trained["loss"],
+    }
+    for cycle in ("01", "02"):
+        found = recovered(finished, cycle)
+        lost = found["training"]["epochs"][0]["validation_loss"]
+        assert found["began_with"] == restart(Trained(**trained), lambda loss=lost: loss)
+    given = {"schedule": "linear", "weight_decay": 0.0, "warmup": 0.2}
+    finished.edit(BUDGET, f"recover: {{steps: 2, batch_size: 16, {str(given)[1:-1]}}}")
+    finished.run()
+    assert given.items() <= recovered(finished)["began_with"].items()
 
 
 def test_what_the_parent_gives_is_remembered_until_the_run_ends(finished):

@@ -43,17 +43,7 @@ class _Training(Section):
         description="the parts, at most, in which a process runs the examples of a step, to save memory; "
         "1 or more",
     )
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
-    )
-    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
     momentum: Share = Field(default=0.9, description="of sgd, from 0 to below 1")
-    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
-    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
-        default="cosine",
-        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
-        "or `one_cycle` (up and down)",
-    )
     warmup: Share | None = Field(
         default=None,
         description="the share of the budget in which the learning rate rises, from 0 to below 1; without it "
@@ -100,7 +90,7 @@ class _Training(Section):
             raise MistakeError(
                 given[-1], f"It is given together with {given[0]}", "one of them; both are the budget"
             )
-        if self.schedule == "one_cycle" and self.warmup:
+        if getattr(self, "schedule", None) == "one_cycle" and self.warmup:
             raise MistakeError("warmup", f"It is {self.warmup} with one_cycle", "no warmup: it has its own")
         return self
 
@@ -120,6 +110,16 @@ class Parent(_Training):
     epochs: Positive | None = Field(
         default=None,
         description="the budget in passes over the training data, above 0; 10 if no budget is given",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="`sgd` (with Nesterov momentum) or `adamw`"
+    )
+    learning_rate: Positive = Field(default=0.05, description="the highest learning rate, above 0")
+    weight_decay: NotNegative = Field(default=5e-4, description="a number of 0 or more")
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = Field(
+        default="cosine",
+        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
+        "or `one_cycle` (up and down)",
     )
 
     @model_validator(mode="after")
@@ -179,7 +179,31 @@ class Distill(Section):
 class Recover(_Training):
     """How quality is won back after each cycle; the budget is for all cycles together."""
 
-    learning_rate: Positive = Field(default=0.01, description="the highest learning rate, above 0")
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        default=None,
+        description="`sgd` (with Nesterov momentum) or `adamw`; without it that of the parent's training, "
+        "`sgd` where that is not known",
+    )
+    learning_rate: Positive | None = Field(
+        default=None,
+        description="the highest learning rate, above 0; without it 0.01, and by how much was lost where "
+        "`adamw` trained the parent too",
+    )
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] | None = Field(
+        default=None,
+        description="how the learning rate goes on after warm-up: `cosine` or `linear` (to 0), `constant` "
+        "or `one_cycle` (up and down); without it `cosine`, and by how much was lost where the rate is too",
+    )
+    weight_decay: NotNegative | None = Field(
+        default=None,
+        description="a number of 0 or more; without it the parent's where `adamw` trains after `adamw`, "
+        "else 0.0005",
+    )
+    warmup: Share | None = Field(
+        default=None,
+        description="the share of the budget in which the learning rate rises, from 0 to below 1; without it "
+        "0.05, for one_cycle 0, and 0.1 where `adamw` restarts at the parent's highest rate",
+    )
     epochs: NotNegative | None = Field(
         default=None,
         description="the budget in passes over the training data in all cycles together, as all budgets are, "

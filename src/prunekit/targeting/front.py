@@ -64,6 +64,7 @@ class MeasuredPoint:
         measured_loss: the loss of the pruned model, before any recovery; None where no loss was given.
         attempts: plans that were measured on the way.
         allocation: what chose.
+        overdone: the goal is more than met, because no plan that was tried came nearer.
     """
 
     goal: str
@@ -75,6 +76,7 @@ class MeasuredPoint:
     measured_loss: float | None
     attempts: int
     allocation: str
+    overdone: bool
 
     def as_dict(self) -> dict[str, Any]:
         """The same as what JSON can hold."""
@@ -203,4 +205,5 @@ def _measured(
         measured_loss=found,
         attempts=len(reached.attempts),
         allocation=allocation,
+        overdone=reached.overdone,
     )

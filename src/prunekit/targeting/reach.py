@@ -60,11 +60,13 @@ class Reached:
         plan: what to remove.
         goals: what was asked.
         attempts: in order; the last is the plan's.
+        overdone: every goal is more than met, and all nearer plans that were tried missed one.
     """
 
     plan: PruningPlan
     goals: tuple[Goal, ...]
     attempts: tuple[Attempt, ...]
+    overdone: bool = False
 
     @property
     def measured(self) -> Mapping[str, float]:
@@ -133,21 +135,12 @@ def reach(
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
             return choose(objective, limits, costs.sizes, seconds=solver_seconds)
-        found = ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
-        if found is None:
-            raise GoalError(
-                f"No plan of the allocation {allocation!r} should meet {' and '.join(map(str, asked))}",
-                expected="a goal that its steps come to",
-                where="allocation",
-                remedy="Ask for less, or let the knapsack choose",
-            )
-        return found
+        return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
     figures = GoalFigures(losses, costs, rig, model)
-    search = _Search(asked, figures, model, groups, choose_levels)
-    tried = search.run(attempts)
+    tried, overdone = _Search(asked, figures, model, groups, allocation, choose_levels).run(attempts)
     plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
-    return Reached(plan, asked, tried)
+    return Reached(plan, asked, tried, overdone)
 
 
 def plan_at(
@@ -191,32 +184,45 @@ class _Search:
         figures: GoalFigures,
         model: nn.Module,
         groups: Groups,
+        allocation: AllocationName,
         choose_levels: Callable[[Figure, Sequence[Limit]], Chosen | None],
     ) -> None:
         self.goals, self.figures, self.rig = goals, figures, figures.rig
         self._costs = figures.costs
-        self.model, self.groups, self._choose = model, groups, choose_levels
+        self.model, self.groups = model, groups
+        self.allocation, self._choose = allocation, choose_levels
 
     @property
     def costs(self) -> Costs:
         """Of the target, as they are known by now."""
         return self.figures.costs
 
-    def run(self, most: int) -> tuple[Attempt, ...]:
+    def run(self, most: int) -> tuple[tuple[Attempt, ...], bool]:
+        """The attempts, the last of which counts, and whether it is more than was asked."""
         tried: list[Attempt] = []
         correction = {str(goal): 1.0 for goal in self.goals}
         while len(tried) < most:
             chosen, spent = self._chosen(correction)
+            if chosen is None and self.allocation != "knapsack":
+                break
             tried.append(self._attempt(self._fastest() if chosen is None else chosen, spent))
-            if self._is_met(tried[-1]):
-                for goal in self.goals:
-                    if goal.kind in ("speedup", "latency_ms", "throughput"):
-                        check_steady(tried[-1].comparison, goal)
-                return tuple(tried)
-            if chosen is None:
+            if self._surpluses(tried[-1]) is None and chosen is None:
                 raise self._out_of_reach(tried[-1])
+            if self._is_met(tried[-1]):
+                return self._checked(tried), False
             correction = self._corrected(tried)
-        raise self._not_met(tried)
+        enough = [attempt for attempt in tried if self._surpluses(attempt) is not None]
+        if not enough:
+            raise self._not_met(tried) if len(tried) == most else self._no_plan()
+        nearest = min(enough, key=lambda attempt: attempt.objective)
+        others = [attempt for attempt in tried if attempt is not nearest]
+        return self._checked([*others, nearest]), True
+
+    def _checked(self, tried: Sequence[Attempt]) -> tuple[Attempt, ...]:
+        for goal in self.goals:
+            if goal.kind in ("speedup", "latency_ms", "throughput"):
+                check_steady(tried[-1].comparison, goal)
+        return tuple(tried)
 
     def _fastest(self) -> Chosen:
         """The levels of the least milliseconds, whatever they lose."""
@@ -252,15 +258,19 @@ class _Search:
             chosen.levels, chosen.by, predicted, measured, chosen.objective, comparison, choosing_s, seconds
         )
 
+    def _surpluses(self, attempt: Attempt) -> list[float] | None:
+        """By how much each goal is more than met; None where one is missed by more than its tolerance."""
+        found = [self.figures.surplus(goal, attempt.measured[str(goal)]) for goal in self.goals]
+        missed = any(surplus < -goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
+        return None if missed else found
+
     def _is_met(self, attempt: Attempt) -> bool:
         """Every goal is met but for its tolerance, and one of them is not overdone beyond it."""
-        overdone = []
-        for goal in self.goals:
-            surplus = self.figures.surplus(goal, attempt.measured[str(goal)])
-            if surplus < -goal.tolerance:
-                return False
-            overdone.append(surplus > goal.tolerance)
-        return not all(overdone) or not attempt.levels.any() or self._has_quality_goal
+        found = self._surpluses(attempt)
+        if found is None:
+            return False
+        near = any(surplus <= goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
+        return near or not attempt.levels.any() or self._has_quality_goal
 
     @property
     def _has_quality_goal(self) -> bool:
@@ -308,6 +318,14 @@ class _Search:
         rest = self.costs.ms.constant / whole
         named = [f"'{self.costs.levers[int(place)].name}' ({costs[place] / whole:.0%})" for place in order]
         return f"{', '.join(named)}, and what no group changes ({rest:.0%})"
+
+    def _no_plan(self) -> GoalError:
+        return GoalError(
+            f"No plan of the allocation {self.allocation!r} should meet {' and '.join(map(str, self.goals))}",
+            expected="a goal that its steps come to",
+            where="allocation",
+            remedy="Ask for less, or let the knapsack choose",
+        )
 
     def _not_met(self, tried: Sequence[Attempt]) -> GoalError:
         history = "; ".join(

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,19 @@ class Rig:
 
     def open_operation(self, operation: Operation) -> TargetRunner:
         """Open a model that is one operation alone."""
-        if RUNTIMES[self.target.runtime].takes != "file":
+        target = self.target
+        runtime = RUNTIMES[target.runtime]
+        open_it = partial(
+            runtime.open, threads=target.threads, device=target.device, precision=target.precision
+        )
+        if runtime.takes != "file":
             module, args = torch_of(operation)
-            return open_target(self.target, module, (args, {}))
+            return open_it(module, (args, {}))
         model, inputs = onnx_of(operation)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file:
             file.write(model)
             file.flush()
-            return open_target(self.target, Path(file.name), inputs)
+            return open_it(Path(file.name), inputs)
 
 
 def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
@@ -129,7 +135,6 @@ def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = 
             remedy="Trace the model with the batch of the target, or let it take any batch",
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
-    # The module of a target runs where the graph was traced; its device is the target's to choose.
     return Rig(target, inputs, example, folder, graph.batch_is_open, in_real_time)
 
 

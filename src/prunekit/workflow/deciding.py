@@ -15,7 +15,7 @@ from prunekit.importance import Statistics, check_fit, collect, needs_of, score
 from prunekit.plan import Goal, Limits, PrunableGroups, PruningPlan, allocate
 from prunekit.plan.cycles import Continued, continued_scores, goal_of_cycle, joined, step
 from prunekit.recipe import Recipe
-from prunekit.recover import UNITS, TrainingRecord, TrainingSettings, shares, train
+from prunekit.recover import UNITS, Trained, TrainingRecord, TrainingSettings, shares, train
 from prunekit.surgery import remove, sound, verify
 from prunekit.types import Scores
 from prunekit.workflow.job import Job, Result
@@ -64,7 +64,7 @@ def run_baseline(job: Job) -> Result:
             unsound.setdefault(item.operator, {})[item.name] = item.reason
     save_weights(model, job.out / "weights.safetensors")
     (job.out / UNSOUND).write_text(json.dumps(unsound, sort_keys=True))
-    (job.out / SPENT).write_text(json.dumps({"examples_seen": training.examples_seen if training else None}))
+    (job.out / SPENT).write_text(json.dumps(_spent(job, training)))
     return {
         "quality": quality(model, job),
         "cost": asdict(groups.cost()),
@@ -252,6 +252,21 @@ def _parent_settings(job: Job) -> TrainingSettings:
     if any(given.get(unit) is not None for unit in UNITS):  # One budget takes the place of another.
         own = {name: value for name, value in own.items() if name not in UNITS}
     return TrainingSettings(**{**own, **given, "seed": job.seed})
+
+
+def _spent(job: Job, training: TrainingRecord | None) -> Result:
+    """What the recoveries have to know of the parent's training."""
+    if training is None:
+        return {"examples_seen": None, "trained": None}
+    chosen = _parent_settings(job)
+    loss = training.epochs[training.best].validation_loss
+    trained = Trained(
+        optimizer=chosen.optimizer,
+        learning_rate=chosen.learning_rate,
+        loss=loss,
+        weight_decay=chosen.weight_decay,
+    )
+    return {"examples_seen": training.examples_seen, "trained": asdict(trained)}
 
 
 def _calibration_batches(job: Job, split: Split) -> Iterator[Batch]:

@@ -20,13 +20,17 @@ from prunekit.recover import (
     Lineage,
     Objective,
     Recalibrated,
+    Trained,
     TrainingRecord,
     TrainingSettings,
     budget_in_epochs,
     recalibrate_norms,
+    restart,
     shard_layers,
+    task_of,
     train,
     training_batches,
+    validate,
 )
 from prunekit.surgery import remove
 from prunekit.workflow.job import Job, Result
@@ -34,7 +38,7 @@ from prunekit.workflow.models import dense_model, groups_of, pruned_model, quali
 from prunekit.workload import load_weights
 
 SPENT = "spent.json"
-"""What training the parent took, without timings, so that a share of it can be budgeted."""
+"""What training the parent took, without timings, so that a share of it can be budgeted, and how it was."""
 
 EPOCHS = 5.0
 """The budget of all recoveries together where none is given."""
@@ -60,14 +64,17 @@ def run_recover(cycle: str) -> Callable[[Job], Result]:
             calibration = job.workload.splits.calibration
             batches = training_batches(calibration, chosen.batch_size, shuffle_seed=job.seed)
             recalibrated = recalibrate_norms(model, batches)
-        spent = json.loads(job.files[f"baseline/{SPENT}"].read_text())["examples_seen"]
+        baseline = json.loads(job.files[f"baseline/{SPENT}"].read_text())
+        spent = baseline["examples_seen"]
         budget = _budget_of_a_cycle(job, spent)
         training: TrainingRecord | None = None
+        begun: dict[str, Any] | None = None
         if budget != {"epochs": 0.0}:
             if chosen.shard and job.ranks.size > 1:
                 shard_layers(model, job.ranks)
+            begun = _restart(job, model, baseline.get("trained"))
             settings = TrainingSettings(
-                **{**chosen.settings, **dict.fromkeys(UNITS), **budget}, seed=job.seed
+                **{**chosen.settings, **begun, **dict.fromkeys(UNITS), **budget}, seed=job.seed
             )
             training = train(
                 model,
@@ -84,6 +91,7 @@ def run_recover(cycle: str) -> Callable[[Job], Result]:
             "recalibrated": asdict(recalibrated) if recalibrated else None,
             "distilled": chosen.distill.settings if chosen.distill else None,
             "training": asdict(training) if training else None,
+            "began_with": begun,
             "budget": {
                 "asked": budget,
                 "epochs": seen / len(job.workload.splits.train),
@@ -98,6 +106,24 @@ def run_recover(cycle: str) -> Callable[[Job], Result]:
 def checkpoints_of(job: Job, seconds: float) -> Checkpoints:
     """Where a stage that trains writes down how to go on."""
     return Checkpoints(job.unfinished / "checkpoints", every_seconds=seconds)
+
+
+def _restart(job: Job, model: nn.Module, trained: dict[str, Any] | None) -> dict[str, Any]:
+    """Those of the recipe, or by the parent's training and what was lost."""
+    chosen = job.recipe.recover
+
+    def loss() -> float:
+        return validate(model, task_of(job.workload), batch_size=chosen.batch_size, ranks=job.ranks)[0]
+
+    return restart(
+        Trained(**trained) if trained else None,
+        loss,
+        optimizer=chosen.optimizer,
+        learning_rate=chosen.learning_rate,
+        schedule=chosen.schedule,
+        weight_decay=chosen.weight_decay,
+        warmup=chosen.warmup,
+    )
 
 
 def _student(job: Job, plan: PruningPlan, weights: str) -> tuple[nn.Module, Objective | None]:

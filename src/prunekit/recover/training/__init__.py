@@ -5,6 +5,7 @@ from prunekit.recover.training.checkpoints import Checkpoints
 from prunekit.recover.training.feed import training_batches
 from prunekit.recover.training.learning_rate import LEARNING_RATES, learning_rate
 from prunekit.recover.training.objective import Objective
+from prunekit.recover.training.restart import Trained, restart
 from prunekit.recover.training.settings import EpochRecord, TrainingRecord, TrainingSettings
 from prunekit.recover.training.sharding import shard_layers
 from prunekit.recover.training.task import Task, task_of
@@ -19,11 +20,13 @@ __all__ = [
     "EpochRecord",
     "Objective",
     "Task",
+    "Trained",
     "TrainingRecord",
     "TrainingSettings",
     "budget_in_epochs",
     "budget_in_steps",
     "learning_rate",
+    "restart",
     "shard_layers",
     "steps_per_epoch",
     "task_of",
