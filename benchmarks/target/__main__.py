@@ -2,8 +2,8 @@
 
     python -m benchmarks.target [--model NAME] [--runtime NAME] [--batch N] [--again]
 
-Every cell is a process of its own: a model, a runtime, a batch; its costs are measured once and then 1.5, 2, 3
-and 4 times the speed are asked for, to 3 %. Cells that are measured stay. Timing is done with real-time
+Every cell is a process of its own: a model, a runtime, a batch; its costs are measured once and then 1.5, 2,
+3 and 4 times the speed are asked for, to 3 %. Cells that are measured stay. Timing is done with real-time
 scheduling where the process may, because the machine is shared. Writes ``docs/benchmarks/target.json`` and
 ``target.md``.
 """
@@ -80,15 +80,15 @@ def page(cells: Sequence[Cell]) -> str:
     lines = [
         "# Speed-ups asked for and measured",
         "",
-        "`python -m benchmarks.target`: every cell is a model on a runtime at a batch, in a process of its own.",
+        "`python -m benchmarks.target`: each cell is a model on a runtime at a batch, in its own process.",
         "Its costs are measured once, then four speed-ups are asked for, to be met within 3 %: the plan is",
         "chosen, exported, timed in pairs beside the dense model, corrected and chosen again. Losses follow",
         "from weight norms, because only speed is in question here.",
         "",
         f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} of them at the first attempt; "
         f"{len(slower)} were slower than dense.",
-        f"The model of cost, fitted to 8 whole models, was wrong by {_share(_median(cells))} (median over the",
-        "cells of the median error on a whole model it was not fitted to).",
+        f"The model of cost, fitted to 8 whole models, was wrong by {_share(_median(cells))} (median over",
+        "the cells of the median error on a whole model it was not fitted to).",
         "",
         "| model | runtime | batch | dense ms | " + " | ".join(f"{speedup:g}x" for speedup in ASKED) + " |",
         "|---|---|---:|---:|" + "---:|" * len(ASKED),
@@ -100,7 +100,7 @@ def page(cells: Sequence[Cell]) -> str:
         )
     lines += [
         "",
-        "A cell of a goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
+        "A goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
         "efficiency (measured speed-up over the factor by which the MACs fell).",
         "",
         "## What the model of cost took, and what it was worth",
@@ -114,7 +114,7 @@ def page(cells: Sequence[Cell]) -> str:
             for cell in cells
         ),
         "",
-        "Exported models are found again by the other runtime and batch of the same model; operations that two",
+        "Exported models are found again by the other runtime and batch of a model; operations that two",
         "models share are timed once.",
         "",
         *_where(environment),
@@ -126,7 +126,8 @@ def _goal(goal: dict[str, Any]) -> str:
     if not goal["met"]:
         return "not met"
     efficiency = goal["measured"] / goal["macs_removed"]
-    return f"{goal['measured']:.2f} ({goal['low']:.2f} to {goal['high']:.2f}), {goal['attempts']}, {efficiency:.2f}"
+    speedup = f"{goal['measured']:.2f} ({goal['low']:.2f} to {goal['high']:.2f})"
+    return f"{speedup}, {goal['attempts']}, {efficiency:.2f}"
 
 
 def _median(cells: Sequence[Cell]) -> float:
@@ -143,8 +144,8 @@ def _where(environment: dict[str, Any]) -> list[str]:
     cpu, packages = environment["cpu"], environment["packages"]
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     return [
-        f"Machine: {cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} cores, 2 threads, shared;",
-        f"{versions}; {environment['date'][:10]}. Timing with real-time scheduling.",
+        f"Machine: {cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} shared cores;",
+        f"{versions}; {environment['date'][:10]}. 2 threads, real-time scheduling.",
     ]
 
 
