@@ -12,6 +12,7 @@ import pytest
 from tests.targeting.conftest import MS_PER_MAC, MS_PER_PARAMETER, REST_MS, PlantedRig
 
 from prunekit.errors import GoalError
+from prunekit.importance import score
 from prunekit.plan import Goal
 from prunekit.plan.baselines import ALLOCATIONS
 from prunekit.targeting import Planner
@@ -130,3 +131,13 @@ def test_the_knapsack_loses_least_at_equal_measured_speed(measured):
     for attempt in found.values():  # They may differ by the tolerance in what they are as fast as.
         assert measured.losses.at(attempt.levels) >= 0.9 * least
     assert measured.losses.at(found["uniform"].levels) > least
+
+
+def test_baselines_rank_by_scores_that_are_not_normalised(measured):
+    """Oracle: the norms of the weights as they are; inside a group the order is the levers'."""
+    expected = score(measured.model, measured.groups, "l2", normalization="none")
+    for lever in measured.costs.levers:
+        np.testing.assert_array_equal(measured.scores[lever.group.name], expected[lever.group.name])
+        if lever.unit is None:
+            ordered = measured.scores[lever.group.name][lever.order]
+            assert (np.diff(ordered, axis=1) <= 1e-6).all()

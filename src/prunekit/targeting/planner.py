@@ -44,7 +44,8 @@ class Planner:
         curves: what each lever is taken to lose, and where that comes from.
         rig: where models are timed.
         criterion: what scored the units.
-        scores: by group name ``[units]``, of the groups that may be pruned.
+        scores: by group name ``[units]``, of the groups that may be pruned, and as they are compared over
+            groups where a baseline ranks by them: not normalised, unless they were given so.
     """
 
     model: nn.Module
@@ -148,7 +149,9 @@ def measure_target(
     check_target(target)
     groups = groups or find_groups(trace(model, args, kwargs))
     chosen = groups.select(granularity=granularity or _present(groups), only=only, ignore=ignore)
+    raw = scores
     if scores is None:
+        raw = score(model, chosen, criterion, normalization="none")
         scores = score(model, chosen, criterion)
     rig = rig_for(groups.graph, target, Path(folder), in_real_time=in_real_time)
     digest = target.digest(environment())
@@ -165,7 +168,7 @@ def measure_target(
     if loss is not None:
         sensitivities = measure_unit_sensitivity(model, levers, groups, loss, progress=tell("losses"))
     curves = loss_curves(levers, scores, sensitivities)
-    return Planner(model, groups, costs, curves, rig, criterion, scores)
+    return Planner(model, groups, costs, curves, rig, criterion, raw)
 
 
 @dataclass(frozen=True)

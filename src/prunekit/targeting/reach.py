@@ -111,7 +111,8 @@ def reach(
         criterion: what scored the units; recorded in the plan.
         allocation: what chooses; besides the knapsack the baselines that it is compared with
             (:data:`prunekit.plan.baselines.ALLOCATIONS`), for any goal but ``quality_drop``.
-        scores: by group name ``[units]``, those that the levers were ordered by; the baselines rank by them.
+        scores: by group name ``[units]``, by which the baselines rank; inside a group they order the units as
+            the levers do.
         solver_seconds: that the knapsack may take each time.
 
     Raises:
