@@ -115,6 +115,7 @@ def test_noise_is_told_with_the_pairs_it_takes(planner):
     assert known.needed == pytest.approx(known.pairs * (known.half_width / 0.01) ** 2, abs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["openvino", "torch_eager"])
 def test_other_runtimes_reach_counts_too(runtime, tmp_path):
     torch.manual_seed(0)

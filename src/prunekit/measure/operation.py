@@ -133,6 +133,13 @@ class _Builder:
         self.constants.append(numpy_helper.from_array(values, name))
         return name
 
+    def number(self, name: str, value: float) -> str:
+        """A constant of one number."""
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype=np.float32), name))
+        return name
+
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """One operator."""
         import onnx
@@ -205,7 +212,8 @@ def _attention(build: _Builder) -> None:
     ]
     rank = len(query)
     build.node("Transpose", [given[1]], "turned", perm=[*range(rank - 2), rank - 1, rank - 2])
-    build.node("MatMul", [given[0], "turned"], "products")
+    build.node("Mul", [given[0], build.number("scale", 1 / np.sqrt(query[-1]))], "scaled")
+    build.node("MatMul", ["scaled", "turned"], "products")
     build.node("Softmax", ["products"], "weights", axis=-1)
     build.node("MatMul", ["weights", given[2]], "out")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -54,6 +54,23 @@ class Figure:
     def scaled(self, factor: float) -> Figure:
         """The same figure times a factor."""
         return Figure(self.constant * factor, {scope: table * factor for scope, table in self.terms.items()})
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure that may not be above a bound.
+
+    Attributes:
+        figure: such as the milliseconds of a call.
+        most: the bound, > 0.
+    """
+
+    figure: Figure
+    most: float
+
+    def is_met(self, levels: IntArray) -> bool:
+        """Whether the figure is within the bound, but for rounding."""
+        return self.figure.at(levels) <= self.most * (1 + 1e-9)
 
 
 def figure_of(tables: Iterable[tuple[Scope, npt.NDArray[np.float64]]], constant: float = 0.0) -> Figure:
@@ -131,11 +148,12 @@ def valued(terms: Iterable[OperationTerm], value: Callable[[Operation], float]) 
 def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) -> Figure:
     """The number of parameters, or their bytes, at any levels.
 
-    A tensor that only layers read goes with the last of them; of what several layers read none goes.
+    A tensor goes with a layer that alone reads it; what several layers read stays. Parameters that nothing
+    reads stay, but for those of a layer that goes.
     """
     combined = _Combinations(levers, groups)
     lost = combined.without(groups.lost_tensors)
-    tables = []
+    tables = [*_unread_parameters(combined, groups, in_bytes)]
     for name in sorted(groups.graph.trainable):
         if name not in groups.tensor_names:
             continue
@@ -154,6 +172,18 @@ def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) 
 
         tables.append(_numbers(*combined.table(named, depths, size)))
     return figure_of(tables)
+
+
+def _unread_parameters(
+    combined: _Combinations, groups: Groups, in_bytes: bool
+) -> Iterator[tuple[Scope, npt.NDArray[np.float64]]]:
+    """Those that nothing reads; they go with the layers that they belong to."""
+    left = combined.without(groups.left_unread)
+    for name in groups.left_unread({}):
+        tensor = groups.graph.tensor(name)
+        size = tensor.numel() * (tensor.element_size() if in_bytes else 1)
+        depths = [place for place, names in left.items() if name not in names]
+        yield _numbers(*combined.table((), depths, lambda _, size=size: size))
 
 
 def cache_figure(

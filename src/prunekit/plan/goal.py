@@ -100,6 +100,8 @@ class Goal:
             object.__setattr__(self, "remove", float(self.remove))
         if self.reach is not None:
             self._check_reach(self.reach)
+            if not isinstance(self.reach, int | float):
+                object.__setattr__(self, "reach", float(self.reach))
         if not _is_share(self.tolerance):
             raise GoalError(
                 f"The tolerance is {self.tolerance!r}",

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from prunekit.plan.figures import Figure, Scope
+from prunekit.plan.figures import Figure, Limit, Scope
+from prunekit.plan.moves import along, moved_back, touching
 from prunekit.types import IntArray
 
 SECONDS = 20.0
@@ -23,23 +24,6 @@ GAP = 0.005
 SWEEPS, MULTIPLIERS = 30, 40
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A figure that may not be above a bound.
-
-    Attributes:
-        figure: such as the milliseconds of a call.
-        most: the bound, > 0.
-    """
-
-    figure: Figure
-    most: float
-
-    def is_met(self, levels: IntArray) -> bool:
-        """Whether the figure is within the bound, but for rounding."""
-        return self.figure.at(levels) <= self.most * (1 + 1e-9)
-
-
 @dataclass(frozen=True, eq=False)
 class Chosen:
     """What was chosen.
@@ -47,13 +31,13 @@ class Chosen:
     Attributes:
         levels: ``[levers]``.
         objective: the figure that was made least.
-        by: ``milp`` or ``descent``, whichever was better.
+        by: ``milp`` or ``descent``, whichever was better; or a baseline.
         proven: the solver showed that nothing is better by more than :data:`GAP`.
     """
 
     levels: IntArray
     objective: float
-    by: Literal["milp", "descent"]
+    by: Literal["milp", "descent", "uniform", "global", "isomorphic", "greedy"]
     proven: bool
 
 
@@ -117,7 +101,7 @@ def descend(objective: Figure, limits: Sequence[Limit], sizes: Sequence[int]) ->
         best = last
     if best is None:
         return None
-    best = _moved_back(objective, limits, sizes, best)
+    best = moved_back(objective, limits, sizes, best)
     return Chosen(best, objective.at(best), "descent", proven=False)
 
 
@@ -134,67 +118,17 @@ def _descended(
         for scope, table in limit.figure.terms.items():
             weighted = table * (multiplier / limit.most)
             terms[scope] = terms[scope] + weighted if scope in terms else weighted
-    touching = _touching(terms, len(sizes))
+    scopes = touching(terms, len(sizes))
     levels = start.copy()
     for _ in range(SWEEPS):
         changed = False
         for place in range(len(sizes)):
-            level = int(np.argmin(_along(terms, touching[place], levels, place, sizes[place])))
+            level = int(np.argmin(along(terms, scopes[place], levels, place, sizes[place])))
             changed |= level != levels[place]
             levels[place] = level
         if not changed:
             break
     return levels
-
-
-def _touching(terms: dict[Scope, npt.NDArray], count: int) -> list[list[Scope]]:
-    found: list[list[Scope]] = [[] for _ in range(count)]
-    for scope in terms:
-        for place in scope:
-            found[place].append(scope)
-    return found
-
-
-def _along(
-    terms: dict[Scope, npt.NDArray], scopes: Sequence[Scope], levels: IntArray, place: int, size: int
-) -> npt.NDArray[np.float64]:
-    """``[size]`` the sum of what depends on one lever, at each of its levels, the others as they are."""
-    total = np.zeros(size)
-    for scope in scopes:
-        index = tuple(slice(None) if other == place else int(levels[other]) for other in scope)
-        total += terms[scope][index]
-    return total
-
-
-def _moved_back(
-    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], levels: IntArray
-) -> IntArray:
-    """Take back what the limits allow, the largest gain for the room it takes first."""
-    gains = _touching(objective.terms, len(sizes))
-    costs = [_touching(limit.figure.terms, len(sizes)) for limit in limits]
-    levels = levels.copy()
-    while True:
-        room = [limit.most * (1 + 1e-9) - limit.figure.at(levels) for limit in limits]
-        best, move = 0.0, None
-        for place, size in enumerate(sizes):
-            now = int(levels[place])
-            gain = _along(objective.terms, gains[place], levels, place, size)
-            gain = gain[now] - gain
-            rises = [
-                _along(limit.figure.terms, cost[place], levels, place, size)
-                for limit, cost in zip(limits, costs, strict=True)
-            ]
-            rises = [rise - rise[now] for rise in rises]
-            fits = np.all([rise <= left for rise, left in zip(rises, room, strict=True)], axis=0)
-            worth = np.where(fits & (gain > 1e-15), gain, 0.0)
-            for rise, limit in zip(rises, limits, strict=True):
-                worth = worth / np.maximum(rise / limit.most, 1e-6)
-            level = int(np.argmax(worth))
-            if worth[level] > best:
-                best, move = float(worth[level]), (place, level)
-        if move is None:
-            return levels
-        levels[move[0]] = move[1]
 
 
 def solve_exactly(

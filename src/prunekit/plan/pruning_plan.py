@@ -16,7 +16,7 @@ from prunekit.plan.goal import Goal
 from prunekit.types import Cost, KeepMask
 
 SCHEMA = "prunekit.plan/1"
-SCOPES = ("uniform", "global", "knapsack")
+SCOPES = ("uniform", "global", "knapsack", "isomorphic", "greedy")
 
 
 class FrozenDict(dict):

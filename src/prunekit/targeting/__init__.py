@@ -2,6 +2,11 @@
 
 from prunekit.targeting.costs import Costs as Costs
 from prunekit.targeting.costs import measure_costs as measure_costs
+from prunekit.targeting.front import MeasuredFront as MeasuredFront
+from prunekit.targeting.front import MeasuredPoint as MeasuredPoint
+from prunekit.targeting.front import Point as Point
+from prunekit.targeting.front import measured_front as measured_front
+from prunekit.targeting.front import predicted_front as predicted_front
 from prunekit.targeting.latency_model import LatencyModel as LatencyModel
 from prunekit.targeting.planner import Planner as Planner
 from prunekit.targeting.planner import measure_target as measure_target
@@ -9,6 +14,8 @@ from prunekit.targeting.reach import Attempt as Attempt
 from prunekit.targeting.reach import Reached as Reached
 from prunekit.targeting.reach import reach as reach
 from prunekit.targeting.rig import Rig as Rig
+from prunekit.targeting.search import Refined as Refined
+from prunekit.targeting.search import refine as refine
 from prunekit.targeting.stored import restore_planner as restore_planner
 from prunekit.targeting.stored import stored_planner as stored_planner
 from prunekit.targeting.subgoals import dense_figures as dense_figures
@@ -19,14 +26,21 @@ __all__ = [
     "Attempt",
     "Costs",
     "LatencyModel",
+    "MeasuredFront",
+    "MeasuredPoint",
     "Planner",
+    "Point",
     "Reached",
+    "Refined",
     "Rig",
     "dense_figures",
     "goals_of_cycle",
     "measure_costs",
     "measure_target",
+    "measured_front",
+    "predicted_front",
     "reach",
+    "refine",
     "restore_planner",
     "rewarded_widths",
     "stored_planner",

@@ -16,6 +16,7 @@ from prunekit.graph.operations import Operations
 from prunekit.measure import LatencyComparison, compare_latency
 from prunekit.plan.figures import (
     Figure,
+    Limit,
     OperationTerm,
     cache_figure,
     loss_figure,
@@ -23,7 +24,7 @@ from prunekit.plan.figures import (
     parameter_figure,
     valued,
 )
-from prunekit.plan.knapsack import Limit, descend
+from prunekit.plan.knapsack import descend
 from prunekit.plan.levers import Levers
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.latency_model import LatencyModel, WholeModel, fit_latency_model

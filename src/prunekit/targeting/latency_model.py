@@ -97,15 +97,13 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
     """
     if not models:
         raise MeasurementError("There is no whole model to fit to", expected="at least the dense one")
-    fit = _Fit(times, models)
-    every = range(len(models))
-    errors = [
-        float(fit.matrix[place] @ fit.solve([other for other in every if other != place])) - 1
-        for place in every
-        if len(models) > 2
-    ]
-    scales, rates, rest = fit.read(fit.solve(every))
-    return LatencyModel(times, scales, rates, rest, tuple(errors), tuple(models))
+    fit, every = _Fit(times, models), range(len(models))
+    errors = []
+    for place, model in enumerate(models):
+        if len(models) > 2:
+            without = LatencyModel(times, *fit.solve([other for other in every if other != place]), (), ())
+            errors.append(without.ms(model.operations) / model.ms - 1)
+    return LatencyModel(times, *fit.solve(every), tuple(errors), tuple(models))
 
 
 class _Fit:
@@ -115,31 +113,29 @@ class _Fit:
         self._kinds = sorted({operation.kind for model in models for operation in model.operations})
         self._timed = [kind for kind in self._kinds if kind in TIMED]
         rows = [[*self._times(model, times), *self._moves(model), 1.0] for model in models]
-        measured = np.array([model.ms for model in models])
-        matrix = np.array(rows) / measured[:, None]
-        # Columns of equal weight: 1 = the whole time of the model in which it matters most.
-        self._unit = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
-        self.matrix: Vector = matrix / self._unit
-        count = len(self._timed)
-        self._prior = np.concatenate([self._unit[:count], np.zeros(len(self._unit) - count)])
-        # A rate, in this unit, is the part of a model's time that it explains; a timed kind may have any.
+        self._matrix = np.array(rows) / np.array([[model.ms] for model in models])
+        # A timed kind may have any rate.
         self._least = np.array(
-            [0.0] * count + [-np.inf if kind in TIMED else 0.0 for kind in self._kinds] + [0.0]
+            [0.0] * len(self._timed) + [-np.inf if kind in TIMED else 0.0 for kind in self._kinds] + [0.0]
         )
-        share = np.concatenate([self._unit[:count], np.ones(len(self._unit) - count)])
-        self._weight = PRIOR / np.maximum(share, 0.1)
 
-    def solve(self, rows: Sequence[int] | range) -> Vector:
-        """The coefficients that fit these models best."""
-        chosen = list(rows)
-        matrix = np.concatenate([self.matrix[chosen], np.diag(self._weight)])
-        wanted = np.concatenate([np.ones(len(chosen)), self._weight * self._prior])
-        return lsq_linear(matrix, wanted, bounds=(self._least, np.inf), method="bvls").x
-
-    def read(self, solution: Vector) -> tuple[dict[str, float], dict[str, float], float]:
-        """Scales and rates by kind, and the rest."""
-        values = (solution / self._unit).tolist()
+    def solve(self, rows: Sequence[int]) -> tuple[dict[str, float], dict[str, float], float]:
+        """Scales and rates by kind, and the rest, that fit these models best; no other model counts."""
+        matrix = self._matrix[list(rows)]
+        # Columns of equal weight: 1 = the whole time of the model in which it matters most.
+        unit = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
         count = len(self._timed)
+        prior = np.concatenate([unit[:count], np.zeros(len(unit) - count)])
+        # A rate, in this unit, is the part of a model's time that it explains.
+        share = np.concatenate([unit[:count], np.ones(len(unit) - count)])
+        weight = PRIOR / np.maximum(share, 0.1)
+        solution = lsq_linear(
+            np.concatenate([matrix / unit, np.diag(weight)]),
+            np.concatenate([np.ones(len(matrix)), weight * prior]),
+            bounds=(self._least, np.inf),
+            method="bvls",
+        ).x
+        values = (solution / unit).tolist()
         scales = dict(zip(self._timed, values[:count], strict=True))
         rates = dict(zip(self._kinds, values[count:-1], strict=True))
         return scales, rates, values[-1]

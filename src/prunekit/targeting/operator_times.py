@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,8 @@ def load_operator_times(target: str, path: Path | None) -> OperatorTimes:
         if content["schema"] != SCHEMA or content["target"] != target:
             raise ValueError(f"schema {content['schema']}, target {content['target']}")
         for *operation, ms in content["times"]:
+            if not 0 < float(ms) < math.inf:
+                raise ValueError(f"a time of {ms} ms")
             found.ms[operation_from(operation)] = float(ms)
     except (ValueError, KeyError, TypeError) as error:
         raise MeasurementError(

@@ -15,7 +15,8 @@ from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import score
 from prunekit.measure import Target, check_target, environment
 from prunekit.plan import Goal, Limits
-from prunekit.plan.figures import loss_figure
+from prunekit.plan.baselines import AllocationName
+from prunekit.plan.figures import Figure, loss_figure
 from prunekit.plan.levers import MOST_LEVELS, find_levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
@@ -43,6 +44,8 @@ class Planner:
         curves: what each lever is taken to lose, and where that comes from.
         rig: where models are timed.
         criterion: what scored the units.
+        scores: by group name ``[units]``, of the groups that may be pruned, and as they are compared over
+            groups where a baseline ranks by them: not normalised, unless they were given so.
     """
 
     model: nn.Module
@@ -51,19 +54,38 @@ class Planner:
     curves: tuple[LossCurve, ...]
     rig: Rig
     criterion: str = ""
+    scores: Scores | None = None
 
-    def reach(self, goals: Goal | Sequence[Goal], *, attempts: int = 8) -> Reached:
-        """Find the plan of least loss that measurably meets the goals: :func:`prunekit.targeting.reach`."""
-        losses = loss_figure([curve.losses for curve in self.curves])
+    @property
+    def losses(self) -> Figure:
+        """What each lever loses at its levels."""
+        return loss_figure([curve.losses for curve in self.curves])
+
+    def reach(
+        self,
+        goals: Goal | Sequence[Goal],
+        *,
+        attempts: int = 8,
+        allocation: AllocationName = "knapsack",
+    ) -> Reached:
+        """Find the plan of least loss that measurably meets the goals: :func:`prunekit.targeting.reach`.
+
+        Args:
+            goals: one or several.
+            attempts: at most.
+            allocation: what chooses; a baseline instead of the knapsack, to compare them at equal latency.
+        """
         return reach(
             goals,
-            losses,
+            self.losses,
             self.costs,
             self.rig,
             self.model,
             self.groups,
             attempts=attempts,
             criterion=self.criterion,
+            allocation=allocation,
+            scores=self.scores,
         )
 
     def remove(self, reached: Reached) -> tuple[Removal, Proof]:
@@ -127,7 +149,9 @@ def measure_target(
     check_target(target)
     groups = groups or find_groups(trace(model, args, kwargs))
     chosen = groups.select(granularity=granularity or _present(groups), only=only, ignore=ignore)
+    raw = scores
     if scores is None:
+        raw = score(model, chosen, criterion, normalization="none")
         scores = score(model, chosen, criterion)
     rig = rig_for(groups.graph, target, Path(folder), in_real_time=in_real_time)
     digest = target.digest(environment())
@@ -144,7 +168,7 @@ def measure_target(
     if loss is not None:
         sensitivities = measure_unit_sensitivity(model, levers, groups, loss, progress=tell("losses"))
     curves = loss_curves(levers, scores, sensitivities)
-    return Planner(model, groups, costs, curves, rig, criterion)
+    return Planner(model, groups, costs, curves, rig, criterion, raw)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,22 +11,21 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
-from prunekit.measure import LatencyComparison, file_size
+from prunekit.measure import LatencyComparison
 from prunekit.plan import Goal, PruningPlan
-from prunekit.plan.figures import Figure
-from prunekit.plan.knapsack import SECONDS, Chosen, Limit, choose
+from prunekit.plan.baselines import ALLOCATIONS, AllocationName
+from prunekit.plan.figures import Figure, Limit
+from prunekit.plan.knapsack import SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.costs import Costs, tag
+from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures, check_goals
 from prunekit.targeting.limiting import shares_of_time
-from prunekit.targeting.measuring import check_steady, measure_beside, milliseconds
+from prunekit.targeting.measuring import check_steady, measure_beside
 from prunekit.targeting.rig import Rig
-from prunekit.types import IntArray
+from prunekit.types import IntArray, Scores
 
 ATTEMPTS = 8
 NAMED = 5
-
-AT_LEAST = frozenset({"speedup", "throughput"})
-"""Goals that a larger figure meets; all others are met by a smaller one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class Attempt:
 
     Attributes:
         levels: of the levers.
-        by: what chose it, ``milp`` or ``descent``.
+        by: what chose it: ``milp``, ``descent`` or a baseline.
         predicted: by goal, as the model of cost saw it.
         measured: by goal.
         objective: the loss predicted; with a goal of ``quality_drop`` the milliseconds.
@@ -91,6 +90,8 @@ def reach(
     *,
     attempts: int = ATTEMPTS,
     criterion: str = "",
+    allocation: AllocationName = "knapsack",
+    scores: Scores | None = None,
     solver_seconds: float = SECONDS,
 ) -> Reached:
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
@@ -109,15 +110,71 @@ def reach(
         groups: of the model.
         attempts: at most.
         criterion: what scored the units; recorded in the plan.
-        solver_seconds: that choosing may take each time.
+        allocation: what chooses; besides the knapsack the baselines that it is compared with
+            (:data:`prunekit.plan.baselines.ALLOCATIONS`), for any goal but ``quality_drop``.
+        scores: by group name ``[units]``, by which the baselines rank; inside a group they order the units as
+            the levers do.
+        solver_seconds: that the knapsack may take each time.
 
     Raises:
-        GoalError: out of reach, with the best figure and the groups in the way; or not met within the
-            attempts.
+        GoalError: out of reach, with the best figure and the groups in the way; not met within the
+            attempts; a goal or an allocation that is none of those above.
         MeasurementError: the machine is too noisy to tell.
     """
     asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
-    return _Search(asked, losses, costs, rig, model, groups, criterion, solver_seconds).run(attempts)
+    check_goals(asked)
+    if allocation not in ALLOCATIONS:
+        raise GoalError(
+            f"The allocation is {allocation!r}", expected=f"one of {list(ALLOCATIONS)}", where="allocation"
+        )
+    if allocation != "knapsack" and any(goal.kind == "quality_drop" for goal in asked):
+        raise GoalError(
+            f"The allocation {allocation!r} is asked for a quality_drop",
+            expected="the knapsack, which alone makes the milliseconds least",
+            where="allocation",
+        )
+
+    def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
+        if allocation == "knapsack":
+            return choose(objective, limits, costs.sizes, seconds=solver_seconds)
+        return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
+
+    figures = GoalFigures(losses, costs, rig, model)
+    tried, overdone = _Search(asked, figures, model, groups, allocation, choose_levels).run(attempts)
+    plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
+    return Reached(plan, asked, tried, overdone)
+
+
+def plan_at(
+    levels: IntArray,
+    costs: Costs,
+    groups: Groups,
+    goal: Goal,
+    *,
+    criterion: str = "",
+    scope: str = "knapsack",
+) -> PruningPlan:
+    """The plan that takes every lever to its level.
+
+    Args:
+        levels: ``[levers]``.
+        costs: whose levers they are.
+        groups: of the model.
+        goal: recorded in the plan.
+        criterion: what scored the units; recorded in the plan.
+        scope: what chose the levels; recorded in the plan.
+    """
+    masks = costs.levers.masks(levels)
+    return PruningPlan(
+        keep={name: tuple(np.flatnonzero(mask).tolist()) for name, mask in masks.items()},
+        sizes=costs.levers.sizes,
+        fingerprint=groups.fingerprint,
+        criterion=criterion,
+        goal=goal,
+        scope=scope,
+        before=groups.cost(),
+        after=groups.cost(masks),
+    )
 
 
 class _Search:
@@ -126,113 +183,58 @@ class _Search:
     def __init__(
         self,
         goals: tuple[Goal, ...],
-        losses: Figure,
-        costs: Costs,
-        rig: Rig,
+        figures: GoalFigures,
         model: nn.Module,
         groups: Groups,
-        criterion: str,
-        solver_seconds: float,
+        allocation: AllocationName,
+        choose_levels: Callable[[Figure, Sequence[Limit]], Chosen | None],
     ) -> None:
-        self.goals, self.losses, self.costs, self.rig = goals, losses, costs, rig
-        self._costs = costs
-        self.model, self.groups, self.criterion = model, groups, criterion
-        self._solver_seconds = solver_seconds
-        self._nothing = np.zeros(len(costs.levers), dtype=np.int64)
-        artifact = rig.artifact(model, "dense")
-        self._dense_artifact = artifact
-        with rig.quietly():
-            self._dense = rig.open_artifact(artifact)
-        self._dense_bytes = stored_bytes(artifact, model)
-        self._dense_memory: int | None = None
+        self.goals, self.figures, self.rig = goals, figures, figures.rig
+        self._costs = figures.costs
+        self.model, self.groups = model, groups
+        self.allocation, self._choose = allocation, choose_levels
 
-    def run(self, most: int) -> Reached:
+    @property
+    def costs(self) -> Costs:
+        """Of the target, as they are known by now."""
+        return self.figures.costs
+
+    def run(self, most: int) -> tuple[tuple[Attempt, ...], bool]:
+        """The attempts, the last of which counts, and whether it is more than was asked."""
         tried: list[Attempt] = []
         correction = {str(goal): 1.0 for goal in self.goals}
         while len(tried) < most:
             chosen, spent = self._chosen(correction)
+            if chosen is None and self.allocation != "knapsack":
+                break
             tried.append(self._attempt(self._fastest() if chosen is None else chosen, spent))
             if self._surpluses(tried[-1]) is None and chosen is None:
                 raise self._out_of_reach(tried[-1])
             if self._is_met(tried[-1]):
-                return self._reached(tried)
+                return self._checked(tried), False
             correction = self._corrected(tried)
         enough = [attempt for attempt in tried if self._surpluses(attempt) is not None]
         if not enough:
-            raise self._not_met(tried)
+            raise self._not_met(tried) if len(tried) == most else self._no_plan()
         nearest = min(enough, key=lambda attempt: attempt.objective)
         others = [attempt for attempt in tried if attempt is not nearest]
-        return self._reached([*others, nearest], overdone=True)
+        return self._checked([*others, nearest]), True
 
-    def _reached(self, tried: Sequence[Attempt], *, overdone: bool = False) -> Reached:
+    def _checked(self, tried: Sequence[Attempt]) -> tuple[Attempt, ...]:
         for goal in self.goals:
             if goal.kind in ("speedup", "latency_ms", "throughput"):
                 check_steady(tried[-1].comparison, goal)
-        return Reached(self._plan(tried[-1].levels), self.goals, tuple(tried), overdone)
+        return tuple(tried)
 
     def _fastest(self) -> Chosen:
         """The levels of the least milliseconds, whatever they lose."""
-        found = choose(self.costs.ms, [], self.costs.sizes, seconds=self._solver_seconds)
+        found = choose(self.costs.ms, [], self.costs.sizes)
         return found or Chosen(self.costs.levers.last, 0.0, "descent", proven=False)
 
     def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
         begin = time.perf_counter()
-        quality = [goal for goal in self.goals if goal.kind == "quality_drop"]
-        limits = [
-            Limit(self._figure(goal), self._bound(goal) / correction[str(goal)])
-            for goal in self.goals
-            if goal not in quality
-        ]
-        objective = self.losses
-        if quality:
-            objective = self.costs.ms
-            limits += [Limit(self.losses, float(goal.reach or 0)) for goal in quality]
-        chosen = choose(objective, limits, self.costs.sizes, seconds=self._solver_seconds)
+        chosen = self._choose(*self.figures.problem(self.goals, correction))
         return chosen, time.perf_counter() - begin
-
-    def _figure(self, goal: Goal) -> Figure:
-        """What has to stay below :meth:`_bound`."""
-        if goal.kind in ("params",):
-            return self.costs.params
-        if goal.kind == "macs":
-            return self.costs.macs
-        if goal.kind == "kv_cache_bytes":
-            return self.costs.cache_bytes
-        if goal.kind in ("size_bytes", "memory_bytes"):
-            return self.costs.param_bytes
-        return self.costs.ms
-
-    def _bound(self, goal: Goal) -> float:
-        costs, reach = self.costs, float(goal.reach or 0)
-        if goal.kind in ("params", "macs"):
-            before = (costs.params if goal.kind == "params" else costs.macs).at(self._nothing)
-            return float(goal.asked(round(before)))
-        if goal.kind == "speedup":
-            return costs.ms.at(self._nothing) / reach
-        if goal.kind == "throughput":
-            return 1000 * self.rig.target.batch / reach
-        if goal.kind in ("latency_ms", "kv_cache_bytes"):
-            return reach
-        if goal.kind == "size_bytes":
-            return reach * costs.param_bytes.at(self._nothing) / self._dense_bytes
-        beside = self._memory_beside()
-        if reach <= beside:
-            raise GoalError(
-                f"The goal is {goal}, and the runtime and what it computes on take {beside:,.0f} bytes",
-                expected="a memory above that",
-                where="goal",
-                remedy="Ask for more memory, a smaller batch or a shorter sequence",
-            )
-        return reach - beside
-
-    def _memory_beside(self) -> float:
-        """Peak memory of serving the dense model without its parameters."""
-        if self._dense_memory is None:
-            self._dense_memory = self._memory(self._dense_artifact)
-        return self._dense_memory - self.costs.param_bytes.at(self._nothing)
-
-    def _memory(self, artifact: object) -> int:
-        return self.rig.peak_bytes(artifact, self._dense)
 
     def _attempt(self, chosen: Chosen, choosing_s: float) -> Attempt:
         begin = time.perf_counter()
@@ -243,58 +245,24 @@ class _Search:
         percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
         with self.rig.quietly():
             comparison = measure_beside(
-                self._dense,
+                self.figures.dense,
                 self.rig.open_artifact(artifact),
                 tolerance=min(goal.tolerance for goal in self.goals),
                 percentile=max(percentiles, default=None),
             )
         measured = {
-            str(goal): self._measured(goal, comparison, artifact, small, chosen) for goal in self.goals
+            str(goal): self.figures.measured(goal, comparison, artifact, small, chosen.levels)
+            for goal in self.goals
         }
-        predicted = {str(goal): self._predicted(goal, chosen.levels) for goal in self.goals}
+        predicted = {str(goal): self.figures.predicted(goal, chosen.levels) for goal in self.goals}
         seconds = time.perf_counter() - begin + choosing_s
         return Attempt(
             chosen.levels, chosen.by, predicted, measured, chosen.objective, comparison, choosing_s, seconds
         )
 
-    def _measured(
-        self,
-        goal: Goal,
-        comparison: LatencyComparison,
-        artifact: object,
-        small: nn.Module,
-        chosen: Chosen,
-    ) -> float:
-        if goal.kind == "speedup":
-            return comparison.speedup.median
-        if goal.kind == "latency_ms":
-            return milliseconds(comparison, goal.percentile)
-        if goal.kind == "throughput":
-            return 1000 * self.rig.target.batch / comparison.pruned.p50_ms
-        if goal.kind == "size_bytes":
-            return float(stored_bytes(artifact, small))
-        if goal.kind == "memory_bytes":
-            return float(self._memory(artifact))
-        return self._predicted(goal, chosen.levels)
-
-    def _predicted(self, goal: Goal, levels: IntArray) -> float:
-        costs = self.costs
-        if goal.kind == "quality_drop":
-            return self.losses.at(levels)
-        if goal.kind == "speedup":
-            return costs.speedup(levels)
-        if goal.kind == "throughput":
-            return 1000 * self.rig.target.batch / costs.ms.at(levels)
-        if goal.kind == "size_bytes":
-            share = costs.param_bytes.at(levels) / costs.param_bytes.at(self._nothing)
-            return share * self._dense_bytes
-        if goal.kind == "memory_bytes":
-            return self._memory_beside() + costs.param_bytes.at(levels)
-        return self._figure(goal).at(levels)
-
     def _surpluses(self, attempt: Attempt) -> list[float] | None:
         """By how much each goal is more than met; None where one is missed by more than its tolerance."""
-        found = [self._surplus(goal, attempt.measured[str(goal)]) for goal in self.goals]
+        found = [self.figures.surplus(goal, attempt.measured[str(goal)]) for goal in self.goals]
         missed = any(surplus < -goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
         return None if missed else found
 
@@ -310,42 +278,24 @@ class _Search:
     def _has_quality_goal(self) -> bool:
         return any(goal.kind == "quality_drop" for goal in self.goals)
 
-    def _surplus(self, goal: Goal, measured: float) -> float:
-        """How much better than asked, relative to what was asked; below 0 it is missed."""
-        asked = float(self._bound(goal) if goal.kind in ("params", "macs") else goal.reach or 0)
-        return measured / asked - 1 if goal.kind in AT_LEAST else 1 - measured / asked
-
     def _corrected(self, tried: Sequence[Attempt]) -> dict[str, float]:
         """How many times its prediction a figure measured, at the attempt before.
 
         The latency model is fitted to the attempts too; what it is then still wrong by is the correction.
         """
         last = tried[-1]
-        self.costs = self._costs.learnt(
+        self.figures.costs = self._costs.learnt(
             (self.costs.levers.masks(attempt.levels), attempt.comparison.speedup.median) for attempt in tried
         )
         found = {}
         for goal in self.goals:
-            measured, predicted = last.measured[str(goal)], self._predicted(goal, last.levels)
+            measured, predicted = last.measured[str(goal)], self.figures.predicted(goal, last.levels)
             wrong = predicted / measured if goal.kind in AT_LEAST else measured / predicted
             # A plan that comes up again would be measured again: aim a little beside it.
             again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1
-            aside = 1 + again * goal.tolerance / 2 * (-1 if self._surplus(goal, measured) > 0 else 1)
+            aside = 1 + again * goal.tolerance / 2 * (-1 if self.figures.surplus(goal, measured) > 0 else 1)
             found[str(goal)] = wrong * aside
         return found
-
-    def _plan(self, levels: IntArray) -> PruningPlan:
-        masks = self.costs.levers.masks(levels)
-        return PruningPlan(
-            keep={name: tuple(np.flatnonzero(mask).tolist()) for name, mask in masks.items()},
-            sizes=self.costs.levers.sizes,
-            fingerprint=self.groups.fingerprint,
-            criterion=self.criterion,
-            goal=self.goals[0],
-            scope="knapsack",
-            before=self.groups.cost(),
-            after=self.groups.cost(masks),
-        )
 
     def _out_of_reach(self, best: Attempt) -> GoalError:
         """Say how fast the fastest model is, and name what keeps it from being faster."""
@@ -365,6 +315,14 @@ class _Search:
         named = [f"'{name}' ({share:.0%})" for name, share in shares[:NAMED]]
         return f"{', '.join(named)}, and what no group changes ({rest:.0%})"
 
+    def _no_plan(self) -> GoalError:
+        return GoalError(
+            f"No plan of the allocation {self.allocation!r} should meet {' and '.join(map(str, self.goals))}",
+            expected="a goal that its steps come to",
+            where="allocation",
+            remedy="Ask for less, or let the knapsack choose",
+        )
+
     def _not_met(self, tried: Sequence[Attempt]) -> GoalError:
         history = "; ".join(
             ", ".join(f"{goal}: {attempt.measured[str(goal)]:,.4g}" for goal in self.goals)
@@ -376,11 +334,3 @@ class _Search:
             where="goal",
             remedy="Raise the tolerance, or give the groups more widths to choose from (most_levels)",
         )
-
-
-def stored_bytes(artifact: object, module: nn.Module) -> int:
-    """Bytes of an exported file, or of the tensors of a module that is not exported."""
-    path = getattr(artifact, "path", None)
-    if path is not None:
-        return file_size(path)
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

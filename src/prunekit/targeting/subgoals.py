@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prunekit.plan import Goal
+from prunekit.targeting.goal_figures import stored_bytes
 from prunekit.targeting.planner import Planner
-from prunekit.targeting.reach import stored_bytes
 
 ON_THE_WAY = frozenset({"latency_ms", "memory_bytes", "size_bytes", "kv_cache_bytes", "macs", "params"})
 """Kinds whose figure falls from that of the dense parent to what is asked."""

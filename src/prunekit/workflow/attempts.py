@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-import numpy as np
-
 from prunekit.plan import Goal
-from prunekit.plan.figures import loss_figure
-from prunekit.plan.knapsack import Limit, choose
-from prunekit.targeting import Planner, Reached
+from prunekit.targeting import Planner, Reached, predicted_front
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.workflow.job import Result
 
@@ -20,9 +16,6 @@ NAMED = 6
 POINTS = 12
 """Speed-ups of which the least loss is foretold."""
 
-SECONDS = 1.0
-"""For each of them, of the exact solver."""
-
 
 def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Result:
     """The record of how the goals of a cycle were reached.
@@ -30,7 +23,7 @@ def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Resu
     ``asked`` and, of each attempt, ``predicted`` and ``measured`` are in the order of the goals. Losses and
     speed-ups are relative to the model that the cycle starts from.
     """
-    losses = loss_figure([curve.losses for curve in planner.curves])
+    losses = planner.losses
     last = reached.attempts[-1]
     # Costs are of a call; people count the MACs of one example.
     of_one = planner.groups.cost().macs / planner.costs.macs.at([0] * len(planner.costs.levers))
@@ -58,27 +51,8 @@ def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Resu
         ],
         "limiting": [{"name": name, "share": share} for name, share in limiting[:NAMED]],
         "unchanged": rest,
-        "front": front_of(planner),
+        "overdone": reached.overdone,
+        "front": [
+            {"speedup": point.speedup, "loss": point.loss} for point in predicted_front(planner, POINTS)
+        ],
     }
-
-
-def front_of(planner: Planner, count: int = POINTS) -> list[dict[str, float]]:
-    """The least loss that is foretold at speed-ups from 1 to the highest there is.
-
-    Args:
-        planner: of the model.
-        count: of speed-ups, evenly spread.
-    """
-    costs = planner.costs
-    losses = loss_figure([curve.losses for curve in planner.curves])
-    fastest = choose(costs.ms, [], costs.sizes, seconds=SECONDS)
-    if fastest is None:
-        return []
-    highest = costs.speedup(fastest.levels)
-    whole = costs.ms.at(np.zeros_like(fastest.levels))
-    found = []
-    for speedup in np.linspace(1.0, highest, count).tolist():
-        chosen = choose(losses, [Limit(costs.ms, whole / speedup)], costs.sizes, seconds=SECONDS)
-        if chosen is not None:
-            found.append({"speedup": costs.speedup(chosen.levels), "loss": losses.at(chosen.levels)})
-    return found

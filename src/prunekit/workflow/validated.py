@@ -11,8 +11,8 @@ from torch import nn
 
 from prunekit.measure import RUNTIMES, LatencyComparison, Target, file_size
 from prunekit.plan import Goal, PruningPlan
+from prunekit.targeting.goal_figures import AT_LEAST, stored_bytes
 from prunekit.targeting.measuring import milliseconds
-from prunekit.targeting.reach import AT_LEAST, stored_bytes
 from prunekit.workflow.deciding import name_of
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import groups_of, read_plan

@@ -1,0 +1,131 @@
+"""Times of operations survive their file, only what is missing is measured, and damage is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.targeting.conftest import PlantedRig, operation_ms
+
+from prunekit.errors import MeasurementError
+from prunekit.measure.operation import NOTHING, Operation, frame_of
+from prunekit.targeting.operator_times import NET, OperatorTimes, load_operator_times
+
+pytestmark = pytest.mark.usefixtures("planted")
+
+
+def linear(outputs: int) -> Operation:
+    return Operation("linear", ((4, 8), (outputs, 8), (outputs,)), (4, outputs))
+
+
+def convolution(outputs: int) -> Operation:
+    settings = (("stride", (1, 2)), ("padding", (1, 0)), ("dilation", (1, 1)), ("groups", 1))
+    return Operation("convolution", ((1, 3, 8, 8), (outputs, 3, 3, 3)), (1, outputs, 8, 3), settings)
+
+
+LINEARS = [linear(outputs) for outputs in (16, 12, 8, 4)]
+CONVOLUTIONS = [convolution(outputs) for outputs in (8, 6, 2)]
+
+
+@pytest.fixture
+def rig() -> PlantedRig:
+    return PlantedRig((torch.zeros(2, 3),))
+
+
+def test_times_are_those_of_the_operations(rig):
+    times = OperatorTimes("here")
+    times.measure(rig, [LINEARS, CONVOLUTIONS])
+    for one in (*LINEARS, *CONVOLUTIONS):
+        assert times.ms[one] == pytest.approx(operation_ms(one))
+        assert times.net_ms(one) == pytest.approx(operation_ms(one) - operation_ms(frame_of(one)))
+    assert times.missing([*LINEARS, NOTHING]) == []
+
+
+def test_only_what_is_missing_is_measured(rig):
+    times = OperatorTimes("here")
+    times.measure(rig, [LINEARS[:2]])
+    rig.opened.clear()
+    times.measure(rig, [LINEARS[:2]])
+    assert rig.opened == []
+    times.measure(rig, [LINEARS])
+    reference = LINEARS[0]
+    assert set(rig.opened) == {reference, *LINEARS[2:]}
+    assert len(rig.opened) == 3
+
+
+def test_operations_of_several_classes_are_measured_once(rig):
+    times = OperatorTimes("here")
+    steps = []
+    times.measure(rig, [LINEARS, LINEARS[::-1], CONVOLUTIONS], progress=lambda *step: steps.append(step))
+    frames = {frame_of(one) for one in (*LINEARS, *CONVOLUTIONS)}
+    assert set(times.ms) == {*LINEARS, *CONVOLUTIONS, *frames}
+    done, total = zip(*steps, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1] == len(times.ms)
+
+
+def test_many_operations_are_timed_a_few_at_once(rig):
+    many = [linear(outputs) for outputs in range(1, 40)]
+    times = OperatorTimes("here")
+    times.measure(rig, [many])
+    for one in many:
+        assert times.ms[one] == pytest.approx(operation_ms(one))
+
+
+def test_a_frame_never_takes_everything():
+    times = OperatorTimes("here", ms={LINEARS[0]: 1.0, NOTHING: 5.0})
+    assert times.net_ms(LINEARS[0]) == NET
+
+
+def test_times_survive_their_file(rig, tmp_path):
+    path = tmp_path / "tables" / "here.json"
+    times = load_operator_times("here", path)
+    assert times.ms == {}
+    times.measure(rig, [LINEARS, CONVOLUTIONS])
+    again = load_operator_times("here", path)
+    assert again.ms == times.ms
+    assert again.missing([*LINEARS, *CONVOLUTIONS]) == []
+    rig.opened.clear()
+    again.measure(rig, [LINEARS, CONVOLUTIONS])
+    assert rig.opened == []
+
+
+def test_without_a_file_nothing_is_kept(rig, tmp_path):
+    times = load_operator_times("here", None)
+    times.measure(rig, [LINEARS])
+    times.save()
+    assert list(tmp_path.iterdir()) == []
+
+
+DAMAGE = {
+    "no JSON": lambda text: text[: len(text) // 2],
+    "another schema": lambda text: text.replace("operator_times/", "other/"),
+    "another target": lambda text: text.replace('"here"', '"there"'),
+    "no times": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "times"}),
+    "a list": lambda _: "[]",
+    "no number": lambda text: text.replace(json.loads(text)["times"][0][0], "x").replace(
+        "[[4, 8]", '[["a", 8]'
+    ),
+    "a row too short": lambda text: json.dumps({**json.loads(text), "times": [[1, 2]]}),
+    "binary": lambda _: "\x00\xff",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_refused(rig, tmp_path, damage):
+    path = tmp_path / "here.json"
+    load_operator_times("here", path).measure(rig, [LINEARS])
+    path.write_text(DAMAGE[damage](path.read_text()), encoding="latin-1")
+    with pytest.raises(MeasurementError, match="Remove the file") as error:
+        load_operator_times("here", path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 0.0, np.inf])
+def test_times_that_are_no_times_are_refused(tmp_path, value):
+    path = tmp_path / "here.json"
+    OperatorTimes("here", path, {LINEARS[0]: value}).save()
+    with pytest.raises(MeasurementError, match="Remove the file"):
+        load_operator_times("here", path)
