@@ -46,6 +46,7 @@ def measured_run(run_dir):
         "attempts": [attempt(1.9, 2.2, 0.011), attempt(2.21, 2.4, 0.014)],
         "limiting": [{"name": "stem:channel", "share": 0.41}, {"name": "<b>", "share": 0.2}],
         "unchanged": 0.07,
+        "overdone": True,
         "front": [{"speedup": 1 + 0.3 * step, "loss": 0.001 * step**2} for step in range(12)],
     }
     write_stage(run_dir, "cycle-03/plan", plan)
@@ -98,6 +99,8 @@ def test_every_attempt_and_what_the_cost_model_knew(measured_run):
     found = target.target(read_run(measured_run))
     assert found is not None
     [cycle] = found.cycles
+    assert cycle.overdone
+    assert "every nearer plan" in render(measured_run)
     assert [attempt.number for attempt in cycle.attempts] == [1, 2]
     # 2.4 predicted, 2.21 measured
     assert plain(cycle.attempts[-1].error.text) == "+8.6 %"

@@ -75,6 +75,7 @@ class Reaching:
         facts: (what it is, the figure, its basis) about the cost model and its table.
         limiting: (name of the group, share of the predicted time that depends on it), the largest first.
         plot: the front, or None where it is not recorded.
+        overdone: every goal is more than met, because all plans nearer to them that were tried missed one.
     """
 
     number: int
@@ -82,6 +83,7 @@ class Reaching:
     facts: tuple[tuple[str, Figure, str], ...]
     limiting: tuple[tuple[str, Figure], ...]
     plot: Plot | None
+    overdone: bool
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def _reaching(cycle: Cycle) -> Reaching:
             (group.at("name").text, percent(group.at("share"), 0)) for group in plan.at("limiting").elements()
         ),
         plot=_front(plan),
+        overdone=plan.at("overdone").flag is True,
     )
 
 
