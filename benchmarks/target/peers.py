@@ -4,8 +4,9 @@
 
 ONNX Runtime, batch 1, 2 threads. Every way is brought to the same measured speed-up, to 3 %, and is judged
 by the increase of a loss on data that none of them saw: of two halves of the calibration data the first says
-what levers lose, the second judges. Nothing is trained. Writes ``docs/benchmarks/target_peers.json`` and
-``target_peers.md``.
+what levers lose, the second judges. Scores are Wanda's, of layers block influence. Nothing is trained;
+running statistics of batch norms are recomputed on the first half, whatever the way. Writes
+``docs/benchmarks/target_peers.json`` and ``target_peers.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from benchmarks.reconstruction_imagenet import crops
-from benchmarks.target.subjects import SUBJECTS
+from benchmarks.target.subjects import SUBJECTS, Subject
 from torch import Tensor, nn
 
 import prunekit as pk
@@ -48,11 +49,13 @@ class Judged:
     Attributes:
         planning: on the data that decides.
         judging: on other data.
+        batches: the data that decides.
         what: the loss in words.
     """
 
     planning: Loss
     judging: Loss
+    batches: list[pk.Batch]
     what: str
 
 
@@ -60,8 +63,10 @@ def efficientnet(model: nn.Module) -> Judged:
     """Divergence of the classes from the dense model's, on crops of ten pictures each."""
     pictures = assets.load("imagenet-samples").pictures
 
-    def loss_on(chosen: list[Any]) -> Loss:
-        images = torch.cat([crops(picture, 2, number) for number, picture in enumerate(chosen)])
+    def images_of(chosen: list[Any], count: int) -> Tensor:
+        return torch.cat([crops(picture, count, number) for number, picture in enumerate(chosen)])
+
+    def loss_on(images: Tensor) -> Loss:
         with torch.no_grad():
             dense = model.eval()(images).log_softmax(1)
 
@@ -72,8 +77,18 @@ def efficientnet(model: nn.Module) -> Judged:
 
         return loss
 
-    halves = loss_on(list(pictures[::2])), loss_on(list(pictures[1::2]))
-    return Judged(*halves, "KL divergence from the dense model's classes, crops of other pictures")
+    deciding, judging = list(pictures[::2]), list(pictures[1::2])
+    return Judged(
+        loss_on(images_of(deciding, 2)),
+        loss_on(images_of(judging, 5)),
+        [_batch(args=(images_of(deciding, 10),))],
+        "KL divergence from the dense model's classes, crops of other pictures",
+    )
+
+
+def _batch(args: tuple[Tensor, ...] = (), kwargs: Mapping[str, Tensor] | None = None) -> pk.Batch:
+    count = len([*args, *(kwargs or {}).values()][0])
+    return pk.Batch(args=args, kwargs=kwargs or {}, ids=tuple(map(str, range(count))))
 
 
 def minilm(model: nn.Module) -> Judged:
@@ -81,8 +96,8 @@ def minilm(model: nn.Module) -> Judged:
     texts = [text for text in _texts() if len(text.split()) > 4][:64]
     tokenizer = assets.load("minilm")
 
-    def loss_on(chosen: list[str]) -> Loss:
-        tokens = dict(
+    def tokens_of(chosen: list[str]) -> dict[str, Tensor]:
+        return dict(
             tokenizer.tokenizer(
                 chosen,
                 padding="max_length",
@@ -92,6 +107,8 @@ def minilm(model: nn.Module) -> Judged:
                 return_token_type_ids=False,
             )
         )
+
+    def loss_on(tokens: dict[str, Tensor]) -> Loss:
         with torch.no_grad():
             dense = model.eval()(**tokens)
 
@@ -101,7 +118,13 @@ def minilm(model: nn.Module) -> Judged:
 
         return loss
 
-    return Judged(loss_on(texts[::2]), loss_on(texts[1::2]), "one minus the cosine to the dense embeddings")
+    deciding, judging = tokens_of(texts[::2]), tokens_of(texts[1::2])
+    return Judged(
+        loss_on(deciding),
+        loss_on(judging),
+        [_batch(kwargs=deciding)],
+        "one minus the cosine to the dense embeddings of other reviews",
+    )
 
 
 def _texts() -> list[str]:
@@ -122,10 +145,12 @@ def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
     judged = JUDGED[name](subject.model)
     folder = scratch / "".join(letter if letter.isalnum() else "-" for letter in name)
     folder.mkdir(parents=True, exist_ok=True)
+    groups = pk.find_groups(pk.trace(subject.model, subject.args, subject.kwargs))
     planner = pk.measure_target(
         subject.model,
-        subject.args,
-        subject.kwargs,
+        groups=groups,
+        scores=_scores(subject, groups, judged.batches),
+        criterion="wanda",
         target=pk.Target("onnxruntime", threads=2, batch=1),
         folder=folder,
         granularity=subject.granularity,
@@ -142,7 +167,7 @@ def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
         except PrunekitError as error:
             rows.append(row | {"why": str(error)[:300]})
             continue
-        small, _ = planner.remove(reached)
+        small = _mended(planner.remove(reached)[0].model, judged)
         found = reached.comparison.speedup
         rows.append(
             row
@@ -150,13 +175,31 @@ def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
                 "measured": round(found.median, 4),
                 "low": round(found.low, 4),
                 "high": round(found.high, 4),
-                "increase": judged.judging(small.model) - dense,
+                "increase": judged.judging(small) - dense,
                 "macs_left": reached.plan.after.macs / reached.plan.before.macs,
             }
         )
     if subject.granularity == ("channel",):
         rows.append(_peer(planner, subject.args, judged, dense, name, speedup))
     return rows
+
+
+def _scores(subject: Subject, groups: pk.Groups, batches: list[pk.Batch]) -> Mapping[str, Any]:
+    chosen = groups.select(granularity=subject.granularity)
+    needs = pk.needs_of("wanda", "block_influence")
+    stats = pk.collect(subject.model, batches, groups=chosen, needs=needs)
+    found: dict[str, Any] = {}
+    for criterion, depth in (("wanda", False), ("block_influence", True)):
+        some = [group for group in chosen if group.is_depth == depth]
+        if some:
+            found |= pk.score(subject.model, some, criterion, stats=stats)
+    return found
+
+
+def _mended(model: nn.Module, judged: Judged) -> nn.Module:
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        pk.recalibrate_norms(model, judged.batches)
+    return model.eval()
 
 
 def _peer(
@@ -169,7 +212,7 @@ def _peer(
     low, high = 0.0, 0.95
     for _ in range(TRIES):
         sparsity = (low + high) / 2
-        small = _uniform(planner.model, args[0], sparsity)
+        small = _mended(_uniform(planner.model, args[0], sparsity), judged)
         artifact = planner.rig.artifact(small, f"peer-{sparsity:.5f}")
         with planner.rig.quietly():
             found = measure_beside(whole, planner.rig.open_artifact(artifact), tolerance=TOLERANCE).speedup
