@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
-from prunekit.errors import GoalError, MeasurementError
+from prunekit.errors import GoalError, MeasurementError, SelectionError
 from prunekit.measure import file_size
 from prunekit.targeting.measuring import check_steady, precision
 
@@ -54,7 +54,8 @@ def test_a_counted_goal_is_met_by_the_model_itself(planner, kind):
     removal, proof = planner.remove(reached)
     before, after = getattr(reached.plan.before, kind), getattr(reached.plan.after, kind)
     assert proof.passed
-    assert abs(after / (before / 2) - 1) <= 0.2
+    assert after / (before / 2) - 1 <= 0.2
+    assert reached.overdone or after / (before / 2) - 1 >= -0.2
     if kind == "params":
         assert after == sum(parameter.numel() for parameter in removal.model.parameters())
 
@@ -64,8 +65,9 @@ def test_a_size_is_that_of_the_file(planner):
     goal = pk.Goal("size_bytes", reach=0.6 * dense, tolerance=0.1)
     reached = planner.reach(goal)
     small = reached.measured[str(goal)]
-    assert abs(small / (0.6 * dense) - 1) <= 0.1
-    written = {file_size(path) for path in planner.rig.folder.glob("plan-*.onnx")}
+    assert small / (0.6 * dense) - 1 <= 0.1
+    assert reached.overdone or small / (0.6 * dense) - 1 >= -0.1
+    written = {file_size(path) for path in planner.rig.folder.glob("*plan-*.onnx")}
     assert small in written
 
 
@@ -76,10 +78,44 @@ def test_several_goals_are_all_met(planner):
     assert plan.after.macs <= 0.4 * plan.before.macs * 1.1
 
 
-def test_a_bound_on_the_loss_makes_the_latency_least(planner):
-    strict, loose = (planner.reach(pk.Goal("quality_drop", reach=bound)).attempts[-1] for bound in (0.2, 1.0))
-    assert max(strict.measured.values()) <= 0.2
-    assert loose.objective < strict.objective
+def test_a_bound_on_the_loss_makes_the_latency_least(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval(), torch.randn(64, 16)
+    dense = model(x).detach()
+
+    @torch.no_grad()
+    def loss(small: nn.Module) -> float:
+        return float((small(x) - dense).square().mean())
+
+    target = pk.Target("onnxruntime", threads=1, batch=8)
+    given = {"target": target, "folder": tmp_path, "tables": tmp_path, "most_levels": 4, "variants": 2}
+    blind = pk.measure_target(model, x[:2], **given)
+    with pytest.raises(GoalError, match="no loss was measured"):
+        blind.reach(pk.Goal("quality_drop", reach=0.01))
+    planner = pk.measure_target(model, x[:2], loss=loss, **given)
+    most = sum(float(curve.losses[-1]) for curve in planner.curves)
+    strict, loose = (
+        planner.reach(pk.Goal("quality_drop", reach=bound)).attempts[-1] for bound in (most / 100, 2 * most)
+    )
+    assert max(strict.measured.values()) <= most / 100
+    assert loose.objective <= strict.objective
+
+
+def test_a_model_without_a_lever_is_refused_before_anything_is_timed(tmp_path):
+    target = pk.Target("onnxruntime", threads=1)
+    with pytest.raises(SelectionError, match="No group may lose a unit"):
+        pk.measure_target(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), target=target, folder=tmp_path)
+
+
+def test_another_model_in_the_same_folder_is_exported_anew(tmp_path):
+    target = pk.Target("onnxruntime", threads=1, batch=2)
+    given = {"target": target, "folder": tmp_path, "tables": tmp_path, "most_levels": 2, "variants": 1}
+    sizes = []
+    for width in (32, 64):
+        model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 4)).eval()
+        planner = pk.measure_target(model, torch.randn(2, 4), **given)
+        sizes.append(file_size(planner.rig.artifact(model, "dense").path))
+    assert sizes[1] > sizes[0]
 
 
 def test_a_plan_survives_being_written_down(planner):
@@ -125,7 +161,7 @@ def test_other_runtimes_reach_counts_too(runtime, tmp_path):
         model, torch.randn(2, 16), target=target, folder=tmp_path, tables=tmp_path, most_levels=8, variants=2
     )
     plan = planner.reach(pk.Goal("params", remove=0.5, tolerance=0.2)).plan
-    assert abs(plan.after.params / (plan.before.params / 2) - 1) <= 0.2
+    assert plan.after.params <= 1.2 * plan.before.params / 2
 
 
 def test_where_levels_are_too_coarse_the_goal_is_overdone_rather_than_missed(tmp_path):

@@ -107,10 +107,14 @@ class Cache:
 
 
 class Operations:
-    """Every operator of a model that takes time."""
+    """Every operator of a model that takes time.
+
+    Attributes:
+        groups: of the model.
+    """
 
     def __init__(self, groups: Groups) -> None:
-        self._groups = groups
+        self.groups = groups
         self._graph = groups.graph
 
     @cached_property
@@ -128,7 +132,7 @@ class Operations:
             keep: by group name ``[units]`` bool.
             batch: examples in a call, where the graph's batch is open; default as in the trace.
         """
-        gone, tied = self._groups.gone(keep), self._groups.tied(keep)
+        gone, tied = self.groups.gone(keep), self.groups.tied(keep)
         return tuple(self.operation(placed, tied, batch) for placed in self.placed if placed.node not in gone)
 
     def operation(self, placed: Placed, keep: KeepMask, batch: int | None) -> Operation:
@@ -147,7 +151,7 @@ class Operations:
     def sizes(self, dims: Sized, keep: KeepMask, batch: int | None) -> Shape:
         """The shape of a tensor at the widths that ``keep`` leaves, a ``keep`` that is ``Groups.tied``."""
         return tuple(
-            _size_at(traced, batch) if isinstance(dim, Fixed) else self._groups.count(dim, keep)
+            _size_at(traced, batch) if isinstance(dim, Fixed) else self.groups.count(dim, keep)
             for dim, traced in dims
         )
 
@@ -186,7 +190,7 @@ class Operations:
 
     def _dims(self, node: Node) -> Sized:
         value = tensors_of(node.meta["val"])[0]
-        labels = self._groups.labels_of(node)
+        labels = self.groups.labels_of(node)
         known = labels[0] if labels and len(labels[0]) == value.ndim else None
         sizes = [size if isinstance(size, torch.SymInt) else int(size) for size in value.shape]
         dims = known if known is not None else tuple(_unlabelled(size) for size in sizes)
@@ -198,7 +202,7 @@ class Operations:
             for dims in tensors
             for dim, _ in dims
             if not isinstance(dim, Fixed)
-            for occurrence in self._groups.occurrences(dim)
+            for occurrence in self.groups.occurrences(dim)
         )
 
 

@@ -106,7 +106,7 @@ def allocate(
             f"The goal is {goal}, which only a target can measure",
             expected=f"one of {list(GOAL_KINDS)}",
             where="goal",
-            remedy="Use prune_to_target() with the target it is measured on",
+            remedy="Use measure_target(...).reach(goal), with the target that it is measured on",
         )
     ordered = tuple(groups)
     values = [_with_pinned(group, _scores_of(group, scores)) for group in ordered]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from math import prod
 from typing import Any, TypeVar
 
@@ -21,6 +21,9 @@ from prunekit.plan.select import keep_mask
 from prunekit.types import BoolArray, IntArray, KeepMask
 
 T = TypeVar("T")
+
+MOST_COMBINATIONS = 20_000
+"""Of the levels that one operator depends on, up to which all are looked at."""
 
 Scope = tuple[int, ...]
 """The levers that something depends on, by their places, ascending."""
@@ -98,11 +101,13 @@ class OperationTerm:
         scope: the levers that change it.
         operations: object array, one dimension for each lever of the scope: the operation at these levels, or
             None where the operator is gone.
+        weight: how often it counts; not 1 where an operator has several terms.
     """
 
     placed: Placed
     scope: Scope
     operations: npt.NDArray[np.object_]
+    weight: float = 1.0
 
 
 def operation_terms(
@@ -122,8 +127,8 @@ def operation_terms(
     for placed in operations.placed:
         depths = [place for place, nodes in gone.items() if placed.node in nodes]
         make = partial(operations.operation, placed, batch=batch)
-        scope, table = combined.table(placed.groups, depths, make)
-        found.append(OperationTerm(placed, scope, table))
+        for scope, table, weight in combined.tables(placed.groups, depths, make):
+            found.append(OperationTerm(placed, scope, table, weight))
     return tuple(found)
 
 
@@ -140,7 +145,7 @@ def valued(terms: Iterable[OperationTerm], value: Callable[[Operation], float]) 
 
     def worths(term: OperationTerm) -> npt.NDArray[np.float64]:
         values = [worth(operation) for operation in term.operations.ravel()]
-        return np.array(values, dtype=np.float64).reshape(term.operations.shape)
+        return term.weight * np.array(values, dtype=np.float64).reshape(term.operations.shape)
 
     return figure_of((term.scope, worths(term)) for term in terms)
 
@@ -170,7 +175,7 @@ def parameter_figure(levers: Levers, groups: Groups, *, in_bytes: bool = False) 
         def size(keep: KeepMask, dims: Dims = dims, worth: int = worth) -> int:
             return worth * prod(groups.count(dim, keep) for dim in dims)
 
-        tables.append(_numbers(*combined.table(named, depths, size)))
+        tables += combined.numbers(named, depths, size)
     return figure_of(tables)
 
 
@@ -183,7 +188,7 @@ def _unread_parameters(
         tensor = groups.graph.tensor(name)
         size = tensor.numel() * (tensor.element_size() if in_bytes else 1)
         depths = [place for place, names in left.items() if name not in names]
-        yield _numbers(*combined.table((), depths, lambda _, size=size: size))
+        yield from combined.numbers((), depths, lambda _, size=size: size)
 
 
 def cache_figure(
@@ -199,7 +204,7 @@ def cache_figure(
         def size(keep: KeepMask, cache: Cache = cache) -> int:
             return cache.element_bytes * prod(operations.sizes(cache.dims, keep, batch))
 
-        tables.append(_numbers(*combined.table(cache.groups, depths, size)))
+        tables += combined.numbers(cache.groups, depths, size)
     return figure_of(tables)
 
 
@@ -217,33 +222,64 @@ class _Combinations:
             place: lost(_without(lever)) for place, lever in enumerate(self._levers) if lever.unit is not None
         }
 
-    def table(
+    def tables(
         self, named: Iterable[str], depths: Sequence[int], make: Callable[[KeepMask], Any]
-    ) -> tuple[Scope, npt.NDArray[np.object_]]:
+    ) -> Iterator[tuple[Scope, npt.NDArray[np.object_], float]]:
         """What ``make`` gives for each combination of the levers of these groups, None where it is gone.
+
+        Where there are more than :data:`MOST_COMBINATIONS`, as behind a concatenation of many, the sum of
+        tables over pairs, single levers and none stands for it: ``sum f_ij - (n - 2) sum f_i + (n - 1)(n -
+        2) / 2 f``, which is exact for what is linear in each of two levers at a time (an output width times
+        the sum of the parts); beyond that many pairs ``sum f_i - (n - 1) f``.
 
         Args:
             named: groups that matter; those without a lever stay whole.
             depths: levers of layers and branches with which it goes.
             make: is given a mask that is ``Groups.tied``.
+
+        Yields:
+            Scope, table and the weight that it counts with.
         """
         scope = tuple(sorted({*(self._width[name] for name in named if name in self._width), *depths}))
+        count = len(scope)
+        if self._combinations(scope) <= MOST_COMBINATIONS:
+            yield scope, self._table(scope, depths, make), 1.0
+            return
+        pairs = list(combinations(scope, 2))
+        if sum(map(self._combinations, pairs)) > MOST_COMBINATIONS:
+            pairs = []
+        for pair in pairs:
+            yield pair, self._table(pair, depths, make), 1.0
+        single, none = (2 - count, (count - 1) * (count - 2) / 2) if pairs else (1, 1 - count)
+        for place in scope:
+            yield (place,), self._table((place,), depths, make), float(single)
+        yield (), self._table((), depths, make), float(none)
+
+    def numbers(
+        self, named: Iterable[str], depths: Sequence[int], make: Callable[[KeepMask], int]
+    ) -> Iterator[tuple[Scope, npt.NDArray[np.float64]]]:
+        """:meth:`tables` of numbers, 0 where it is gone, their weights counted in."""
+        for scope, table, weight in self.tables(named, depths, make):
+            values = [0.0 if value is None else weight * float(value) for value in table.ravel()]
+            yield scope, np.array(values).reshape(table.shape)
+
+    def _combinations(self, scope: Scope) -> int:
+        return prod(len(self._levers[place]) for place in scope)
+
+    def _table(
+        self, scope: Scope, depths: Sequence[int], make: Callable[[KeepMask], Any]
+    ) -> npt.NDArray[np.object_]:
         table = np.empty(tuple(len(self._levers[place]) for place in scope), dtype=np.object_)
         for levels in product(*(range(size) for size in table.shape)):
             chosen = dict(zip(scope, levels, strict=True))
-            if not any(chosen[place] for place in depths):
+            if not any(chosen.get(place, 0) for place in depths):
                 keep = {
                     self._levers[place].group.name: self._masks[place][level]
                     for place, level in chosen.items()
                     if level and place in self._masks
                 }
                 table[levels] = make(keep)
-        return scope, table
-
-
-def _numbers(scope: Scope, table: npt.NDArray[np.object_]) -> tuple[Scope, npt.NDArray[np.float64]]:
-    values = [0.0 if value is None else float(value) for value in table.ravel()]
-    return scope, np.array(values).reshape(table.shape)
+        return table
 
 
 def _masks(levers: Levers, groups: Groups) -> dict[int, list[BoolArray]]:

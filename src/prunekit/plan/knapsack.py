@@ -24,6 +24,10 @@ GAP = 0.005
 SWEEPS, MULTIPLIERS = 30, 40
 
 
+By = Literal["milp", "descent", "uniform", "global", "isomorphic", "greedy"]
+"""What chooses: a solver, or a baseline."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chosen:
     """What was chosen.
@@ -37,7 +41,7 @@ class Chosen:
 
     levels: IntArray
     objective: float
-    by: Literal["milp", "descent", "uniform", "global", "isomorphic", "greedy"]
+    by: By
     proven: bool
 
 

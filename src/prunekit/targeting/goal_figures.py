@@ -20,6 +20,9 @@ from prunekit.types import IntArray
 AT_LEAST = frozenset({"speedup", "throughput"})
 """Goals that a larger figure meets; all others are met by a smaller one."""
 
+TIMED_KINDS = frozenset({"speedup", "latency_ms", "throughput"})
+"""Goals that are measured by timing."""
+
 KNOWN = frozenset(
     {
         *("speedup", "latency_ms", "throughput", "memory_bytes", "size_bytes", "quality_drop"),
@@ -57,7 +60,7 @@ class GoalFigures:
         """
         quality = [goal for goal in goals if goal.kind == "quality_drop"]
         limits = [
-            Limit(self._figure(goal), self._bound(goal) / correction[str(goal)])
+            Limit(self._figure(goal), self._bound(goal, correction[str(goal)]))
             for goal in goals
             if goal not in quality
         ]
@@ -76,14 +79,14 @@ class GoalFigures:
             return self.costs.param_bytes
         return self.costs.ms
 
-    def _bound(self, goal: Goal) -> float:
-        costs, reach = self.costs, float(goal.reach or 0)
+    def _bound(self, goal: Goal, correction: float) -> float:
+        costs, reach = self.costs, float(goal.reach or 0) / correction
         if goal.kind in ("params", "macs"):
-            return self._asked(goal) * self._counted_at_once(goal)
+            return self._asked(goal) * self._counted_at_once(goal) / correction
         if goal.kind == "speedup":
-            return costs.ms.at(self._nothing) / reach
+            return costs.ms.at(self._nothing) / float(goal.reach or 0) / correction
         if goal.kind == "throughput":
-            return 1000 * self.rig.target.batch / reach
+            return 1000 * self.rig.target.batch / float(goal.reach or 0) / correction
         if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
         if goal.kind == "size_bytes":
@@ -145,6 +148,9 @@ class GoalFigures:
             return float(stored_bytes(artifact, small))
         if goal.kind == "memory_bytes":
             return float(self._memory(artifact))
+        if goal.kind in ("macs", "params"):
+            cost = self.costs.operations.groups.cost(self.costs.levers.masks(levels))
+            return float(cost.macs if goal.kind == "macs" else cost.params)
         return self.predicted(goal, levels)
 
     def predicted(self, goal: Goal, levels: IntArray) -> float:
@@ -169,15 +175,18 @@ class GoalFigures:
         return measured / asked - 1 if goal.kind in AT_LEAST else 1 - measured / asked
 
 
-def check_goals(goals: tuple[Goal, ...]) -> None:
+def check_goals(goals: tuple[Goal, ...], costs: Costs) -> None:
     """Refuse goals that are not reached here.
 
     Raises:
-        GoalError: no goal, or a kind that no figure of a plan on a target stands for.
+        GoalError: no goal, or a kind that no figure of a plan on a target stands for; caches of a model that
+            has none; a timed goal to be met exactly.
     """
     if not goals:
         raise GoalError("No goal was given", expected="at least one", where="goals")
     for goal in goals:
+        if not isinstance(goal, Goal):
+            raise GoalError(f"The goal is {goal!r}", expected="a Goal, or several", where="goals")
         if goal.kind not in KNOWN:
             raise GoalError(
                 f"The goal is {goal}",
@@ -185,6 +194,19 @@ def check_goals(goals: tuple[Goal, ...]) -> None:
                 where="goals",
                 remedy="A sparsity is planned by allocate(); for what a target stores or computes give one "
                 "of these",
+            )
+        if goal.kind in TIMED_KINDS and goal.tolerance <= 0:
+            raise GoalError(
+                f"The tolerance of the goal {goal} is {goal.tolerance}",
+                expected="one above 0, because a time is never measured exactly",
+                where="tolerance",
+            )
+        if goal.kind == "kv_cache_bytes" and not costs.cache_bytes.at([0] * len(costs.levers)):
+            raise GoalError(
+                f"The goal is {goal}, and the model hands no cache to its next call",
+                expected="a model whose outputs hold past_key_values",
+                where="goals",
+                remedy="Trace it with use_cache=True, or ask for another figure",
             )
 
 

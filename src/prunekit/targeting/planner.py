@@ -9,18 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from prunekit.errors import GoalError, MeasurementError, SelectionError, StorageError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import score
 from prunekit.measure import Target, check_target, environment
 from prunekit.plan import Goal, Limits
 from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, loss_figure
-from prunekit.plan.levers import MOST_LEVELS, find_levers
+from prunekit.plan.levers import MOST_LEVELS, Levers, find_levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
 from prunekit.targeting.costs import VARIANTS, Costs, Progress, measure_costs
+from prunekit.targeting.identity import model_digest
 from prunekit.targeting.operator_times import load_operator_times
 from prunekit.targeting.reach import Reached, reach
 from prunekit.targeting.rig import Rig, rig_for
@@ -74,9 +77,21 @@ class Planner:
             goals: one or several.
             attempts: at most.
             allocation: what chooses; a baseline instead of the knapsack, to compare them at equal latency.
+
+        Raises:
+            GoalError: as there; or a ``quality_drop`` where no loss was measured.
         """
+        asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
+        measured = any(curve.source != "scores" for curve in self.curves)
+        if not measured and any(isinstance(goal, Goal) and goal.kind == "quality_drop" for goal in asked):
+            raise GoalError(
+                "A quality_drop is asked for, and no loss was measured",
+                expected="a planner made with loss=",
+                where="goals",
+                remedy="Give measure_target() the loss of a model on calibration data",
+            )
         return reach(
-            goals,
+            asked,
             self.losses,
             self.costs,
             self.rig,
@@ -146,16 +161,18 @@ def measure_target(
         TraceError: torch.export cannot follow the model.
         SelectionError: nothing may be pruned, or a limit cannot be.
     """
-    check_target(target)
+    _check_asked(model, target, Path(folder), variants)
     groups = groups or find_groups(trace(model, args, kwargs))
     chosen = groups.select(granularity=granularity or _present(groups), only=only, ignore=ignore)
     raw = scores
     if scores is None:
         raw = score(model, chosen, criterion, normalization="none")
         scores = score(model, chosen, criterion)
-    rig = rig_for(groups.graph, target, Path(folder), in_real_time=in_real_time)
+    of = model_digest(model, groups)
+    rig = rig_for(groups.graph, target, Path(folder), of=of, in_real_time=in_real_time)
     digest = target.digest(environment())
     times = load_operator_times(digest, Path(tables or _tables()) / f"{digest}.json")
+    _check_levers(find_levers(chosen.prunable, scores, limits=limits, per_group=per_group), groups)
     held = _Held(limits, per_group, most_levels)
     tell = partial(partial, progress) if progress else lambda _: None
     widths = rewarded_widths(groups, chosen, scores, rig, times, **vars(held), progress=tell("widths"))
@@ -169,6 +186,49 @@ def measure_target(
         sensitivities = measure_unit_sensitivity(model, levers, groups, loss, progress=tell("losses"))
     curves = loss_curves(levers, scores, sensitivities)
     return Planner(model, groups, costs, curves, rig, criterion, raw)
+
+
+def _check_asked(model: nn.Module, target: Target, folder: Path, variants: int) -> None:
+    """Refuse what would only show after minutes of timing."""
+    if not isinstance(target, Target):
+        raise MeasurementError(f"The target is {target!r}", expected="a Target", where="target")
+    check_target(target)
+    if variants < 1:
+        raise SelectionError(
+            f"{variants} whole models were asked for", expected="1 or more", where="variants"
+        )
+    if not folder.is_dir():
+        raise StorageError(
+            "There is no such folder",
+            expected="a folder that exists",
+            where=str(folder),
+            remedy="Make it first, or give a temporary one",
+        )
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if others := kinds - {torch.float32}:
+        raise MeasurementError(
+            f"The model has parameters in {', '.join(sorted(map(str, others)))}",
+            expected="float32, from which the target's precision is made",
+            where="model",
+            remedy="Give model.float(), and say the precision in the target",
+        )
+
+
+def _check_levers(levers: Levers, groups: Groups) -> None:
+    """Refuse a model of which nothing may go.
+
+    Raises:
+        SelectionError: there is no lever.
+    """
+    if not len(levers):
+        kinds = ", ".join(sorted({group.granularity.value for group in groups})) or "none"
+        raise SelectionError(
+            "No group may lose a unit",
+            expected="a group of one of the kinds asked for, within its limits",
+            where="granularity",
+            remedy=f"The model has groups of the kinds: {kinds}. Name one of them, or loosen the limits; "
+            "prunekit inspect says what is frozen and why",
+        )
 
 
 @dataclass(frozen=True)

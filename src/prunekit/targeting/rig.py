@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Rig:
         folder: for exported models of this one dense model; they are found again by name, and are its
             user's to remove.
         dynamic_batch: models take any batch size, so that one export serves every batch.
+        of: digest of the dense model, so that nothing of another one is found in the folder.
         real_time: time with real-time scheduling where the process may
             (:func:`prunekit.measure.priority.real_time`), for machines that others use too.
     """
@@ -48,6 +50,7 @@ class Rig:
     example: Inputs
     folder: Path
     dynamic_batch: bool = True
+    of: str = ""
     real_time: bool = False
     _exports: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +65,8 @@ class Rig:
     def artifact(self, module: nn.Module, name: str) -> Any:
         """What the runtime opens: the module, or what it was exported to."""
         if RUNTIMES[self.target.runtime].takes != "file":
-            return module.eval()
+            return copy.deepcopy(module).eval()
+        name = f"{self.of[:12]}-{name}" if self.of else name
         if name not in self._exports:
             self._exports[name] = self._exported(name) or self._export(module, name)
         return self._exports[name]
@@ -134,13 +138,14 @@ class Rig:
             return open_it(Path(file.name), inputs)
 
 
-def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = False) -> Rig:
+def rig_for(graph: Graph, target: Target, folder: Path, *, of: str = "", in_real_time: bool = False) -> Rig:
     """Make the rig for a traced model.
 
     Args:
         graph: of the model; its example inputs are repeated or cut to the target's batch.
         target: where models are timed.
         folder: exists, and has room for a few exported models.
+        of: see :attr:`Rig.of`; needed where the folder is used again.
         in_real_time: see :attr:`Rig.real_time`.
 
     Raises:
@@ -148,6 +153,13 @@ def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = 
             the target has another.
     """
     check_target(target)
+    if target.precision == "int8":
+        raise MeasurementError(
+            "Models are exported in floating point here, and the target computes in int8",
+            expected="fp32, or bf16 on OpenVINO and PyTorch",
+            where=str(target),
+            remedy="Plan on fp32 and quantize the smaller model; its speed-up has to be measured again",
+        )
     example = (tuple(graph.args), dict(graph.kwargs))
     if not graph.batch_is_open and target.batch != graph.batch_size:
         raise MeasurementError(
@@ -157,7 +169,7 @@ def rig_for(graph: Graph, target: Target, folder: Path, *, in_real_time: bool = 
             remedy="Trace the model with the batch of the target, or let it take any batch",
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
-    return Rig(target, inputs, example, folder, graph.batch_is_open, in_real_time)
+    return Rig(target, inputs, example, folder, graph.batch_is_open, of, in_real_time)
 
 
 def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs:

@@ -19,6 +19,9 @@ from prunekit.types import Scores
 FINER = 3
 """Widths that are timed for each one that is offered."""
 
+ALIKE = 0.01
+"""Times that differ by less than this share of the whole group's are taken as equal."""
+
 
 def rewarded_widths(
     groups: Groups,
@@ -36,7 +39,8 @@ def rewarded_widths(
 
     Time falls with the width in stairs, as wide as the registers and kernels of the runtime make them. Near
     each of ``most_levels`` evenly spread widths the one is taken whose time lies farthest below the straight
-    line between the narrowest and the whole group; of equal ones the widest.
+    line between the narrowest and the whole group; of about equal ones the widest. The narrowest is always
+    offered.
 
     Args:
         groups: all groups of the model.
@@ -85,10 +89,15 @@ def _along(lever: Lever, operations: Operations, groups: Groups, batch: int | No
 
 
 def _best(kept: np.ndarray, ms: np.ndarray, most: int) -> list[int]:
-    """The places of the widths to offer."""
+    """The places of the widths to offer: the whole group, the narrowest, and the best near each between."""
     if len(kept) <= most:
         return list(range(len(kept)))
+    last = len(kept) - 1
+    if most == 2:
+        return [0, last]
     share = (kept - kept[-1]) / (kept[0] - kept[-1])
     below = ms[-1] + share * (ms[0] - ms[-1]) - ms
-    bins: Sequence[np.ndarray] = np.array_split(np.arange(1, len(kept)), most - 1)
-    return [0, *(int(places[np.argmax(below[places])]) for places in bins)]
+    bins: Sequence[np.ndarray] = np.array_split(np.arange(1, last), most - 2)
+    # argmax finds the first, which is the widest, of those that noise does not tell apart
+    best = [places[np.argmax(below[places] >= below[places].max() - ALIKE * ms[0])] for places in bins]
+    return [0, *map(int, best), last]
