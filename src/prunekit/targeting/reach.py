@@ -13,7 +13,7 @@ from prunekit.errors import GoalError
 from prunekit.graph import Groups
 from prunekit.measure import LatencyComparison
 from prunekit.plan import Goal, PruningPlan
-from prunekit.plan.baselines import ALLOCATIONS, AllocationName
+from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
@@ -118,7 +118,7 @@ def reach(
 
     Raises:
         GoalError: out of reach, with the best figure and the groups in the way; not met within the
-            attempts; a goal or an allocation that is none of those above.
+            attempts; a goal or an allocation that is none of those above, or that lacks its scores.
         MeasurementError: the machine is too noisy to tell.
     """
     asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
@@ -133,6 +133,7 @@ def reach(
             expected="the knapsack, which alone makes the milliseconds least",
             where="allocation",
         )
+    check_scores(allocation, costs.levers, scores)
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
