@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.targeting.conftest import PlantedRig
 
 from prunekit.errors import CalibrationError, GoalError, UsageError
 from prunekit.plan import Goal
@@ -144,3 +146,57 @@ def test_a_plan_is_refined_on_the_pruned_graph(measured):
     assert refined.plan.after == measured.groups.cost(masks)
     with pytest.raises(CalibrationError, match="nan"):
         refine(measured, reached, lambda _: float("nan"), trials=2)
+
+
+def less_elsewhere(measured, goals):
+    """Refine by a loss that rewards every unit that stays, and so pulls all limits to their ends."""
+    reached = measured.reach(goals)
+    refined = refine(
+        measured, reached, lambda model: -sum(each.numel() for each in model.parameters()), trials=30
+    )
+    return reached, refined
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    "goals",
+    [
+        [Goal("params", remove=0.5, tolerance=0.03)],
+        [Goal("speedup", reach=1.2, tolerance=0.05), Goal("params", remove=0.5, tolerance=0.05)],
+        [Goal("macs", remove=0.4, tolerance=0.03), Goal("size_bytes", reach=12000, tolerance=0.5)],
+    ],
+    ids=["params", "speed-up and params", "macs and size"],
+)
+def test_every_goal_is_still_met(measured, goals):
+    """Oracle: exact counts of the refined plan, which a loss that likes parameters would push up."""
+    reached, refined = less_elsewhere(measured, goals)
+    before, after = refined.plan.before, refined.plan.after
+    for goal in goals:
+        if goal.kind in ("params", "macs"):
+            asked = getattr(before, goal.kind) * (1 - goal.remove)
+            assert getattr(after, goal.kind) <= max(asked, getattr(reached.plan.after, goal.kind)) * (
+                1 + 1e-9
+            )
+        if goal.kind == "size_bytes":
+            assert after.param_bytes <= max(goal.reach, reached.plan.after.param_bytes)
+    assert len(refined.searched.trials) > 1
+    assert refined.plan.scope == "knapsack"
+
+
+@pytest.mark.usefixtures("planted")
+def test_what_attempts_taught_counts(measured):
+    """The milliseconds that are kept are those of the costs after the attempts, not before.
+
+    Oracle: the costs that the reached plan carries; the machine is slower in MACs than its tables say.
+    """
+    other = replace(measured, rig=PlantedRig(measured.rig.inputs, drift=1.7))
+    reached = other.reach(Goal("speedup", reach=1.4, tolerance=0.03))
+    assert len(reached.attempts) > 1
+    start = reached.attempts[-1].levels
+    assert reached.costs.ms.at(start) != other.costs.ms.at(start)
+    assert len(reached.limits) == len(reached.goals)
+    refined = refine(
+        other, reached, lambda model: -sum(each.numel() for each in model.parameters()), trials=30
+    )
+    for trial in refined.searched.trials:
+        assert reached.costs.ms.at(np.array(trial.levels)) <= reached.costs.ms.at(start) * (1 + 1e-9)

@@ -1,14 +1,18 @@
 """A planner that was written down and read back predicts what it predicted before."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tests.workflow.tiny_workload import Net
 
-from prunekit.errors import MeasurementError
+from prunekit.errors import GoalError, MeasurementError
 from prunekit.measure import Target
+from prunekit.plan import Goal
+from prunekit.plan.baselines import ALLOCATIONS, RANKING
+from prunekit.plan.figures import Limit
 from prunekit.targeting import measure_target, restore_planner, stored_planner
 
 IMAGES = torch.zeros(2, 1, 8, 8)
@@ -66,9 +70,53 @@ def test_it_learns_from_attempts_as_before(planner):
     [
         ("schema", "prunekit.target/0", "another schema"),
         ("fingerprint", "0" * 64, "another model"),
+        ("model", "0" * 64, "another state of the model"),
         ("times", "0" * 16, "its machine"),
     ],
 )
 def test_what_belongs_elsewhere_is_refused(planner, key, value, message):
     with pytest.raises(MeasurementError, match=message):
         restored(planner, {**stored_planner(planner), key: value})
+
+
+def test_weights_that_were_trained_on_since_are_refused(planner):
+    """The groups are the same, and so is their fingerprint."""
+    content = stored_planner(planner)
+    weight = next(planner.model.parameters())
+    before = weight.detach().clone()
+    try:
+        weight.data[0] *= 1.5
+        with pytest.raises(MeasurementError, match="another state of the model"):
+            restored(planner, content)
+    finally:
+        weight.data.copy_(before)
+    restored(planner, content)
+
+
+@pytest.mark.parametrize("by", ALLOCATIONS)
+def test_every_allocation_chooses_the_same_again(planner, by):
+    """Oracle: the planner that measured."""
+    again = restored(planner, json.loads(json.dumps(stored_planner(planner))))
+    limits = [Limit(planner.costs.params, 0.6 * planner.costs.params.at([0] * len(planner.costs.levers)))]
+    chosen = [
+        ALLOCATIONS[by](each.costs.levers, each.scores, each.losses, limits) for each in (planner, again)
+    ]
+    assert chosen[0] is not None
+    assert (chosen[0].levels == chosen[1].levels).all()
+
+
+@pytest.mark.parametrize("by", sorted(RANKING))
+def test_a_planner_without_scores_stays_one_and_says_so(planner, by):
+    content = json.loads(json.dumps(stored_planner(replace(planner, scores=None))))
+    again = restored(planner, content)
+    assert again.scores is None
+    with pytest.raises(GoalError, match="no scores were given") as error:
+        again.reach(Goal("params", remove=0.3), allocation=by)
+    assert "knapsack" in str(error.value)
+
+
+def test_scores_of_some_groups_only_are_refused(planner):
+    name = planner.costs.levers[0].group.name
+    rest = {key: values for key, values in planner.scores.items() if key != name}
+    with pytest.raises(GoalError, match=f"no scores of '{name}'"):
+        replace(planner, scores=rest).reach(Goal("params", remove=0.3), allocation="global")

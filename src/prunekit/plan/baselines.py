@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from prunekit.errors import GoalError
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import Chosen, choose
 from prunekit.plan.levers import Lever, Levers
@@ -113,6 +114,30 @@ ALLOCATIONS: Mapping[AllocationName, Allocation] = {
     "greedy": allocate_greedily,
 }
 """All of them. Each meets every limit, or gives None where it cannot."""
+
+RANKING: frozenset[AllocationName] = frozenset({"global", "isomorphic"})
+"""Those that rank by scores; the others do not read them."""
+
+
+def check_scores(allocation: AllocationName, levers: Levers, scores: Scores | None) -> None:
+    """Refuse an allocation that ranks by scores where there are none.
+
+    Raises:
+        GoalError: no scores, or none of a group that has a lever.
+    """
+    if allocation not in RANKING:
+        return
+    known = scores or {}
+    missing = list(dict.fromkeys(lever.group.name for lever in levers if lever.group.name not in known))
+    if missing:
+        given = "no scores were" if scores is None else f"no scores of {missing[0]!r} were"
+        raise GoalError(
+            f"The allocation {allocation!r} ranks by scores, and {given} given",
+            expected="scores of every group that has a lever, by its name",
+            where="allocation",
+            remedy="Give scores=prunekit.score(model, groups, criterion, normalization='none'), or let the "
+            "knapsack choose",
+        )
 
 
 def _mean_scores(levers: Levers, scores: Scores) -> list[Vector]:

@@ -13,7 +13,7 @@ from prunekit.errors import GoalError
 from prunekit.graph import Groups
 from prunekit.measure import LatencyComparison
 from prunekit.plan import Goal, PruningPlan
-from prunekit.plan.baselines import ALLOCATIONS, AllocationName
+from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SECONDS, By, Chosen, choose
 from prunekit.surgery import reduced_graph
@@ -62,12 +62,16 @@ class Reached:
         goals: what was asked.
         attempts: in order; the last is the plan's.
         overdone: every goal is more than met, and all nearer plans that were tried missed one.
+        costs: as they are known after the attempts; None where they are not kept.
+        limits: what the last choice was kept within, one for each goal; corrected by the attempts before.
     """
 
     plan: PruningPlan
     goals: tuple[Goal, ...]
     attempts: tuple[Attempt, ...]
     overdone: bool = False
+    costs: Costs | None = None
+    limits: tuple[Limit, ...] = ()
 
     @property
     def measured(self) -> Mapping[str, float]:
@@ -118,7 +122,7 @@ def reach(
 
     Raises:
         GoalError: out of reach, with the best figure and the groups in the way; not met within the
-            attempts; a goal or an allocation that is none of those above.
+            attempts; a goal or an allocation that is none of those above, or that lacks its scores.
         MeasurementError: the machine is too noisy to tell.
     """
     asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
@@ -135,6 +139,7 @@ def reach(
             expected="the knapsack, which alone makes the milliseconds least",
             where="allocation",
         )
+    check_scores(allocation, costs.levers, scores)
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
@@ -142,9 +147,10 @@ def reach(
         return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
     figures = GoalFigures(losses, costs, rig, model)
-    tried, overdone = _Search(asked, figures, model, groups, allocation, choose_levels).run(attempts)
+    attempting = _Search(asked, figures, model, groups, allocation, choose_levels)
+    tried, overdone = attempting.run(attempts)
     plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
-    return Reached(plan, asked, tried, overdone)
+    return Reached(plan, asked, tried, overdone, figures.costs, attempting.limits)
 
 
 def plan_at(
@@ -195,6 +201,7 @@ class _Search:
         self._costs = figures.costs
         self.model, self.groups = model, groups
         self.allocation, self._choose = allocation, choose_levels
+        self.limits: tuple[Limit, ...] = ()
 
     @property
     def costs(self) -> Costs:
@@ -238,7 +245,9 @@ class _Search:
 
     def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
         begin = time.perf_counter()
-        chosen = self._choose(*self.figures.problem(self.goals, correction))
+        objective, limits = self.figures.problem(self.goals, correction)
+        self.limits = tuple(limits)
+        chosen = self._choose(objective, limits)
         return chosen, time.perf_counter() - begin
 
     def _again(self, attempt: Attempt) -> Chosen:

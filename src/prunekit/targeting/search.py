@@ -18,6 +18,7 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.moves import moved_back, moved_on
 from prunekit.surgery import reduced_graph
 from prunekit.surgery.sensitivity import finite_loss
+from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.reach import Reached, plan_at
 from prunekit.types import IntArray
@@ -80,10 +81,12 @@ def refine(
     seconds: float | None = None,
     seed: int = 0,
 ) -> Refined:
-    """Look for a plan of less loss that is predicted to be no slower than the one that was reached.
+    """Look for a plan of less loss that is predicted to be no slower and to meet every goal that was reached.
 
-    The milliseconds of the new plan are predicted, not measured: where the tables are right it takes no
-    longer than the plan it began with.
+    Every plan stays within the limits that the reached one was chosen within, as the attempts corrected them,
+    or, where it is beyond one, as near as it; and takes no more milliseconds. All that is predicted by the
+    costs as they are known after the attempts, not measured: where they are right the new plan meets what the
+    plan it began with meets.
 
     Args:
         planner: that reached it.
@@ -100,7 +103,7 @@ def refine(
         CalibrationError: a loss that is not a finite number.
     """
     start = reached.attempts[-1].levels
-    costs = planner.costs
+    costs = reached.costs or planner.costs
 
     def judged(levels: IntArray) -> float:
         keep = costs.levers.masks(levels)
@@ -110,7 +113,7 @@ def refine(
         start,
         judged,
         planner.losses,
-        [Limit(costs.ms, costs.ms.at(start))],
+        _limits(reached, costs, start),
         costs.sizes,
         trials=trials,
         seconds=seconds,
@@ -124,6 +127,12 @@ def refine(
         criterion=planner.criterion,
     )
     return Refined(plan, searched)
+
+
+def _limits(reached: Reached, costs: Costs, start: IntArray) -> list[Limit]:
+    """The milliseconds of the start, and every limit of the goals, as wide as the start needs it."""
+    goals = [Limit(limit.figure, max(limit.most, limit.figure.at(start))) for limit in reached.limits]
+    return [Limit(costs.ms, costs.ms.at(start)), *goals]
 
 
 def search(

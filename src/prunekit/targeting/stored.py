@@ -15,12 +15,14 @@ from prunekit.plan.figures import operation_terms
 from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import LossCurve
 from prunekit.targeting.costs import costs_of
+from prunekit.targeting.identity import model_digest
 from prunekit.targeting.latency_model import LatencyModel, WholeModel
 from prunekit.targeting.operator_times import OperatorTimes, operation_from, plain_operation
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.rig import Rig
+from prunekit.types import Scores
 
-SCHEMA = "prunekit.target/1"
+SCHEMA = "prunekit.target/2"
 
 
 def stored_planner(planner: Planner) -> dict[str, Any]:
@@ -33,7 +35,11 @@ def stored_planner(planner: Planner) -> dict[str, Any]:
         "target": asdict(planner.rig.target),
         "times": latency.times.target,
         "fingerprint": planner.groups.fingerprint,
+        "model": model_digest(planner.model, planner.groups),
         "criterion": planner.criterion,
+        "scores": None
+        if planner.scores is None
+        else {name: values.tolist() for name, values in planner.scores.items()},
         "levers": [_stored_lever(lever) for lever in costs.levers],
         "curves": [
             {
@@ -66,21 +72,23 @@ def restore_planner(
 ) -> Planner:
     """The planner that :func:`stored_planner` wrote down; nothing is timed.
 
-    Law: it predicts for every plan what the stored one predicts, to the bit.
+    Law: it predicts for every plan what the stored one predicts, to the bit, and every allocation chooses by
+    the same scores.
 
     Args:
         content: of :func:`stored_planner`.
-        model: the model that it was measured on.
+        model: the model that it was measured on, with the weights that it had then.
         groups: of the model; those of the levers are prunable.
         rig: of the same target.
         times: of operations, those that were measured then among them.
 
     Raises:
-        MeasurementError: it is of another schema, model, target or machine.
+        MeasurementError: it is of another schema, model, state of the model, target or machine.
     """
     made_for = {
         "schema": (content.get("schema"), SCHEMA),
         "model": (content.get("fingerprint"), groups.fingerprint),
+        "state of the model": (content.get("model"), model_digest(model, groups)),
         "target": (content.get("target"), asdict(rig.target)),
         "target with its machine": (content.get("times"), times.target),
     }
@@ -131,7 +139,14 @@ def restore_planner(
         )
         for item in content["curves"]
     )
-    return Planner(model, groups, costs, curves, rig, content["criterion"])
+    return Planner(model, groups, costs, curves, rig, content["criterion"], _scores(content["scores"]))
+
+
+def _scores(content: dict[str, list[float]] | None) -> Scores | None:
+    """By group name ``[units]``; None where there were none."""
+    if content is None:
+        return None
+    return {name: np.array(values, dtype=np.float32) for name, values in content.items()}
 
 
 def _stored_lever(lever: Lever) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from prunekit.plan import Goal
@@ -20,26 +20,19 @@ POINTS = 12
 def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Result:
     """The record of how the goals of a cycle were reached.
 
-    ``asked`` and, of each attempt, ``predicted`` and ``measured`` are in the order of the goals. Losses and
-    speed-ups are relative to the model that the cycle starts from.
+    ``asked`` and, of each attempt, ``predicted`` and ``measured`` are in the order of the goals, of
+    ``macs`` those of one example. Losses and speed-ups are relative to the model that the cycle starts from.
     """
     losses = planner.losses
     last = reached.attempts[-1]
-    # Costs are of a call; people count the MACs of one example.
-    of_one = planner.groups.cost().macs / planner.costs.macs.at([0] * len(planner.costs.levers))
-    units = [of_one if goal.kind == "macs" else 1.0 for goal in asked]
-
-    def figures(found: Mapping[str, float]) -> list[float]:
-        return [found[str(goal)] * unit for goal, unit in zip(asked, units, strict=True)]
-
     limiting, rest = shares_of_time(planner.costs, last.levels)
     return {
         "asked": [{**asdict(goal), "words": str(goal)} for goal in asked],
         "attempts": [
             {
                 "by": attempt.by,
-                "predicted": figures(attempt.predicted),
-                "measured": figures(attempt.measured),
+                "predicted": [attempt.predicted[str(goal)] for goal in asked],
+                "measured": [attempt.measured[str(goal)] for goal in asked],
                 "loss": losses.at(attempt.levels),
                 "speedup": asdict(attempt.comparison.speedup),
                 "predicted_speedup": planner.costs.speedup(attempt.levels),

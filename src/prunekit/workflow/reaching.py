@@ -78,9 +78,8 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
         digest = target.digest(environment())
         kept = job.unfinished / "tables"
         earlier = job.files.get(f"{name_of(cycle - 1)}/target/{TIMES}")
-        if earlier is not None and not (kept / f"{digest}.json").exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(earlier, kept / f"{digest}.json")
+        if earlier is not None:
+            take_over(earlier, kept / f"{digest}.json", digest)
         with TemporaryDirectory() as folder:
             planner = measure_target(
                 model,
@@ -147,6 +146,19 @@ def run_reach(cycle: int) -> Callable[[Job], Result]:
         }
 
     return run
+
+
+def take_over(earlier: Path, table: Path, target: str) -> None:
+    """Begin a table with the times of an earlier cycle, unless it is there or they are of another target.
+
+    Args:
+        earlier: times of operations, as an earlier cycle left them; maybe on another machine.
+        table: where the times of this target are kept.
+        target: its digest, with its machine.
+    """
+    if not table.exists() and json.loads(earlier.read_text()).get("target") == target:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(earlier, table)
 
 
 def calibration_loss(job: Job, groups: Groups) -> Callable[[nn.Module], float]:
