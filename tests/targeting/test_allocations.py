@@ -91,6 +91,9 @@ def test_several_goals_are_met_together(measured):
 
 
 def test_a_loss_can_be_the_bound(measured):
+    with pytest.raises(GoalError, match="no loss was measured"):
+        measured.reach(Goal("quality_drop", reach=1.0))
+    measured = replace(measured, curves=tuple(replace(curve, source="measured") for curve in measured.curves))
     most = 0.5 * measured.losses.at(measured.costs.levers.last)
     reached = measured.reach(Goal("quality_drop", reach=most))
     assert measured.losses.at(reached.attempts[-1].levels) <= most * (1 + 1e-9)
