@@ -164,6 +164,7 @@ def test_other_runtimes_reach_counts_too(runtime, tmp_path):
     assert plan.after.params <= 1.2 * plan.before.params / 2
 
 
+@pytest.mark.slow
 def test_where_levels_are_too_coarse_the_goal_is_overdone_rather_than_missed(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
