@@ -105,8 +105,8 @@ def test_what_openvino_really_does_is_recorded(perceptron, x, precision, hint):
     assert options["INFERENCE_NUM_THREADS"] == options["NUM_STREAMS"] == "1"
     assert options["PERFORMANCE_HINT"] == "LATENCY"
     assert options["ENABLE_CPU_PINNING"] == "False"
-    more = open_openvino(perceptron, x, threads=1, properties={"CPU_DENORMALS_OPTIMIZATION": "YES"})
-    assert more.options["CPU_DENORMALS_OPTIMIZATION"] == "True"
+    more = open_openvino(perceptron, x, threads=1, properties={"ENABLE_HYPER_THREADING": "NO"})
+    assert more.options["ENABLE_HYPER_THREADING"] == "False"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch_eager"])
