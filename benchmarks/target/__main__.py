@@ -115,7 +115,7 @@ def page(cells: Sequence[Cell]) -> str:
         ),
         "",
         f"Of {len(SUBJECTS) * len(RUNTIMES) * len(BATCHES)} cells {len(cells)} are measured.",
-        "They were measured before two changes: a plan that meets its goal is now measured once more before it",
+        "They were measured before two changes: a plan that meets its goal is now measured again before it",
         "counts, and errors are now of fits that know nothing of a model, not even its scale.",
         "Exported models are found again by the other runtime and batch of a model; operations that two",
         "models share are timed once.",
