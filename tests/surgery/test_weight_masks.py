@@ -343,6 +343,7 @@ for name, mask in result.plan.masks.items():
     gone = ~torch.from_numpy(mask.keep())
     assert (getattr(both.module[int(name[0])], "weight")[gone] == 0).all()
 print("same")
+dist.barrier()  # One that ends while another still connects may abort.
 dist.destroy_process_group()
 """
 

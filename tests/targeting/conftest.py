@@ -59,7 +59,7 @@ class PlantedRig:
 
     def __init__(self, inputs: Any, *, drift: float = 1.0) -> None:
         self.target = Target("torch_eager", threads=1, batch=len(inputs[0]))
-        self.inputs, self.drift = inputs, drift
+        self.inputs, self.drift, self.batch = inputs, drift, len(inputs[0])
         self.opened: list[Operation] = []
 
     def quietly(self):

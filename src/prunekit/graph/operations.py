@@ -15,40 +15,11 @@ from torch.fx import Node
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.groups import Groups
 from prunekit.graph.nodes import bind, depends_on_data, operator_name, static_nodes, tensors_of
-from prunekit.graph.rules import (
-    contraction,
-    elementwise,
-    joining,
-    lookup,
-    normalization,
-    ordering,
-    pooling,
-    recurrent,
-    shape,
-    space,
-)
+from prunekit.graph.rules import FAMILIES
 from prunekit.graph.trace import CACHES
 from prunekit.measure import contracts, count_macs
 from prunekit.measure.operation import Operation, Shape
 from prunekit.types import KeepMask
-
-FAMILIES: Mapping[str, str] = {
-    name: module.__name__.rpartition(".")[2]
-    for module in (
-        elementwise,
-        contraction,
-        normalization,
-        pooling,
-        shape,
-        space,
-        joining,
-        lookup,
-        ordering,
-        recurrent,
-    )
-    for name in module.OPERATORS
-}
-"""The family of an operator: the file its rule is in."""
 
 FREE = frozenset(
     f"aten.{name}"

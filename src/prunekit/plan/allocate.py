@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Unpack
 
 import numpy as np
 
-from prunekit.errors import CalibrationError, GoalError, SelectionError, ShapeError
+from prunekit.errors import GoalError, SelectionError
 from prunekit.plan.goal import GOAL_KINDS, Goal, GoalKind, MeasuredKind
 from prunekit.plan.leeway import BOUND
 from prunekit.plan.limits import UNLIMITED, Limits, LimitValues, allowed_counts, limits_by_group
@@ -21,10 +21,10 @@ from prunekit.plan.nesting import (
 )
 from prunekit.plan.path import Path, global_path, uniform_levels, uniform_path
 from prunekit.plan.pruning_plan import PruningPlan
-from prunekit.plan.select import keep_mask, keep_order
+from prunekit.plan.select import keep_mask, keep_order, scores_of
 from prunekit.plan.solve import Point, solve
 from prunekit.plan.unreachable import nothing_goes, unreachable
-from prunekit.types import BoolArray, Cost, FloatArray, Group, IntArray, KeepMask, Scores
+from prunekit.types import BoolArray, Cost, Group, IntArray, KeepMask, Scores
 
 GLOBAL_MAX_SPARSITY = 0.9
 
@@ -109,7 +109,7 @@ def allocate(
             remedy="Use measure_target(...).reach(goal), with the target that it is measured on",
         )
     ordered = tuple(groups)
-    values = [_with_pinned(group, _scores_of(group, scores)) for group in ordered]
+    values = [scores_of(group, scores) for group in ordered]
     orders = [keep_order(value, group.blocks) for group, value in zip(ordered, values, strict=True)]
     default = Limits(max_sparsity=GLOBAL_MAX_SPARSITY) if scope == "global" else UNLIMITED
     held = limits_by_group(
@@ -204,15 +204,6 @@ def _levels(choice: Choice, goal: Goal, scope: str, held: Sequence[Limits]) -> I
     return point.levels
 
 
-def _with_pinned(group: Group, scores: FloatArray) -> FloatArray:
-    """The scores, those of units that stay in any case above all others."""
-    if not group.pinned:
-        return scores
-    raised = scores.copy()
-    raised[list(group.pinned)] = np.inf
-    return raised
-
-
 def _limits_for_all(limits: Limits | None, plain: LimitValues) -> Limits:
     """The limits for all groups, given as one value or one by one."""
     if limits is None:
@@ -225,17 +216,3 @@ def _limits_for_all(limits: Limits | None, plain: LimitValues) -> Limits:
             where="limits",
         )
     return limits
-
-
-def _scores_of(group: Group, scores: Mapping[str, FloatArray]) -> FloatArray:
-    values = scores.get(group.name)
-    if values is None or values.shape != (group.size,):
-        raise ShapeError(
-            "The group has no scores" if values is None else f"The scores have the shape {values.shape}",
-            expected=f"scores of the shape ({group.size},)",
-            where=f"group '{group.name}'",
-            remedy="Score the same groups that are planned over",
-        )
-    if not np.isfinite(values).all():
-        raise CalibrationError("A score is NaN or infinite", where=f"group '{group.name}'")
-    return values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunekit.errors import SelectionError, ShapeError
+from prunekit.errors import SelectionError
 from prunekit.plan.limits import UNLIMITED, Limits, allowed_counts, limits_by_group
 from prunekit.plan.nesting import (
     Nesting,
@@ -15,7 +15,7 @@ from prunekit.plan.nesting import (
     without_lost_blocks,
     without_what_goes_whole,
 )
-from prunekit.plan.select import keep_mask, keep_order
+from prunekit.plan.select import keep_mask, keep_order, scores_of
 from prunekit.types import BoolArray, FloatArray, Group, IntArray, Scores
 
 MOST_LEVELS = 8
@@ -129,6 +129,7 @@ def find_levers(
     Raises:
         SelectionError: a limit that cannot be; fewer than two levels; widths that no limit allows.
         ShapeError: scores that do not fit.
+        CalibrationError: a score is NaN or infinite.
     """
     if most_levels < 2:
         raise SelectionError(f"{most_levels} levels were asked for", expected="at least 2", where="levels")
@@ -136,7 +137,7 @@ def find_levers(
     held = limits_by_group(groups, limits, per_group or {})
     levers: list[Lever] = []
     for group, own in zip(groups, held, strict=True):
-        counts, values = allowed_counts(group, own), _scores_of(group, scores)
+        counts, values = allowed_counts(group, own), scores_of(group, scores)
         if group.is_depth:
             levers.extend(_depth_levers(group, counts, values))
         else:
@@ -186,16 +187,3 @@ def _named(group: Group, counts: IntArray, units: Sequence[int]) -> IntArray:
             where=f"group '{group.name}'",
         )
     return np.array(per_block, dtype=np.int64)
-
-
-def _scores_of(group: Group, scores: Scores) -> FloatArray:
-    found = scores.get(group.name)
-    if found is None or np.shape(found) != (group.size,):
-        raise ShapeError(
-            "There are no scores" if found is None else f"The scores have the shape {list(np.shape(found))}",
-            expected=f"one for each of the {group.size} units",
-            where=f"group '{group.name}'",
-        )
-    values = np.asarray(found, dtype=np.float32).copy()
-    values[list(group.pinned)] = np.inf
-    return values

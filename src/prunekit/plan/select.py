@@ -5,7 +5,32 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from prunekit.types import BoolArray, IntArray
+from prunekit.errors import CalibrationError, ShapeError
+from prunekit.types import BoolArray, FloatArray, Group, IntArray, Scores
+
+
+def scores_of(group: Group, scores: Scores) -> FloatArray:
+    """The scores of a group, those of units that stay in any case above all others.
+
+    Raises:
+        ShapeError: there are none, or they do not fit.
+        CalibrationError: one is NaN or infinite.
+    """
+    values = scores.get(group.name)
+    if values is None or values.shape != (group.size,):
+        raise ShapeError(
+            "The group has no scores" if values is None else f"The scores have the shape {values.shape}",
+            expected=f"scores of the shape ({group.size},)",
+            where=f"group '{group.name}'",
+            remedy="Score the same groups that are planned over",
+        )
+    if not np.isfinite(values).all():
+        raise CalibrationError("A score is NaN or infinite", where=f"group '{group.name}'")
+    if not group.pinned:
+        return values
+    raised = values.copy()
+    raised[list(group.pinned)] = np.inf
+    return raised
 
 
 def keep_order(scores: npt.NDArray[np.floating], blocks: int = 1) -> IntArray:

@@ -128,23 +128,29 @@ def measure_costs(
     spent: dict[str, float] = {}
     begin = time.perf_counter()
     operations = Operations(groups)
-    batch = rig.target.batch if groups.graph.batch_is_open else None
-    terms = operation_terms(operations, levers, groups, batch=batch)
+    terms = operation_terms(operations, levers, groups, batch=rig.batch)
     times.measure(rig, _classes(terms), progress=partial(progress, "operations") if progress else None)
     spent["operations"] = time.perf_counter() - begin
     examples = levers if examples is None else examples
     plans = spread_plans(examples, operations, groups, variants, seed)
     compared, spent["exporting"] = _compare(model, groups, plans, rig, progress)
     dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
-    models = [WholeModel(operations.at({}, batch=batch), dense_ms, "dense")]
+    models = [WholeModel(operations.at({}, batch=rig.batch), dense_ms, "dense")]
     for keep, comparison in zip(plans, compared, strict=True):
-        left = operations.at(keep, batch=batch)
+        left = operations.at(keep, batch=rig.batch)
         models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
     times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
     latency = fit_latency_model(times, models)
     spent["all"] = time.perf_counter() - begin
     return costs_of(
-        levers, groups, latency, terms, operations=operations, batch=batch, dense_ms=dense_ms, seconds=spent
+        levers,
+        groups,
+        latency,
+        terms,
+        operations=operations,
+        batch=rig.batch,
+        dense_ms=dense_ms,
+        seconds=spent,
     )
 
 

@@ -12,8 +12,9 @@ from prunekit.measure import LatencyComparison, file_size
 from prunekit.measure.runtimes import TargetRunner
 from prunekit.plan import Goal
 from prunekit.plan.figures import Figure, Limit
+from prunekit.plan.goal import MEASURED_KINDS
 from prunekit.targeting.costs import Costs
-from prunekit.targeting.measuring import milliseconds
+from prunekit.targeting.measuring import timed_figure
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray
 
@@ -23,12 +24,7 @@ AT_LEAST = frozenset({"speedup", "throughput"})
 TIMED_KINDS = frozenset({"speedup", "latency_ms", "throughput"})
 """Goals that are measured by timing."""
 
-KNOWN = frozenset(
-    {
-        *("speedup", "latency_ms", "throughput", "memory_bytes", "size_bytes", "quality_drop"),
-        *("kv_cache_bytes", "macs", "params"),
-    }
-)
+KNOWN = frozenset({*MEASURED_KINDS, "macs", "params"})
 """Kinds of goals that can be reached here."""
 
 
@@ -138,12 +134,9 @@ class GoalFigures:
             small: the smaller model.
             levels: it was made from.
         """
-        if goal.kind == "speedup":
-            return comparison.speedup.median
-        if goal.kind == "latency_ms":
-            return milliseconds(comparison, goal.percentile)
-        if goal.kind == "throughput":
-            return 1000 * self.rig.target.batch / comparison.pruned.p50_ms
+        timed = timed_figure(goal, comparison, self.rig.target.batch)
+        if timed is not None:
+            return timed
         if goal.kind == "size_bytes":
             return float(stored_bytes(artifact, small))
         if goal.kind == "memory_bytes":

@@ -103,6 +103,23 @@ def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
         )
 
 
+def timed_figure(goal: Goal, comparison: LatencyComparison, batch: int) -> float | None:
+    """What a goal asks about, where a comparison beside the dense model tells it; else None.
+
+    Args:
+        goal: of any kind.
+        comparison: of the pruned model.
+        batch: examples in a call.
+    """
+    if goal.kind == "speedup":
+        return comparison.speedup.median
+    if goal.kind == "latency_ms":
+        return milliseconds(comparison, goal.percentile)
+    if goal.kind == "throughput":
+        return 1000 * batch / comparison.pruned.p50_ms
+    return None
+
+
 def milliseconds(comparison: LatencyComparison, percentile: float | None) -> float:
     """The latency of the pruned model, at a percentile or the median."""
     return float(np.percentile(comparison.pruned_ms, 50 if percentile is None else percentile))

@@ -15,9 +15,9 @@ from prunekit.errors import MeasurementError
 from prunekit.files import write_atomically
 from prunekit.measure.operation import Operation, frame_of
 from prunekit.measure.rounds import ROUNDS, time_rounds
-from prunekit.targeting.rig import Rig
+from prunekit.targeting.rig import Rig, tupled
 
-SCHEMA = "prunekit.operator_times/2"
+SCHEMA = "prunekit.operator_times/3"
 TOGETHER = 12
 """Operations that are open and timed at once, beside the reference."""
 
@@ -149,9 +149,5 @@ def operation_from(plain: Sequence[Any]) -> Operation:
     """
     kind, inputs, output, settings = plain
     shapes = tuple(tuple(map(int, shape)) for shape in inputs)
-    known = tuple((str(name), _tuple(value)) for name, value in settings)
+    known = tuple((str(name), tupled(value)) for name, value in settings)
     return Operation(str(kind), shapes, tuple(map(int, output)), known)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value

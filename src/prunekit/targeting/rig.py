@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -25,7 +24,6 @@ from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
 
-Export = Callable[[nn.Module, str], Any]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -58,12 +56,13 @@ class Rig:
         """Around whatever is timed, opening included: threads are scheduled as where they were begun."""
         return real_time(self.real_time)
 
-    def open(self, module: nn.Module, name: str) -> TargetRunner:
-        """Open a model on the target; for a runtime that takes files it is exported first, once by name."""
-        return self.open_artifact(self.artifact(module, name))
+    @property
+    def batch(self) -> int | None:
+        """Examples in a call; None where the model takes one size only, that of the trace."""
+        return self.target.batch if self.dynamic_batch else None
 
     def artifact(self, module: nn.Module, name: str) -> Any:
-        """What the runtime opens: the module, or what it was exported to."""
+        """What the runtime opens: a copy of the module, or what it was exported to, once by name."""
         if RUNTIMES[self.target.runtime].takes != "file":
             return copy.deepcopy(module).eval()
         name = f"{self.of[:12]}-{name}" if self.of else name
@@ -90,7 +89,7 @@ class Rig:
         path = Path(content["path"])
         if not path.is_file() or file_digest(path) != content["sha256"]:
             return None
-        return OnnxExport(**{key: _tuple(value) for key, value in content.items()})
+        return OnnxExport(**{key: tupled(value) for key, value in content.items()})
 
     def open_artifact(self, artifact: Any) -> TargetRunner:
         """Open what :meth:`artifact` gave."""
@@ -182,8 +181,9 @@ def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs
     return args, kwargs
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def tupled(value: Any) -> Any:
+    """What JSON made a list of as the tuple that it was, inside as well."""
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
 
 
 def _repeated(tensor: Tensor, batch: int) -> Tensor:

@@ -116,16 +116,15 @@ def restore_planner(
         ],
     )
     latency = _latency(content["latency"], times)
-    batch = rig.target.batch if groups.graph.batch_is_open else None
     operations = Operations(groups)
-    terms = operation_terms(operations, levers, groups, batch=batch)
+    terms = operation_terms(operations, levers, groups, batch=rig.batch)
     costs = costs_of(
         levers,
         groups,
         latency,
         terms,
         operations=operations,
-        batch=batch,
+        batch=rig.batch,
         dense_ms=content["dense_ms"],
         seconds=content["seconds"],
     )

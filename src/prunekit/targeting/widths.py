@@ -64,9 +64,8 @@ def rewarded_widths(
         most_levels=FINER * (most_levels - 1) + 1,
     )
     operations = Operations(groups)
-    batch = rig.target.batch if groups.graph.batch_is_open else None
     widths = [lever for lever in fine if lever.unit is None]
-    along = {lever.name: _along(lever, operations, groups, batch) for lever in widths}
+    along = {lever.name: _along(lever, operations, groups, rig.batch) for lever in widths}
     times.measure(rig, [each for lists in along.values() for each in lists], progress=progress)
     found = {}
     for lever in widths:

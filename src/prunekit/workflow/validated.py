@@ -12,7 +12,7 @@ from torch import nn
 from prunekit.measure import RUNTIMES, LatencyComparison, Target, file_size
 from prunekit.plan import Goal, PruningPlan
 from prunekit.targeting.goal_figures import AT_LEAST, stored_bytes
-from prunekit.targeting.measuring import milliseconds
+from prunekit.targeting.measuring import timed_figure
 from prunekit.workflow.deciding import name_of
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import groups_of, read_plan
@@ -74,12 +74,9 @@ def _value(goal: Goal, job: Job, found: Validated, plan: PruningPlan) -> float |
     """The figure of the pruned model; None where only planning can count it."""
     if goal.kind in ("macs", "params"):
         return float(getattr(plan.after, goal.kind))
-    if goal.kind == "speedup":
-        return found.latency.speedup.median
-    if goal.kind == "latency_ms":
-        return milliseconds(found.latency, goal.percentile)
-    if goal.kind == "throughput":
-        return 1000 * found.target.batch / found.latency.pruned.p50_ms
+    timed = timed_figure(goal, found.latency, found.target.batch)
+    if timed is not None:
+        return timed
     if goal.kind == "memory_bytes":
         return float(found.memory_bytes)
     if goal.kind == "size_bytes":

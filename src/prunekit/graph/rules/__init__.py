@@ -14,19 +14,27 @@ from prunekit.graph.rules import (
     space,
 )
 
-OPERATORS: dict[str, operator.Operator] = (
-    elementwise.OPERATORS
-    | contraction.OPERATORS
-    | normalization.OPERATORS
-    | pooling.OPERATORS
-    | shape.OPERATORS
-    | space.OPERATORS
-    | joining.OPERATORS
-    | lookup.OPERATORS
-    | ordering.OPERATORS
-    | recurrent.OPERATORS
+_FILES = (
+    elementwise,
+    contraction,
+    normalization,
+    pooling,
+    shape,
+    space,
+    joining,
+    lookup,
+    ordering,
+    recurrent,
 )
 
+OPERATORS: dict[str, operator.Operator] = {
+    name: rule for file in _FILES for name, rule in file.OPERATORS.items()
+}
 """By name, as ``nodes.operator_name`` gives it; what is missing freezes what it touches."""
 
-__all__ = ["OPERATORS"]
+FAMILIES: dict[str, str] = {
+    name: file.__name__.rpartition(".")[2] for file in _FILES for name in file.OPERATORS
+}
+"""By name, the family of an operator: the file its rule is in."""
+
+__all__ = ["FAMILIES", "OPERATORS"]
