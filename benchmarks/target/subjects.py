@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import assets
 
-CHANNELS = ("channel",)
+CHANNELS = ("channel", "layer")
 TRANSFORMER = ("head", "neuron", "layer")
 
 
