@@ -1,4 +1,4 @@
-"""Losses that users give: numbers of any kind are taken, all else is refused with the place it was asked at."""
+"""Losses that users give: numbers of any kind are taken, and of all else it is said where it came up."""
 
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ def loss_curves(
 
     With sensitivities: the measured points calibrate the curve of the scores, each lever by itself. With
     ``x = (1 - 1e-3) * amount + 1e-3 * share of the units``, which rises with every unit, and the increases
-    ``y`` at the measured ``x[1] < ... < x[n]``: of all that are 0 or more and never fall, those nearest to what
-    was measured in the least-squares sense, which are its isotonic regression with what is below 0 set to 0
-    afterwards (before, noise below 0 would be lifted and noise above 0 kept, and every pool of both biased up),
+    ``y`` at the measured ``x[1] < ... < x[n]`` (of all that are 0 or more and never fall the nearest to what
+    was measured in the least-squares sense: its isotonic regression, with what is below 0 set to 0 after it;
+    before it, noise below 0 would be lifted and noise above 0 kept, so that every pool of both came out high),
 
     - at a measured point the loss is ``y[i]``,
     - between two it is ``y[i] * (x / x[i]) ** q``, a power of what the scores say, with the q that meets
