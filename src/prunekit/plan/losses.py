@@ -92,7 +92,7 @@ def loss_curves(
     ``x = (1 - 1e-3) * amount + 1e-3 * share of the units``, which rises with every unit, and the increases
     ``y`` at the measured ``x[1] < ... < x[n]`` (of all that are 0 or more and never fall the nearest to what
     was measured in the least-squares sense: its isotonic regression, with what is below 0 set to 0 after it;
-    before it, noise below 0 would be lifted and noise above 0 kept, so that every pool of both came out high),
+    before it, noise below 0 would be lifted and noise above 0 kept, so that a pool of both came out high),
 
     - at a measured point the loss is ``y[i]``,
     - between two it is ``y[i] * (x / x[i]) ** q``, a power of what the scores say, with the q that meets
