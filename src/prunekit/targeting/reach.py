@@ -19,8 +19,9 @@ from prunekit.plan.knapsack import SECONDS, By, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
+from prunekit.targeting.intervals import Interval
 from prunekit.targeting.limiting import shares_of_time
-from prunekit.targeting.measuring import check_steady, measure_beside
+from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray, Scores
 
@@ -37,6 +38,7 @@ class Attempt:
         by: what chose it: ``milp``, ``descent`` or a baseline.
         predicted: by goal, as the model of cost saw it.
         measured: by goal.
+        intervals: by goal of a time, what was measured with its interval.
         objective: the loss predicted; with a goal of ``quality_drop`` the milliseconds.
         comparison: beside the dense model.
         choosing_s: that choosing took.
@@ -47,6 +49,7 @@ class Attempt:
     by: By
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
+    intervals: Mapping[str, Interval]
     objective: float
     comparison: LatencyComparison
     choosing_s: float
@@ -123,7 +126,7 @@ def reach(
     Raises:
         GoalError: out of reach, with the best figure and the groups in the way; not met within the
             attempts; a goal or an allocation that is none of those above, or that lacks its scores.
-        MeasurementError: the machine is too noisy to tell.
+        MeasurementError: the machine is too noisy to tell, or a percentile had too few calls.
     """
     asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
     if attempts < 1:
@@ -259,13 +262,13 @@ class _Search:
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
         name = f"plan-{tag(keep)}" if keep else "dense"
         artifact = self.rig.artifact(small, name)
-        percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
+        timed = [goal for goal in self.goals if goal.kind in TIMED_KINDS]
         with self.rig.quietly():
             comparison = measure_beside(
                 self.figures.dense,
                 self.rig.open_artifact(artifact),
-                tolerance=min(self._timed_tolerances, default=0.02),
-                percentile=max(percentiles, default=None),
+                tolerance=min((goal.tolerance for goal in timed), default=0.02),
+                goals=timed,
                 seed=seed,
             )
         measured = {
@@ -273,14 +276,19 @@ class _Search:
             for goal in self.goals
         }
         predicted = {str(goal): self.figures.predicted(goal, chosen.levels) for goal in self.goals}
-        seconds = time.perf_counter() - begin + choosing_s
+        batch = self.rig.target.batch
+        intervals = {str(goal): timed_interval(goal, comparison, batch) for goal in timed}
         return Attempt(
-            chosen.levels, chosen.by, predicted, measured, chosen.objective, comparison, choosing_s, seconds
+            chosen.levels,
+            chosen.by,
+            predicted,
+            measured,
+            {goal: found for goal, found in intervals.items() if found is not None},
+            chosen.objective,
+            comparison,
+            choosing_s,
+            time.perf_counter() - begin + choosing_s,
         )
-
-    @property
-    def _timed_tolerances(self) -> list[float]:
-        return [goal.tolerance for goal in self.goals if goal.kind in TIMED_KINDS]
 
     def _surpluses(self, attempt: Attempt) -> list[float] | None:
         """By how much each goal is more than met; None where one is missed by more than its tolerance."""
