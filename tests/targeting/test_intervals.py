@@ -1,4 +1,4 @@
-"""Intervals of percentiles: as SciPy has them where runs are independent, and how often they hold the truth."""
+"""Intervals of percentiles: SciPy has the same where runs are independent; how often they hold the truth."""
 
 from __future__ import annotations
 
