@@ -80,7 +80,9 @@ def test_a_percentile_without_enough_calls_is_refused_however_steady(pairs):
 
 
 def test_a_goal_of_no_time_is_always_told():
-    check_steady(times(20, own=1.0), Goal("params", remove=0.3))
+    found, goal = times(20, own=1.0), Goal("params", remove=0.3)
+    check_steady(found, goal)
+    assert timed_interval(goal, found, batch=1) is None
 
 
 def test_a_throughput_is_that_of_the_median_with_the_ends_turned_round():
