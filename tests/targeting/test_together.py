@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -131,6 +132,7 @@ def test_goals_that_contradict_each_other_are_named_with_what_each_reaches(judge
         assert f"for {drop}: 0 alone" in said
         assert "with the others kept" in said
         assert said.count("missed by") == 2
+        assert re.search(rf"([\d.]+) \(95% interval \1 to \1\) for {re.escape(str(speedup))}", said)
     for goal in (speedup, drop):
         judged.reach(goal)
 

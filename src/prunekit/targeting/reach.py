@@ -21,7 +21,7 @@ from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.intervals import Interval
 from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
-from prunekit.targeting.refusals import Asked, no_plan, not_met, out_of_reach
+from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
 from prunekit.targeting.rig import Rig
 from prunekit.targeting.together import Beyond, why_beyond
 from prunekit.types import IntArray, Scores
@@ -237,10 +237,10 @@ class _Search:
         if not enough:
             asked = Asked(self.goals, self.figures, correction)
             if beyond is not None and nearest is not None:
-                raise out_of_reach(asked, beyond, nearest.levels, nearest.measured)
+                raise out_of_reach(asked, beyond, _told(nearest))
             if len(tried) < most:
                 raise no_plan(asked, self.allocation)
-            raise not_met(asked, [attempt.measured for attempt in tried])
+            raise not_met(asked, [_told(attempt) for attempt in tried])
         least = min(enough, key=lambda attempt: attempt.objective)
         return self._checked([*(attempt for attempt in tried if attempt is not least), least]), True
 
@@ -351,3 +351,7 @@ class _Search:
             aside = 1 + again * goal.tolerance / 2 * (-1 if self.figures.surplus(goal, measured) > 0 else 1)
             found[str(goal)] = wrong * aside
         return found
+
+
+def _told(attempt: Attempt) -> Measured:
+    return Measured(attempt.levels, attempt.measured, attempt.intervals)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunekit.errors import GoalError
 from prunekit.plan import Goal
 from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
+from prunekit.targeting.intervals import Interval
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.targeting.together import Beyond
 from prunekit.types import IntArray
@@ -17,6 +19,29 @@ NAMED = 5
 
 LAST = 3
 """At most so many attempts are told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one plan measured.
+
+    Attributes:
+        levels: of the plan.
+        figures: by goal.
+        intervals: by goal of a time.
+    """
+
+    levels: IntArray
+    figures: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+
+    def told(self, goal: Goal) -> str:
+        """The figure of a goal, with its interval where it has one."""
+        found, figure = self.intervals.get(str(goal)), f"{self.figures[str(goal)]:,.4g}"
+        if found is None:
+            return figure
+        high = f"{found.high:,.4g}" if math.isfinite(found.high) else "no upper end"
+        return f"{figure} ({found.confidence:.0%} interval {found.low:,.4g} to {high})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +68,18 @@ class Asked:
         return f"{found / wrong if goal.kind in AT_LEAST else found * wrong:,.4g}"
 
 
-def out_of_reach(asked: Asked, beyond: Beyond, levels: IntArray, measured: Mapping[str, float]) -> GoalError:
+def out_of_reach(asked: Asked, beyond: Beyond, nearest: Measured) -> GoalError:
     """Say which goals no plan meets, alone or together, and how near the nearest plan comes.
 
     Args:
         asked: goals that no plan meets.
         beyond: why not; its places are those of the goals.
-        levels: of the plan that came nearest.
-        measured: by goal, of that plan.
+        nearest: the plan that came nearest.
     """
-    why = _alone(asked, beyond, levels, measured) if beyond.alone else _together(asked, beyond)
+    why = _alone(asked, beyond, nearest) if beyond.alone else _together(asked, beyond)
     return GoalError(
-        f"{why}. Nearest to what was asked came a plan that measured {_misses(asked, measured)}. "
-        f"What takes longest then: {_slowest(asked.figures, levels)}",
+        f"{why}. Nearest to what was asked came a plan that measured {_misses(asked, nearest)}. "
+        f"What takes longest then: {_slowest(asked.figures, nearest.levels)}",
         expected="a goal within that" if len(asked.goals) == 1 else "goals that one plan can meet",
         where="goal",
         remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "
@@ -63,13 +87,13 @@ def out_of_reach(asked: Asked, beyond: Beyond, levels: IntArray, measured: Mappi
     )
 
 
-def _alone(asked: Asked, beyond: Beyond, levels: IntArray, measured: Mapping[str, float]) -> str:
+def _alone(asked: Asked, beyond: Beyond, nearest: Measured) -> str:
     best = []
     for place in beyond.alone:
         goal, least = asked.goals[place], beyond.least[place]
         found = (
-            f"{measured[str(goal)]:,.4g}, measured"
-            if (least == levels).all()
+            f"{nearest.figures[str(goal)]:,.4g}, measured"
+            if (least == nearest.levels).all()
             else f"{asked.predicted(place, least)}, as predicted"
         )
         best.append(f"{goal}: the best is {found}")
@@ -92,14 +116,13 @@ def _together(asked: Asked, beyond: Beyond) -> str:
     )
 
 
-def _misses(asked: Asked, measured: Mapping[str, float]) -> str:
+def _misses(asked: Asked, nearest: Measured) -> str:
     """What was measured of each goal, and by how much that misses it."""
     told = []
     for goal in asked.goals:
-        value = measured[str(goal)]
-        surplus = asked.figures.surplus(goal, value)
+        surplus = asked.figures.surplus(goal, nearest.figures[str(goal)])
         how = f"missed by {-surplus:,.1%}" if surplus < -goal.tolerance else "met"
-        told.append(f"{value:,.4g} for {goal} ({how})")
+        told.append(f"{nearest.told(goal)} for {goal} ({how})")
     return ", ".join(told)
 
 
@@ -120,15 +143,15 @@ def no_plan(asked: Asked, allocation: str) -> GoalError:
     )
 
 
-def not_met(asked: Asked, measured: Sequence[Mapping[str, float]]) -> GoalError:
+def not_met(asked: Asked, measured: Sequence[Measured]) -> GoalError:
     """Say what the attempts measured, of which none met the goals.
 
     Args:
         asked: the goals.
-        measured: of each attempt, by goal.
+        measured: each attempt.
     """
     history = "; ".join(
-        ", ".join(f"{goal}: {each[str(goal)]:,.4g}" for goal in asked.goals) for each in measured[-LAST:]
+        ", ".join(f"{goal}: {each.told(goal)}" for goal in asked.goals) for each in measured[-LAST:]
     )
     return GoalError(
         f"No plan met the goal within its tolerance in {len(measured)} attempts; the last gave {history}",
