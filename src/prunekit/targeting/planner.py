@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit.errors import GoalError, MeasurementError, SelectionError, StorageError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance import score
-from prunekit.measure import Target, check_target, environment
+from prunekit.measure import Target, check_target
 from prunekit.plan import Goal, Limits
 from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, loss_figure
@@ -23,7 +23,7 @@ from prunekit.plan.levers import MOST_LEVELS, Levers, find_levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
 from prunekit.targeting.costs import VARIANTS, Costs, Progress, measure_costs
-from prunekit.targeting.identity import model_digest
+from prunekit.targeting.identity import model_digest, timing_digest
 from prunekit.targeting.operator_times import load_operator_times
 from prunekit.targeting.reach import Reached, reach
 from prunekit.targeting.rig import Rig, rig_for
@@ -151,8 +151,8 @@ def measure_target(
         most_levels: widths of each group to choose from.
         variants: whole models that the latency model is fitted to.
         groups: of the model, where they were found before; then ``args`` and ``kwargs`` are not used.
-        tables: folder in which times of operations are kept by target; default ``prunekit`` in the user's
-            cache.
+        tables: folder in which times of operations are kept, by target and way of timing; processes may share
+            it. Default ``prunekit`` in the user's cache.
         in_real_time: time with real-time scheduling where the process may.
         progress: called with (what is done, steps done, of how many).
 
@@ -160,6 +160,8 @@ def measure_target(
         MeasurementError: this machine does not have the target; says what to do.
         TraceError: torch.export cannot follow the model.
         SelectionError: nothing may be pruned, or a limit cannot be.
+        StorageError: an operation has to be timed, and its time cannot be kept in ``tables``.
+        CalibrationError: a ``loss`` that raises, or that is not one finite number.
     """
     _check_asked(model, target, Path(folder), variants)
     groups = groups or find_groups(trace(model, args, kwargs))
@@ -170,7 +172,7 @@ def measure_target(
         scores = score(model, chosen, criterion)
     of = model_digest(model, groups)
     rig = rig_for(groups.graph, target, Path(folder), of=of, in_real_time=in_real_time)
-    digest = target.digest(environment())
+    digest = timing_digest(target, in_real_time=in_real_time)
     times = load_operator_times(digest, Path(tables or _tables()) / f"{digest}.json")
     _check_levers(find_levers(chosen.prunable, scores, limits=limits, per_group=per_group), groups)
     held = _Held(limits, per_group, most_levels)
