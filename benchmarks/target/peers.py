@@ -152,11 +152,9 @@ def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
         scores=_scores(subject, groups, judged.batches),
         criterion="wanda",
         target=pk.Target("onnxruntime", threads=2, batch=1),
-        folder=folder,
-        granularity=subject.granularity,
+        space=pk.Space(subject.granularity),
         loss=judged.planning,
-        tables=scratch / "tables",
-        in_real_time=True,
+        timing=pk.Timing(real_time=True, folder=folder, tables=scratch / "tables"),
     )
     dense = judged.judging(subject.model)
     rows = []

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.plan.limits import Limits
-from prunekit.targeting import rewarded_widths
+from prunekit.targeting import Space, rewarded_widths
 from prunekit.targeting.costs import spread_plans, tag
 from prunekit.targeting.operator_times import OperatorTimes
 
@@ -46,15 +46,8 @@ def scores_of(groups):
 
 def test_widths_lie_at_the_edges_of_the_stairs(groups):
     rig = Stairs((torch.zeros(4, 24),))
-    found = rewarded_widths(
-        groups,
-        groups,
-        scores_of(groups),
-        rig,
-        OperatorTimes("here"),
-        limits=Limits(max_sparsity=0.9),
-        most_levels=6,
-    )
+    space = Space(most_levels=6)
+    found = rewarded_widths(groups, space, scores_of(groups), rig, OperatorTimes("here"))
     for group in groups:
         widths = found[group.name]
         assert widths[0] == group.size
@@ -67,8 +60,8 @@ def test_widths_lie_at_the_edges_of_the_stairs(groups):
 
 def test_limits_hold_for_the_widths(groups):
     rig = Stairs((torch.zeros(4, 24),))
-    limits = Limits(min_units=20, round_to=4)
-    found = rewarded_widths(groups, groups, scores_of(groups), rig, OperatorTimes("here"), limits=limits)
+    space = Space(limits=Limits(min_units=20, round_to=4))
+    found = rewarded_widths(groups, space, scores_of(groups), rig, OperatorTimes("here"))
     for group in groups:
         assert all(width >= 20 and width % 4 == 0 for width in found[group.name])
 

@@ -32,11 +32,8 @@ from prunekit.targeting.operator_times import OperatorTimes
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray, KeepMask
 
-VARIANTS = 8
-"""Whole models that the latency model is fitted to, beside the dense one."""
-
 SMALLEST = 0.15
-"""The share of the MACs that the smallest of them keeps, where it can go so far."""
+"""The share of the MACs that the smallest variant keeps, where it can go so far."""
 
 PAIRS, LEAST_PAIRS, SECONDS = 40, 8, 5.0
 """Of timing one of them beside the dense model."""
@@ -101,17 +98,15 @@ def measure_costs(
     levers: Levers,
     rig: Rig,
     times: OperatorTimes,
+    variants: Sequence[KeepMask],
     *,
-    examples: Levers | None = None,
-    variants: int = VARIANTS,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Costs:
     """Time what a plan on ``levers`` can choose from, and fit the latency model to a few whole models.
 
     Every operation is timed at all combinations of the widths that change it (:class:`OperatorTimes`, kept
-    by target, so that a second call takes no time there). Then ``variants`` plans for a falling share of the
-    MACs, of random preference, are carried out, exported and timed beside the dense model.
+    by target, so that a second call takes no time there). Then the ``variants`` are carried out, exported
+    and timed beside the dense model.
 
     Args:
         model: the dense model.
@@ -119,10 +114,8 @@ def measure_costs(
         levers: from :func:`prunekit.plan.levers.find_levers` on some of these groups.
         rig: where models are timed.
         times: of this rig's target.
-        examples: levers that the whole models differ in; default ``levers``. Those that do not depend on the
-            target let one folder of exported models serve many targets.
-        variants: whole models beside the dense one, at least 1.
-        seed: of their preferences.
+        variants: what whole models keep, at least one (:func:`spread_plans`). Those on levers that do not
+            depend on the target let one folder of exported models serve many targets.
         progress: called with (what is done, steps done, of how many).
     """
     spent: dict[str, float] = {}
@@ -131,12 +124,10 @@ def measure_costs(
     terms = operation_terms(operations, levers, groups, batch=rig.batch)
     times.measure(rig, _classes(terms), progress=partial(progress, "operations") if progress else None)
     spent["operations"] = time.perf_counter() - begin
-    examples = levers if examples is None else examples
-    plans = spread_plans(examples, operations, groups, variants, seed)
-    compared, spent["exporting"] = _compare(model, groups, plans, rig, progress)
+    compared, spent["exporting"] = _compare(model, groups, variants, rig, progress)
     dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
     models = [WholeModel(operations.at({}, batch=rig.batch), dense_ms, "dense")]
-    for keep, comparison in zip(plans, compared, strict=True):
+    for keep, comparison in zip(variants, compared, strict=True):
         left = operations.at(keep, batch=rig.batch)
         models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
     times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
@@ -230,9 +221,17 @@ def _compare(
 
 
 def spread_plans(
-    levers: Levers, operations: Operations, groups: Groups, count: int, seed: int
+    levers: Levers, operations: Operations, groups: Groups, count: int, seed: int = 0
 ) -> list[KeepMask]:
-    """Plans that keep a falling share of the MACs, each of another random preference; none twice."""
+    """Plans that keep a falling share of the MACs, each of another random preference; none twice.
+
+    Args:
+        levers: that they differ in.
+        operations: of the model.
+        groups: of the model.
+        count: of plans, at most.
+        seed: of the preferences.
+    """
     macs = valued(operation_terms(operations, levers, groups), lambda operation: operation.macs)
     rng = np.random.default_rng(seed)
     sizes = [len(lever) for lever in levers]

@@ -135,7 +135,6 @@ def measured_front(
     *,
     loss: Callable[[nn.Module], float] | None = None,
     allocation: AllocationName = "knapsack",
-    attempts: int = 8,
 ) -> MeasuredFront:
     """Reach each goal by itself, measured on the target.
 
@@ -144,7 +143,6 @@ def measured_front(
         goals: one for each point.
         loss: of a model on calibration data; with it each plan's pruned graph is judged.
         allocation: what chooses, so that ways of choosing can be compared at equal measured latency.
-        attempts: at most, for each goal.
 
     Returns:
         The goals that were reached; and those that were not, because they are out of reach or the machine was
@@ -153,7 +151,7 @@ def measured_front(
     points, missed = [], {}
     for goal in goals:
         try:
-            reached = planner.reach(goal, attempts=attempts, allocation=allocation)
+            reached = planner.reach(goal, allocation=allocation)
         except (GoalError, MeasurementError) as error:
             missed[str(goal)] = str(error)
             continue

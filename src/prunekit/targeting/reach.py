@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -21,8 +22,10 @@ from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.targeting.measuring import check_steady, measure_beside
-from prunekit.targeting.rig import Rig
-from prunekit.types import IntArray, Scores
+from prunekit.types import IntArray
+
+if TYPE_CHECKING:
+    from prunekit.targeting.planner import Planner
 
 ATTEMPTS = 8
 NAMED = 5
@@ -85,18 +88,11 @@ class Reached:
 
 
 def reach(
-    goals: Goal | Sequence[Goal],
-    losses: Figure,
-    costs: Costs,
-    rig: Rig,
-    model: nn.Module,
-    groups: Groups,
+    planner: Planner,
+    goals: Sequence[Goal],
     *,
     attempts: int = ATTEMPTS,
-    criterion: str = "",
     allocation: AllocationName = "knapsack",
-    scores: Scores | None = None,
-    solver_seconds: float = SECONDS,
 ) -> Reached:
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
@@ -106,26 +102,18 @@ def reach(
     bound.
 
     Args:
-        goals: one or several, of any kind but ``sparsity``.
-        losses: what each lever loses at its levels (:func:`prunekit.plan.figures.loss_figure`).
-        costs: of the target.
-        rig: the same target.
-        model: the dense model.
-        groups: of the model.
-        attempts: at most.
-        criterion: what scored the units; recorded in the plan.
+        planner: of the model on its target; its scores are what the baselines rank by.
+        goals: at least one, of any kind but ``sparsity``.
+        attempts: at most, >= 1.
         allocation: what chooses; besides the knapsack the baselines that it is compared with
             (:data:`prunekit.plan.baselines.ALLOCATIONS`), for any goal but ``quality_drop``.
-        scores: by group name ``[units]``, by which the baselines rank; inside a group they order the units as
-            the levers do.
-        solver_seconds: that the knapsack may take each time.
 
     Raises:
         GoalError: out of reach, with the best figure and the groups in the way; not met within the
             attempts; a goal or an allocation that is none of those above, or that lacks its scores.
         MeasurementError: the machine is too noisy to tell.
     """
-    asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
+    asked, costs, scores = tuple(goals), planner.costs, planner.scores
     if attempts < 1:
         raise GoalError(f"{attempts} attempts were asked for", expected="1 or more", where="attempts")
     check_goals(asked, costs)
@@ -143,13 +131,15 @@ def reach(
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
-            return choose(objective, limits, costs.sizes, seconds=solver_seconds)
+            return choose(objective, limits, costs.sizes, seconds=SECONDS)
         return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
-    figures = GoalFigures(losses, costs, rig, model)
-    attempting = _Search(asked, figures, model, groups, allocation, choose_levels)
+    figures = GoalFigures(planner.losses, costs, planner.rig, planner.model)
+    attempting = _Search(asked, figures, planner.model, planner.groups, allocation, choose_levels)
     tried, overdone = attempting.run(attempts)
-    plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
+    plan = plan_at(
+        tried[-1].levels, costs, planner.groups, asked[0], criterion=planner.criterion, scope=allocation
+    )
     return Reached(plan, asked, tried, overdone, figures.costs, attempting.limits)
 
 
@@ -354,5 +344,5 @@ class _Search:
             f"No plan met the goal within its tolerance in {len(tried)} attempts; the last gave {history}",
             expected=f"a figure within {min(goal.tolerance for goal in self.goals):.1%} of what was asked",
             where="goal",
-            remedy="Raise the tolerance, or give the groups more widths to choose from (most_levels)",
+            remedy="Raise the tolerance, or give the groups more widths to choose from: Space(most_levels=)",
         )

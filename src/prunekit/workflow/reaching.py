@@ -25,6 +25,8 @@ from prunekit.recover import shares
 from prunekit.targeting import (
     Planner,
     Reached,
+    Space,
+    Timing,
     dense_figures,
     goals_of_cycle,
     measure_target,
@@ -32,8 +34,8 @@ from prunekit.targeting import (
     stored_planner,
 )
 from prunekit.targeting.operator_times import load_operator_times
-from prunekit.targeting.planner import NARROWEST
 from prunekit.targeting.rig import rig_for
+from prunekit.targeting.space import NARROWEST
 from prunekit.types import Scores
 from prunekit.workflow.attempts import record_of
 from prunekit.workflow.deciding import name_of, plan_before, weights_before
@@ -84,18 +86,19 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
             planner = measure_target(
                 model,
                 target=target,
-                folder=folder,
+                space=Space(
+                    tuple(sorted(job.recipe.groups.kinds)),
+                    limits=Limits(max_sparsity=1.0),
+                    per_group=_limits_left(job.recipe, prunable_groups(job), groups),
+                    most_levels=section.most_levels,
+                ),
                 loss=calibration_loss(job, groups) if section.sensitivities else None,
                 scores=scores,
                 criterion=job.recipe.importance.criterion,
-                granularity=tuple(sorted(job.recipe.groups.kinds)),
-                limits=Limits(),
-                per_group=_limits_left(job.recipe, prunable_groups(job), groups),
-                most_levels=section.most_levels,
-                variants=section.variants,
+                timing=Timing(
+                    real_time=section.real_time, variants=section.variants, folder=folder, tables=kept
+                ),
                 groups=groups,
-                tables=kept,
-                in_real_time=section.real_time,
                 progress=lambda phase, done, of: job.progress(*_overall(phase, done, of)),
             )
         job.progress(STEPS * len(PHASES), STEPS * len(PHASES))
@@ -219,7 +222,7 @@ def _restored(job: Job, cycle: int, folder: Path) -> Planner:
             remedy=f"Remove stages/{place} from the run directory and run again: it is measured here then",
         )
     model, groups = _model_now(job, cycle, _scores(job, cycle))
-    rig = rig_for(groups.graph, target, folder, in_real_time=job.recipe.target_or_default.real_time)
+    rig = rig_for(groups.graph, target, folder, real_time=job.recipe.target_or_default.real_time)
     times = load_operator_times(digest, job.files[f"{place}/{TIMES}"])
     return restore_planner(content, model, groups, rig, times)
 
