@@ -114,6 +114,10 @@ def predicted_front(planner: Planner, count: int = 12) -> tuple[Point, ...]:
 
     Raises:
         GoalError: a count below 2.
+
+    Source: one objective made least under bounds on the other: Haimes, Lasdon and Wismer, 1971, On a
+    Bicriterion Formulation, https://doi.org/10.1109/TSMC.1971.4308298. Deviation: a few bounds, so points
+    between them are not found, and the solver's gap counts.
     """
     if count < 2:
         raise GoalError(f"{count} points were asked for", expected="at least 2", where="count")

@@ -31,6 +31,10 @@ Progress = Callable[[int, int], None]
 class OperatorTimes:
     """Milliseconds of operations on one target.
 
+    Source: a table of operators, timed on the device once: Wu et al., 2019, FBNet,
+    https://arxiv.org/abs/1812.03443. Deviations: any model's operations share it; what is timed along with an
+    operation is taken off; each is timed in rounds with a reference.
+
     Attributes:
         target: its digest, with what of the environment decides speed.
         path: the file they are kept in, or None.

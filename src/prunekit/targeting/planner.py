@@ -139,6 +139,10 @@ def measure_target(
         SelectionError: nothing may be pruned, a limit cannot be, a criterion that there is not.
         CalibrationError: a criterion that needs data and no scores; a loss that is not a finite number.
         ShapeError: scores that do not fit the groups.
+
+    Source: a network fitted to a platform by what was measured there: Yang et al., 2018, NetAdapt,
+    https://arxiv.org/abs/1804.03230; how it differs is said where it does (:mod:`prunekit.targeting.reach`,
+    :class:`prunekit.targeting.LatencyModel`, :func:`prunekit.plan.knapsack.choose`).
     """
     _check_asked(model, target, timing)
     groups = groups or find_groups(trace(model, args, kwargs))

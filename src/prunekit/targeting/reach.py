@@ -112,6 +112,11 @@ def reach(
         GoalError: out of reach, with the best figure and the groups in the way; not met within the
             attempts; a goal or an allocation that is none of those above, or that lacks its scores.
         MeasurementError: the machine is too noisy to tell.
+
+    Source: adapting until the measured figure meets the budget: Yang et al., 2018, NetAdapt, algorithm 1,
+    https://arxiv.org/abs/1804.03230. Deviations: every attempt chooses the whole plan anew, where NetAdapt
+    narrows one layer a step and trains briefly in between; the whole model is timed, beside the dense one,
+    and what it took corrects the prediction, where NetAdapt adds up a table of layers.
     """
     asked, costs, scores = tuple(goals), planner.costs, planner.scores
     if attempts < 1:
