@@ -69,14 +69,14 @@ def test_limits_hold_for_the_widths(groups):
 def test_plans_to_learn_from_are_spread(measured):
     """They keep a falling share of the MACs, from nearly all to the least, and none comes twice."""
     costs = measured.costs
-    plans = spread_plans(costs.levers, costs.operations, measured.groups, 6, seed=0)
+    plans = spread_plans(costs.levers, costs.operations, 6, seed=0)
     macs = [measured.groups.cost(plan).macs for plan in plans]
     assert macs == sorted(macs, reverse=True)
     assert len({tag(plan) for plan in plans}) == len(plans)
     whole = measured.groups.cost().macs
     assert macs[0] <= 0.9 * whole
     assert macs[-1] <= 0.35 * whole
-    again = spread_plans(costs.levers, costs.operations, measured.groups, 6, seed=0)
+    again = spread_plans(costs.levers, costs.operations, 6, seed=0)
     for one, other in zip(plans, again, strict=True):
         assert one.keys() == other.keys()
         assert all((one[name] == other[name]).all() for name in one)

@@ -161,7 +161,7 @@ def measure_target(
     tell = partial(partial, progress) if progress else lambda _: None
     widths = rewarded_widths(groups, space, scores, rig, times, progress=tell("widths"))
     levers = space.levers(chosen, scores, widths=widths)
-    variants = spread_plans(plain, Operations(groups), groups, timing.variants)
+    variants = spread_plans(plain, Operations(groups), timing.variants)
     costs = measure_costs(model, groups, levers, rig, times, variants, progress=progress)
     sensitivities = None
     if loss is not None:
