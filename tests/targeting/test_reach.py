@@ -12,6 +12,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.errors import GoalError, MeasurementError, SelectionError
 from prunekit.measure import file_size
+from prunekit.targeting.intervals import interval_of_speedup
 from prunekit.targeting.measuring import check_steady, precision
 
 
@@ -154,8 +155,8 @@ def test_noise_is_told_with_the_pairs_it_takes(planner):
     goal = pk.Goal("speedup", reach=2, tolerance=1e-9)
     with pytest.raises(MeasurementError, match="pairs would be needed"):
         check_steady(comparison, goal)
-    known = precision(comparison, 0.01)
-    assert known.needed == pytest.approx(known.pairs * (known.half_width / 0.01) ** 2, abs=1)
+    known = precision(interval_of_speedup(comparison.speedup), 0.01)
+    assert known.needed == pytest.approx(known.runs * (known.half_width / 0.01) ** 2, abs=1)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import choose
 from prunekit.surgery import reduced_graph
-from prunekit.surgery.sensitivity import finite_loss
+from prunekit.surgery.sensitivity import loss_of
 from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.reach import Reached
@@ -195,7 +195,8 @@ def _measured(
     found = None
     if loss is not None:
         keep = planner.costs.levers.masks(last.levels)
-        found = finite_loss(loss(reduced_graph(planner.model, keep, planner.groups)), str(goal))
+        where = f"the plan that reached {goal}"
+        found = loss_of(loss, reduced_graph(planner.model, keep, planner.groups), where)
     speedup = last.comparison.speedup
     return MeasuredPoint(
         goal=str(goal),

@@ -15,7 +15,7 @@ from prunekit.errors import GoalError, MeasurementError, SelectionError, Storage
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.graph.operations import Operations
 from prunekit.importance import score
-from prunekit.measure import Target, check_target, environment
+from prunekit.measure import Target, check_target
 from prunekit.plan import Goal
 from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, loss_figure
@@ -23,7 +23,7 @@ from prunekit.plan.levers import Levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
 from prunekit.targeting.costs import Costs, Progress, measure_costs, spread_plans
-from prunekit.targeting.identity import model_digest
+from prunekit.targeting.identity import model_digest, timing_digest
 from prunekit.targeting.operator_times import load_operator_times
 from prunekit.targeting.reach import ATTEMPTS, Reached, reach
 from prunekit.targeting.rig import Rig, rig_for
@@ -134,10 +134,12 @@ def measure_target(
     Raises:
         MeasurementError: this machine does not have the target, or the model is not in float32; says what
             to do.
-        StorageError: the folder of ``timing`` does not exist.
+        StorageError: the folder of ``timing`` does not exist, or an operation has to be timed and its time
+            cannot be kept in its ``tables``.
         TraceError: torch.export cannot follow the model.
         SelectionError: nothing may be pruned, a limit cannot be, a criterion that there is not.
-        CalibrationError: a criterion that needs data and no scores; a loss that is not a finite number.
+        CalibrationError: a criterion that needs data and no scores; a ``loss`` that raises, or that
+            is not one finite number.
         ShapeError: scores that do not fit the groups.
 
     Source: a network fitted to a platform by what was measured there: Yang et al., 2018, NetAdapt,
@@ -154,7 +156,7 @@ def measure_target(
     rig = rig_for(
         groups.graph, target, timing.folder, of=model_digest(model, groups), real_time=timing.real_time
     )
-    digest = target.digest(environment())
+    digest = timing_digest(target, real_time=timing.real_time)
     times = load_operator_times(digest, timing.table(digest))
     plain = space.levers(chosen, scores)
     _check_levers(plain, groups)

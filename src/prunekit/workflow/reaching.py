@@ -33,6 +33,7 @@ from prunekit.targeting import (
     restore_planner,
     stored_planner,
 )
+from prunekit.targeting.identity import timing_digest
 from prunekit.targeting.operator_times import load_operator_times
 from prunekit.targeting.rig import rig_for
 from prunekit.targeting.space import NARROWEST
@@ -77,7 +78,7 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
         section, target = job.recipe.target_or_default, target_of(job.recipe)
         scores = _scores(job, cycle)
         model, groups = _model_now(job, cycle, scores)
-        digest = target.digest(environment())
+        digest = timing_digest(target, real_time=section.real_time)
         kept = job.unfinished / "tables"
         earlier = job.files.get(f"{name_of(cycle - 1)}/target/{TIMES}")
         if earlier is not None:
@@ -157,7 +158,7 @@ def take_over(earlier: Path, table: Path, target: str) -> None:
     Args:
         earlier: times of operations, as an earlier cycle left them; maybe on another machine.
         table: where the times of this target are kept.
-        target: its digest, with its machine.
+        target: its digest, with its machine and way of timing.
     """
     if not table.exists() and json.loads(earlier.read_text()).get("target") == target:
         table.parent.mkdir(parents=True, exist_ok=True)
@@ -209,20 +210,22 @@ def _restored(job: Job, cycle: int, folder: Path) -> Planner:
     """The planner of this cycle as its target stage left it.
 
     Raises:
-        MeasurementError: it was measured on another machine.
+        MeasurementError: it was measured on another machine, or timed in another way.
     """
     place, target = f"{name_of(cycle)}/target", target_of(job.recipe)
     check_target(target)
-    digest = target.digest(environment())
+    real_time = job.recipe.target_or_default.real_time
+    digest = timing_digest(target, real_time=real_time)
     content = _read(job, f"{place}/{COSTS}")
     if content["times"] != digest:
         raise MeasurementError(
-            "The target was measured on another machine, or with another version of its runtime",
+            "The target was measured on another machine, with another version of its runtime, or with "
+            "real-time scheduling where this process has none (or the other way round)",
             where=str(target),
             remedy=f"Remove stages/{place} from the run directory and run again: it is measured here then",
         )
     model, groups = _model_now(job, cycle, _scores(job, cycle))
-    rig = rig_for(groups.graph, target, folder, real_time=job.recipe.target_or_default.real_time)
+    rig = rig_for(groups.graph, target, folder, real_time=real_time)
     times = load_operator_times(digest, job.files[f"{place}/{TIMES}"])
     return restore_planner(content, model, groups, rig, times)
 
