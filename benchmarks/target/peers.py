@@ -139,11 +139,9 @@ def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
         scores=scores(subject.model, groups, subject.granularity, judged.deciding),
         criterion="wanda",
         target=pk.Target("onnxruntime", threads=2, batch=1),
-        folder=folder,
-        granularity=subject.granularity,
+        space=pk.Space(subject.granularity),
         loss=judged.planning,
-        tables=scratch / "tables",
-        in_real_time=True,
+        timing=pk.Timing(real_time=True, folder=folder, tables=scratch / "tables"),
     )
     dense = judged.judging(subject.model)
     ways = (*WAYS, PEER) if "channel" in subject.granularity else WAYS

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.measure import Target
-from prunekit.targeting import measure_target, planner
+from prunekit.targeting import Timing, measure_target, planner
 from prunekit.targeting.identity import model_digest, timing_digest
 
 
@@ -95,9 +95,9 @@ TARGETS = (Target("torch_eager"), Target("torch_eager", batch=2), Target("onnxru
 
 @pytest.mark.usefixtures("may_be_real_time")
 def test_times_are_told_apart_by_target_and_by_how_they_are_taken():
-    found = [timing_digest(target, in_real_time=way) for target in TARGETS for way in (False, True)]
+    found = [timing_digest(target, real_time=way) for target in TARGETS for way in (False, True)]
     assert len(set(found)) == 2 * len(TARGETS)
-    assert found == [timing_digest(target, in_real_time=way) for target in TARGETS for way in (False, True)]
+    assert found == [timing_digest(target, real_time=way) for target in TARGETS for way in (False, True)]
 
 
 def test_what_was_asked_for_and_refused_is_ordinary(monkeypatch):
@@ -106,7 +106,7 @@ def test_what_was_asked_for_and_refused_is_ordinary(monkeypatch):
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     for target in TARGETS:
-        assert timing_digest(target, in_real_time=True) == timing_digest(target)
+        assert timing_digest(target, real_time=True) == timing_digest(target)
 
 
 @pytest.mark.usefixtures("planted", "may_be_real_time")
@@ -116,7 +116,7 @@ def test_the_tables_of_two_ways_of_timing_are_two(tmp_path, monkeypatch):
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     for way in (False, True, False):
         measure_target(
-            model, inputs, target=target, folder=tmp_path, tables=tmp_path, variants=2, in_real_time=way
+            model, inputs, target=target, timing=Timing(tables=tmp_path, variants=2, real_time=way)
         )
     kept = {path.stem for path in tmp_path.glob("*.json")}
-    assert kept == {timing_digest(target, in_real_time=way) for way in (False, True)}
+    assert kept == {timing_digest(target, real_time=way) for way in (False, True)}

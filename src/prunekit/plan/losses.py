@@ -122,9 +122,10 @@ def loss_curves(
     Source: like compared with like: Fang et al., 2024, Isomorphic Pruning for Vision Models,
     https://arxiv.org/abs/2407.04616. Deviation: there the same share goes of every structure, ranked inside
     it; here structures compete, and what is compared is read from the slices of a group instead of its graph.
-    Measured increases that calibrate scores: ours; that they add up is the assumption behind it. Isotonic
-    regression within bounds is the one without them, clipped: Robertson, Wright, Dykstra, 1988, Order
-    Restricted Statistical Inference.
+    Each part cut by itself and the loss measured: Li et al., 2017, section 3.2,
+    https://arxiv.org/abs/1608.08710. Deviations: the points are joined by what the scores say, and the
+    increases are added up, which is an assumption. Isotonic regression within bounds is the one without them,
+    clipped: Robertson, Wright, Dykstra, 1988, Order Restricted Statistical Inference.
     """
     if normalization not in _WHOLES:
         raise SelectionError(

@@ -20,7 +20,7 @@ LITERALS = (bool, int, float, str, torch.dtype, torch.memory_format)
 """Settings of an operator that read the same in every process."""
 
 
-def timing_digest(target: Target, *, in_real_time: bool = False) -> str:
+def timing_digest(target: Target, *, real_time: bool = False) -> str:
     """What times on a target may be found again by, on this machine: 16 hexadecimal digits.
 
     Law: equal for two ways of timing only if they are on the same target (:meth:`Target.digest`) and both, or
@@ -28,9 +28,9 @@ def timing_digest(target: Target, *, in_real_time: bool = False) -> str:
 
     Args:
         target: on this machine.
-        in_real_time: whether real-time scheduling is asked for.
+        real_time: whether real-time scheduling is asked for.
     """
-    way = "real time" if is_real_time(in_real_time) else "ordinary"
+    way = "real time" if is_real_time(real_time) else "ordinary"
     return content_digest(json.dumps([target.digest(environment()), way]).encode())[:16]
 
 

@@ -37,6 +37,10 @@ Progress = Callable[[int, int], None]
 class OperatorTimes:
     """Milliseconds of operations on one target.
 
+    Source: a table of operators, timed on the device once: Wu et al., 2019, FBNet,
+    https://arxiv.org/abs/1812.03443. Deviations: any model's operations share it; what is timed along with an
+    operation is taken off; each is timed in rounds with a reference.
+
     Attributes:
         target: its digest, with what of the environment and the way of timing decides speed
             (:func:`prunekit.targeting.identity.timing_digest`).
@@ -152,7 +156,7 @@ def _locked(path: Path) -> Iterator[None]:
             f"Times of operations cannot be kept there ({error})",
             expected="a folder that can be written",
             where=str(path.parent),
-            remedy="Give another folder (tables=), or make this one writable",
+            remedy="Give another folder, Timing(tables=), or make this one writable",
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -22,9 +23,11 @@ from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, 
 from prunekit.targeting.intervals import Interval
 from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
 from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
-from prunekit.targeting.rig import Rig
 from prunekit.targeting.together import Beyond, why_beyond
-from prunekit.types import IntArray, Scores
+from prunekit.types import IntArray
+
+if TYPE_CHECKING:
+    from prunekit.targeting.planner import Planner
 
 ATTEMPTS = 8
 
@@ -88,18 +91,11 @@ class Reached:
 
 
 def reach(
-    goals: Goal | Sequence[Goal],
-    losses: Figure,
-    costs: Costs,
-    rig: Rig,
-    model: nn.Module,
-    groups: Groups,
+    planner: Planner,
+    goals: Sequence[Goal],
     *,
     attempts: int = ATTEMPTS,
-    criterion: str = "",
     allocation: AllocationName = "knapsack",
-    scores: Scores | None = None,
-    solver_seconds: float = SECONDS,
 ) -> Reached:
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
@@ -109,27 +105,24 @@ def reach(
     bound.
 
     Args:
-        goals: one or several, of any kind but ``sparsity``.
-        losses: what each lever loses at its levels (:func:`prunekit.plan.figures.loss_figure`).
-        costs: of the target.
-        rig: the same target.
-        model: the dense model.
-        groups: of the model.
-        attempts: at most.
-        criterion: what scored the units; recorded in the plan.
+        planner: of the model on its target; its scores are what the baselines rank by.
+        goals: at least one, of any kind but ``sparsity``.
+        attempts: at most, >= 1.
         allocation: what chooses; besides the knapsack the baselines that it is compared with
             (:data:`prunekit.plan.baselines.ALLOCATIONS`), for any goal but ``quality_drop``.
-        scores: by group name ``[units]``, by which the baselines rank; inside a group they order the units as
-            the levers do.
-        solver_seconds: that the knapsack may take each time.
 
     Raises:
         GoalError: out of reach, alone or together with others, with the best figures and the groups in the
             way; not met within the attempts; a goal or an allocation that is none of those above, or that
             lacks its scores.
         MeasurementError: the machine is too noisy to tell, or a percentile had too few calls.
+
+    Source: adapting until the measured figure meets the budget: Yang et al., 2018, NetAdapt, algorithm 1,
+    https://arxiv.org/abs/1804.03230. Deviations: every attempt chooses the whole plan anew, where NetAdapt
+    narrows one layer a step and trains briefly in between; the whole model is timed, beside the dense one,
+    and what it took corrects the prediction, where NetAdapt adds up a table of layers.
     """
-    asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
+    asked, costs, scores = tuple(goals), planner.costs, planner.scores
     if attempts < 1:
         raise GoalError(f"{attempts} attempts were asked for", expected="1 or more", where="attempts")
     check_goals(asked, costs)
@@ -147,13 +140,15 @@ def reach(
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
-            return choose(objective, limits, costs.sizes, seconds=solver_seconds)
+            return choose(objective, limits, costs.sizes, seconds=SECONDS)
         return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
-    figures = GoalFigures(losses, costs, rig, model)
-    attempting = _Search(asked, figures, model, groups, allocation, choose_levels)
+    figures = GoalFigures(planner.losses, costs, planner.rig, planner.model)
+    attempting = _Search(asked, figures, planner.model, planner.groups, allocation, choose_levels)
     tried, overdone = attempting.run(attempts)
-    plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
+    plan = plan_at(
+        tried[-1].levels, costs, planner.groups, asked[0], criterion=planner.criterion, scope=allocation
+    )
     return Reached(plan, asked, tried, overdone, figures.costs, attempting.limits)
 
 

@@ -157,5 +157,5 @@ def not_met(asked: Asked, measured: Sequence[Measured]) -> GoalError:
         f"No plan met the goal within its tolerance in {len(measured)} attempts; the last gave {history}",
         expected=f"a figure within {min(goal.tolerance for goal in asked.goals):.1%} of what was asked",
         where="goal",
-        remedy="Raise the tolerance, or give the groups more widths to choose from (most_levels)",
+        remedy="Raise the tolerance, or give the groups more widths to choose from: Space(most_levels=)",
     )
