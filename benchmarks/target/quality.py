@@ -83,11 +83,9 @@ def measure(study: str, seed: int, speedups: list[float], scratch: Path) -> list
         scores=scores(model, groups, setting.granularity, batches),
         criterion="wanda",
         target=pk.Target("onnxruntime", threads=2, batch=setting.batch),
-        folder=folder,
-        granularity=setting.granularity,
+        space=pk.Space(setting.granularity),
         loss=divergence(model, batches, batches),
-        tables=scratch / "tables",
-        in_real_time=True,
+        timing=pk.Timing(real_time=True, folder=folder, tables=scratch / "tables"),
     )
     rows = []
     for speedup in speedups:

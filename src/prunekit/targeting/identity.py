@@ -15,6 +15,7 @@ from prunekit.graph.nodes import operator_name
 from prunekit.measure import Target, environment
 from prunekit.measure.priority import is_real_time
 from prunekit.surgery.tensors import digest_of
+from prunekit.targeting.operator_times import SCHEMA
 
 LITERALS = (bool, int, float, str, torch.dtype, torch.memory_format)
 """Settings of an operator that read the same in every process."""
@@ -25,13 +26,14 @@ def timing_digest(target: Target, *, real_time: bool = False) -> str:
 
     Law: equal for two ways of timing only if they are on the same target (:meth:`Target.digest`) and both, or
     neither, run with real-time scheduling; what counts is whether the process may, not what was asked for.
+    Times that another version of prunekit took in another way have another digest: they are taken anew.
 
     Args:
         target: on this machine.
         real_time: whether real-time scheduling is asked for.
     """
     way = "real time" if is_real_time(real_time) else "ordinary"
-    return content_digest(json.dumps([target.digest(environment()), way]).encode())[:16]
+    return content_digest(json.dumps([target.digest(environment()), way, SCHEMA]).encode())[:16]
 
 
 def model_digest(model: nn.Module, groups: Groups) -> str:
