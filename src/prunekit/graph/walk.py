@@ -60,7 +60,12 @@ def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
     name = graph.tensors.get(node.name)
     if name is None:
         reason = Reason("input", f"the model's input {node.name!r} keeps its shape")
-        return tuple(Fixed(size, reason) for size in sizes(value))
+        fixed = tuple(Fixed(size, reason) for size in sizes(value))
+        if node.name in graph.carried:
+            labels.inputs[node.name] = fixed[:1] + tuple(
+                labels.atoms.fresh(dim.size) if dim.size > 1 else Fixed(1, SINGLE) for dim in fixed[1:]
+            )
+        return labels.inputs.get(node.name, fixed)
     canonical = graph.tied.get(name, name)
     if canonical not in labels.tensors:
         labels.tensors[canonical] = tuple(

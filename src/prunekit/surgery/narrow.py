@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunekit.errors import ShapeError
 from prunekit.graph import Groups
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.constants import renumbered
 from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 
@@ -39,14 +39,19 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
         keep: by group name, ``[units]`` bool.
     """
     tied = groups.tied(keep)
-    tensor = fronted(groups, name, tensor, keep)
-    for axis, dim in enumerate(groups.tensor_labels(name)):
+    tensor = cut(groups, groups.tensor_labels(name), fronted(groups, name, tensor, keep), tied)
+    return _recounted(groups, name, tensor, tied).contiguous()
+
+
+def cut(groups: Groups, dims: Dims, tensor: Tensor, tied: KeepMask) -> Tensor:
+    """The indices of a tensor with these labels that are left, for a ``keep`` that is ``Groups.tied``."""
+    for axis, dim in enumerate(dims):
         if isinstance(dim, Fixed):
             continue
         kept = groups.kept(dim, tied)
         if not kept.all():
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
-    return _recounted(groups, name, tensor, tied).contiguous()
+    return tensor
 
 
 def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
@@ -67,7 +72,7 @@ def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor
         if group.blocks == 1 or group.name not in keep:
             continue
         order = front_order(group, keep[group.name])
-        for part in group.slices:
+        for part in (*group.slices, *groups.input_slices(group.name)):
             if part.tensor == name:
                 tensor = permute_units(tensor, part, group, order)
     return tensor
