@@ -258,12 +258,13 @@ class _Search:
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
         name = f"plan-{tag(keep)}" if keep else "dense"
-        artifact = self.rig.artifact(small, name)
+        rig = self.rig.fitted(self.groups, keep)
+        artifact = rig.artifact(small, name)
         percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
         with self.rig.quietly():
             comparison = measure_beside(
                 self.figures.dense,
-                self.rig.open_artifact(artifact),
+                rig.open_artifact(artifact),
                 tolerance=min(self._timed_tolerances, default=0.02),
                 percentile=max(percentiles, default=None),
                 seed=seed,
