@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunekit.graph.atoms import Fixed, Reason
+from prunekit.graph.atoms import Dim, Fixed, Reason
 from prunekit.graph.axes import Axis, Structure
 from prunekit.graph.places import slice_at
 from prunekit.graph.trace import Graph

@@ -73,7 +73,6 @@ def _export(
     model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool, has_gradients: bool
 ) -> ExportedProgram:
     """Regions of the model without gradients are only told from others where gradients are on."""
-
     shapes = (_open_shapes(args), _open_shapes(kwargs)) if is_open else None
     with torch.set_grad_enabled(has_gradients), _without_idle_switches(model):
         if shapes is None:

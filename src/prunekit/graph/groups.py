@@ -343,15 +343,14 @@ class Groups:
         """The labels of the inputs that may shrink with the model, by the names of their placeholders."""
         return self._labels.inputs
 
-    def input_slices(self, name: str) -> Iterator[Slice]:
-        """Where the units of a group lie along inputs that may shrink with the model."""
-        numbers = [number for number, known in self._name_of_axis.items() if known == name]
-        for tensor, dims in self.inputs.items():
-            for position, dim in enumerate(dims):
-                if not isinstance(dim, Fixed) and any(item.group == name for item in self.occurrences(dim)):
-                    yield slice_at(
-                        self._structure, numbers[0], dims, position, tensor=tensor, role="follower"
-                    )
+    def input_slices(self, group: str, name: str) -> Iterator[Slice]:
+        """Where the units of a group lie along one of :attr:`inputs`."""
+        dims = self.inputs[name]
+        for position, dim in enumerate(dims):
+            found = [] if isinstance(dim, Fixed) else self._structure.occurrences(dim)
+            for number, *_ in found:
+                if self._name_of_axis.get(number) == group:
+                    yield slice_at(self._structure, number, dims, position, tensor=name, role="follower")
 
     def is_computed(self, dim: IntArray) -> bool:
         """Something of a parameter, buffer or constant runs along every index of a labelled dimension."""

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph, Groups
 from prunekit.graph.atoms import Dims, Fixed
-from prunekit.surgery.narrow import cut, fronted, permute_units
+from prunekit.surgery.narrow import cut, permute_units, to_the_front
 from prunekit.types import IntArray, KeepMask
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -54,7 +54,8 @@ def narrowed_inputs(groups: Groups, keep: KeepMask, inputs: Inputs) -> Inputs:
     def narrowed(name: str, dims: Dims, tensor: Tensor) -> Tensor:
         if name in gone:
             return _emptied(groups, dims, tensor)
-        return cut(groups, dims, fronted(groups, name, tensor, masks), tied).contiguous()
+        front = to_the_front(groups, tensor, masks, lambda group: groups.input_slices(group.name, name))
+        return cut(groups, dims, front, tied).contiguous()
 
     return _each(groups, inputs, narrowed)
 
@@ -73,9 +74,8 @@ def permuted_inputs(groups: Groups, orders: Mapping[str, IntArray], inputs: Inpu
 
     def permuted(name: str, _: Dims, tensor: Tensor) -> Tensor:
         for group, order in orders.items():
-            for part in groups.input_slices(group):
-                if part.tensor == name:
-                    tensor = permute_units(tensor, part, groups.whole(group), order)
+            for part in groups.input_slices(group, name):
+                tensor = permute_units(tensor, part, groups.whole(group), order)
         return tensor
 
     return _each(groups, inputs, permuted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,7 +66,18 @@ def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Ten
 
 
 def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
-    """The tensor with the kept units of each block moved to the block's front, in their order.
+    """The parameter or buffer with each block's kept units moved to the block's front, in their order."""
+
+    def own(group: Group) -> Iterator[Slice]:
+        return (part for part in group.slices if part.tensor == name)
+
+    return to_the_front(groups, tensor, keep, own)
+
+
+def to_the_front(
+    groups: Groups, tensor: Tensor, keep: KeepMask, slices_of: Callable[[Group], Iterable[Slice]]
+) -> Tensor:
+    """:func:`fronted` for any tensor, given where the units of a group lie in it.
 
     Inner groups first: their masks are stated for the blocks where those lie before anything moves.
     """
@@ -72,9 +85,8 @@ def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor
         if group.blocks == 1 or group.name not in keep:
             continue
         order = front_order(group, keep[group.name])
-        for part in (*group.slices, *groups.input_slices(group.name)):
-            if part.tensor == name:
-                tensor = permute_units(tensor, part, group, order)
+        for part in slices_of(group):
+            tensor = permute_units(tensor, part, group, order)
     return tensor
 
 

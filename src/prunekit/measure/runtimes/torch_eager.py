@@ -97,7 +97,7 @@ class TorchRunner:
         }
 
     def _given(self) -> ModuleInputs:
-        """Its inputs for one call: the same tensors, in new objects, because a cache grows with every call."""
+        """Its inputs for one call: the same tensors in new objects, since a cache grows with every call."""
         return pytree.tree_map(lambda leaf: leaf, self.inputs) if self._holds_objects else self.inputs
 
     def _placed(self, inputs: ModuleInputs) -> ModuleInputs:
