@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 import prunekit as pk
 from prunekit.deploy import OnnxExport, export_onnx, feed
-from prunekit.errors import ProofError
+from prunekit.errors import MeasurementError, ProofError
 from prunekit.measure import Target, open_target
 from prunekit.surgery import reduced_graph
 from prunekit.surgery.carried import graph_at, narrowed_inputs
@@ -209,6 +209,16 @@ def test_a_cache_that_is_written_in_place_shrinks_too(dense):
     smaller = narrowed_inputs(groups, keep, pytree.tree_map(copy.deepcopy, whole))
     left = called(reduced_graph(dense, keep, groups), smaller)
     assert same(left[0], called(masked(dense, keep, groups), whole)[0])
+
+
+def test_a_cache_that_counts_its_calls_is_not_timed(dense, tmp_path):
+    given = StaticCache(config=CONFIG, max_cache_len=9)
+    with torch.no_grad():
+        dense(torch.arange(12).reshape(2, 6), past_key_values=given)
+    graph = pk.trace(dense, (), {**step(), "past_key_values": given})
+    rig = rig_for(graph, Target("torch_eager", threads=1, batch=2), tmp_path)
+    with pytest.raises(MeasurementError, match="DynamicCache"):
+        rig.open_artifact(rig.artifact(dense, "dense"))
 
 
 class Placed(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure, block_of
-from prunekit.types import IntArray, Slice
+from prunekit.types import IntArray, Role, Slice
 
 
 def units_at(structure: Structure, number: int, dims: Sequence[Dim]) -> IntArray | None:
@@ -35,7 +35,7 @@ def units_at(structure: Structure, number: int, dims: Sequence[Dim]) -> IntArray
 
 
 def slice_at(
-    structure: Structure, number: int, dims: Sequence[Dim], position: int, *, tensor: str, role: str
+    structure: Structure, number: int, dims: Sequence[Dim], position: int, *, tensor: str, role: Role
 ) -> Slice:
     """Where axis ``number``, which runs along one dimension of a tensor, lies in it.
 

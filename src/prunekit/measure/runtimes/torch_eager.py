@@ -47,6 +47,7 @@ class TorchRunner:
         self._call, self._threads, self._device, self._precision = call, threads, device, precision
         self.inputs = self._placed(inputs)
         self._holds_objects = _holds_objects(pytree.tree_structure(self.inputs))
+        before = [count.clone() for count in self._counts()]
         self.options = {
             "runtime": "torch",
             "version": torch.__version__,
@@ -58,6 +59,13 @@ class TorchRunner:
             **options,
         }
         self.outputs()
+        if not all(map(torch.equal, before, self._counts())):
+            raise MeasurementError(
+                "The module counts on in its inputs, so that no two calls of it are the same",
+                expected="inputs that a call leaves as they are, such as a DynamicCache",
+                where=name,
+                remedy="Give a cache that is not written in place, or measure it on onnxruntime or openvino",
+            )
 
     def __call__(self) -> None:
         """Run once, and on CUDA wait for the end; the outputs are dropped."""
@@ -99,6 +107,11 @@ class TorchRunner:
     def _given(self) -> ModuleInputs:
         """Its inputs for one call: the same tensors in new objects, since a cache grows with every call."""
         return pytree.tree_map(lambda leaf: leaf, self.inputs) if self._holds_objects else self.inputs
+
+    def _counts(self) -> list[Tensor]:
+        """The inputs of integers, where they lie in objects: what such an object may count in."""
+        leaves = pytree.tree_leaves(self.inputs) if self._holds_objects else []
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
 
     def _placed(self, inputs: ModuleInputs) -> ModuleInputs:
         """The inputs on the device, floating ones in the precision that is computed in."""
