@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
@@ -226,17 +227,45 @@ class Placed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias, self.out = nn.Parameter(torch.randn(5)), nn.Linear(4, 4)
+        self.bias, self.new, self.out = nn.Parameter(torch.randn(5)), nn.Linear(6, 4), nn.Linear(4, 3)
 
     def forward(self, x, past_key_values):
-        mixed = (past_key_values + self.bias[:, None]).softmax(1)
-        return self.out(x) + mixed.sum(1)
+        renewed = past_key_values + self.new(x)[:, None]
+        mixed = (renewed + self.bias[:, None]).softmax(1)
+        return {"y": self.out(mixed.sum(1)), "past_key_values": renewed}
 
 
 def test_places_of_a_cache_stay_where_weights_run_along_them():
-    groups = pk.find_groups(pk.trace(Placed(), (torch.randn(2, 4), torch.randn(2, 5, 4))))
+    groups = pk.find_groups(pk.trace(Placed(), (torch.randn(2, 6), torch.randn(2, 5, 4))))
+    assert [group.name for group in groups] == ["new:hidden"]
     (frozen,) = [item for item in groups.frozen if item.name == "bias:0"]
     assert "nothing in the model computes" in frozen.reason
+
+
+class Crossing(nn.Module):
+    """Reads keys that another call computed with weights that lie unused here."""
+
+    def __init__(self, *, adds: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+        self.adds = adds
+
+    def forward(self, x, past_key_values):
+        query = self.query(x).unflatten(-1, (3, 4)).transpose(1, 2)
+        if self.adds:
+            new = self.key(x).unflatten(-1, (3, 4)).transpose(1, 2)
+            past_key_values = torch.cat([past_key_values, new], dim=2)
+        mixed = F.scaled_dot_product_attention(query, past_key_values, past_key_values)
+        return {"y": self.out(mixed.transpose(1, 2).flatten(2)), "past_key_values": past_key_values}
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_cache_that_a_step_only_reads_keeps_its_heads(adds):
+    """Removing heads would leave ``key``, which is not in the graph, as wide as it was."""
+    groups = pk.find_groups(pk.trace(Crossing(adds=adds), (torch.randn(2, 1, 6), torch.randn(2, 3, 5, 4))))
+    assert ("head" in {group.granularity for group in groups}) is adds
+    frozen = [item.reason for item in groups.frozen if item.name == "query.weight:0"]
+    assert adds or "another call computes" in frozen[0]
 
 
 @pytest.fixture(scope="module")
