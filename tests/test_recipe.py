@@ -20,7 +20,7 @@ from prunekit.recipe.goal import GoalSection, TargetSection
 from prunekit.recipe.sections import Export, Parent, Recover, Schedule, Section
 from prunekit.recipe.training import Distill
 from prunekit.recover import SCHEDULES, DistillationSettings, TrainingSettings
-from prunekit.targeting.costs import VARIANTS
+from prunekit.targeting.timing import VARIANTS
 from prunekit.types import WIDTHS
 
 SHORT = "name: tiny\nworkload: workload.py\ngoal: {remove: 0.5}\n"

@@ -15,7 +15,7 @@ from benchmarks.target.subjects import SUBJECTS
 from prunekit.errors import PrunekitError
 from prunekit.measure import Target, environment
 from prunekit.plan import Goal
-from prunekit.targeting import Planner, Reached, measure_target
+from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
 
 TOLERANCE = 0.03
 THREADS = 2
@@ -33,10 +33,8 @@ def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Pat
         subject.args,
         subject.kwargs,
         target=target,
-        folder=folder,
-        granularity=subject.granularity,
-        tables=folder.parent / "tables",
-        in_real_time=True,
+        space=Space(subject.granularity),
+        timing=Timing(real_time=True, folder=folder, tables=folder.parent / "tables"),
     )
     built = time.perf_counter() - begin
     return {

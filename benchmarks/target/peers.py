@@ -12,7 +12,6 @@ running statistics of batch norms are recomputed on the first half, whatever the
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from benchmarks.reconstruction_imagenet import crops
+from benchmarks.target.fair import Loss, divergence, reached, scores, torch_pruning
 from benchmarks.target.subjects import SUBJECTS, Subject
 from torch import Tensor, nn
 
@@ -30,15 +30,12 @@ import prunekit as pk
 from benchmarks import assets
 from prunekit.errors import PrunekitError
 from prunekit.targeting import Planner
-from prunekit.targeting.measuring import measure_beside
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 WAYS = ("knapsack", "uniform", "global", "isomorphic")
 PEER = "Torch-Pruning, uniform"
-TOLERANCE = 0.03
-TRIES = 8
+SPEEDUPS = (1.1, 1.25, 1.5, 2.0)
 
-Loss = Callable[[nn.Module], float]
 Row = dict[str, Any]
 
 
@@ -49,13 +46,13 @@ class Judged:
     Attributes:
         planning: on the data that decides.
         judging: on other data.
-        batches: the data that decides.
+        deciding: the data that decides.
         what: the loss in words.
     """
 
     planning: Loss
     judging: Loss
-    batches: list[pk.Batch]
+    deciding: list[pk.Batch]
     what: str
 
 
@@ -63,25 +60,15 @@ def efficientnet(model: nn.Module) -> Judged:
     """Divergence of the classes from the dense model's, on crops of ten pictures each."""
     pictures = assets.load("imagenet-samples").pictures
 
-    def images_of(chosen: list[Any], count: int) -> Tensor:
-        return torch.cat([crops(picture, count, number) for number, picture in enumerate(chosen)])
+    def batches_of(chosen: list[Any], count: int) -> list[pk.Batch]:
+        images = torch.cat([crops(picture, count, number) for number, picture in enumerate(chosen)])
+        return [_batch(args=(images,))]
 
-    def loss_on(images: Tensor) -> Loss:
-        with torch.no_grad():
-            dense = model.eval()(images).log_softmax(1)
-
-        @torch.no_grad()
-        def loss(small: nn.Module) -> float:
-            found = small.eval()(images).log_softmax(1)
-            return float(nn.functional.kl_div(found, dense, reduction="batchmean", log_target=True))
-
-        return loss
-
-    deciding, judging = list(pictures[::2]), list(pictures[1::2])
+    mending, deciding = batches_of(list(pictures[::2]), 10), batches_of(list(pictures[::2]), 2)
     return Judged(
-        loss_on(images_of(deciding, 2)),
-        loss_on(images_of(judging, 5)),
-        [_batch(args=(images_of(deciding, 10),))],
+        divergence(model, deciding, mending),
+        divergence(model, batches_of(list(pictures[1::2]), 5), mending),
+        mending,
         "KL divergence from the dense model's classes, crops of other pictures",
     )
 
@@ -137,8 +124,8 @@ JUDGED: Mapping[str, Callable[[nn.Module], Judged]] = {
 }
 
 
-def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
-    """Every way at one speed."""
+def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
+    """Every way at each speed, from one planner."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     subject = SUBJECTS[name]()
@@ -149,100 +136,42 @@ def measure(name: str, speedup: float, scratch: Path) -> list[Row]:
     planner = pk.measure_target(
         subject.model,
         groups=groups,
-        scores=_scores(subject, groups, judged.batches),
+        scores=scores(subject.model, groups, subject.granularity, judged.deciding),
         criterion="wanda",
         target=pk.Target("onnxruntime", threads=2, batch=1),
-        folder=folder,
-        granularity=subject.granularity,
+        space=pk.Space(subject.granularity),
         loss=judged.planning,
-        tables=scratch / "tables",
-        in_real_time=True,
+        timing=pk.Timing(real_time=True, folder=folder, tables=scratch / "tables"),
     )
     dense = judged.judging(subject.model)
+    ways = (*WAYS, PEER) if "channel" in subject.granularity else WAYS
     rows = []
-    for way in WAYS:
-        row: Row = {"model": name, "way": way, "asked": speedup, "loss": judged.what}
-        try:
-            reached = planner.reach(pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE), allocation=way)
-        except PrunekitError as error:
-            rows.append(row | {"why": str(error)[:300]})
-            continue
-        small = _mended(planner.remove(reached)[0].model, judged)
-        found = reached.comparison.speedup
-        rows.append(
-            row
-            | {
-                "measured": round(found.median, 4),
-                "low": round(found.low, 4),
-                "high": round(found.high, 4),
-                "increase": judged.judging(small) - dense,
-                "macs_left": reached.plan.after.macs / reached.plan.before.macs,
-            }
-        )
-    if subject.granularity == ("channel",):
-        rows.append(_peer(planner, subject.args, judged, dense, name, speedup))
+    for speedup in speedups:
+        for way in ways:
+            row = {"model": name, "asked": speedup, "way": way, "loss": judged.what}
+            rows.append(row | _one(planner, subject, judged, speedup, way, dense))
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def _scores(subject: Subject, groups: pk.Groups, batches: list[pk.Batch]) -> Mapping[str, Any]:
-    chosen = groups.select(granularity=subject.granularity)
-    needs = pk.needs_of("wanda", "block_influence")
-    stats = pk.collect(subject.model, batches, groups=chosen, needs=needs)
-    found: dict[str, Any] = {}
-    for criterion, depth in (("wanda", False), ("block_influence", True)):
-        some = [group for group in chosen if group.is_depth == depth]
-        if some:
-            found |= pk.score(subject.model, some, criterion, stats=stats)
-    return found
-
-
-def _mended(model: nn.Module, judged: Judged) -> nn.Module:
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        pk.recalibrate_norms(model, judged.batches)
-    return model.eval()
-
-
-def _peer(
-    planner: Planner, args: tuple[Any, ...], judged: Judged, dense: float, name: str, speedup: float
-) -> Row:
-    """Torch-Pruning at the uniform channel sparsity that measures the same speed, by bisection."""
-    row: Row = {"model": name, "way": PEER, "asked": speedup, "loss": judged.what}
-    with planner.rig.quietly():
-        whole = planner.rig.open_artifact(planner.rig.artifact(planner.model, "dense"))
-    low, high = 0.0, 0.95
-    for _ in range(TRIES):
-        sparsity = (low + high) / 2
-        small = _mended(_uniform(planner.model, args[0], sparsity), judged)
-        artifact = planner.rig.artifact(small, f"peer-{sparsity:.5f}")
-        with planner.rig.quietly():
-            found = measure_beside(whole, planner.rig.open_artifact(artifact), tolerance=TOLERANCE).speedup
-        row |= {
-            "measured": round(found.median, 4),
-            "low": round(found.low, 4),
-            "high": round(found.high, 4),
-            "increase": judged.judging(small) - dense,
-            "channels_removed": sparsity,
-        }
-        if abs(found.median / speedup - 1) <= TOLERANCE:
-            return row
-        low, high = (sparsity, high) if found.median < speedup else (low, sparsity)
-    return row | {"why": f"no sparsity measured within {TOLERANCE:.0%}"}
-
-
-def _uniform(model: nn.Module, example: Tensor, sparsity: float) -> nn.Module:
-    import torch_pruning as tp
-
-    small = copy.deepcopy(model).eval()
-    classifier = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
-    pruner = tp.pruner.MagnitudePruner(
-        small,
-        example,
-        importance=tp.importance.MagnitudeImportance(p=2),
-        pruning_ratio=sparsity,
-        ignored_layers=[classifier],
-    )
-    pruner.step()
-    return small.eval()
+def _one(planner: Planner, subject: Subject, judged: Judged, speedup: float, way: str, dense: float) -> Row:
+    try:
+        if way == PEER:
+            found = torch_pruning(planner, subject.args[0], speedup)
+        else:
+            found = reached(planner, speedup, way)
+    except PrunekitError as error:
+        return {"why": str(error)[:300]}
+    if found is None:
+        return {"why": "no sparsity measured within the tolerance"}
+    measured = found.comparison.speedup
+    return {
+        "measured": round(measured.median, 4),
+        "low": round(measured.low, 4),
+        "high": round(measured.high, 4),
+        "increase": judged.judging(found.model) - dense,
+        "macs_left": round(found.macs_left, 4),
+    }
 
 
 def page(rows: list[Row]) -> str:
@@ -261,7 +190,7 @@ def page(rows: list[Row]) -> str:
         if "increase" not in row:
             lines.append(f"{asked}| not reached | | |")
             continue
-        left = f"{row['macs_left']:.0%}" if "macs_left" in row else ""
+        left = f"{row['macs_left']:.0%}"
         measured = f"{row['measured']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         lines.append(f"{asked}| {measured} | {row['increase']:.4f} | {left} |")
     losses = {row["model"]: row["loss"] for row in rows}
@@ -280,14 +209,13 @@ def main() -> None:
     rows: list[Row] = json.loads(store.read_text()) if store.exists() else []
     scratch = Path(os.environ.get("PRUNEKIT_SCRATCH") or Path(tempfile.gettempdir()) / "prunekit-target")
     for name in given.model or JUDGED:
-        for speedup in given.speedup or (1.5, 2.0):
-            mine = [row for row in rows if row["model"] == name and row["asked"] == speedup]
-            if mine and not given.again:
-                continue
-            rows = [row for row in rows if row not in mine] + measure(name, speedup, scratch)
+        known = {row["asked"] for row in rows if row["model"] == name}
+        missing = [asked for asked in given.speedup or SPEEDUPS if given.again or asked not in known]
+        if missing:
+            new = measure(name, missing, scratch)
+            rows = [row for row in rows if not (row["model"] == name and row["asked"] in missing)] + new
             store.write_text(json.dumps(rows, indent=1) + "\n")
             (OUT / "target_peers.md").write_text(page(rows))
-            print(json.dumps(rows[-len(WAYS) :], indent=None), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import assets
 
-CHANNELS = ("channel",)
+CHANNELS = ("channel", "layer")
 TRANSFORMER = ("head", "neuron", "layer")
 DECODER = ("head_group", *TRANSFORMER)
 """With the heads of keys and values, which the cache consists of."""

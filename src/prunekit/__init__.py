@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         verify,
         verify_sharded,
     )
-    from prunekit.targeting import Planner, Reached, measure_target
+    from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
     from prunekit.types import Granularity
     from prunekit.workload import Batch
 
@@ -113,8 +113,10 @@ __all__ = [
     "Reconstruction",
     "Removal",
     "Shrinking",
+    "Space",
     "Sweep",
     "Target",
+    "Timing",
     "WeightMovement",
     "Weights",
     "__version__",
@@ -193,8 +195,10 @@ _ROOMS = {
     "Reconstruction": "reconstruction",
     "Removal": "surgery",
     "Shrinking": "recover",
+    "Space": "targeting",
     "Sweep": "reconstruction",
     "Target": "measure",
+    "Timing": "targeting",
     "WeightMovement": "importance",
     "Weights": "importance",
     "add_lora": "recover",

@@ -39,6 +39,16 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Bound = Annotated[
+    float | None, typer.Option(help="Bound on the 99th percentile: search for the highest rate.")
+]
+Scenarios = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="single-stream, multi-stream, offline, or server, which needs --p99-ms; may be given again."
+    ),
+]
+Rate = Annotated[float | None, typer.Option(help="With --p99-ms: one rate to test, in place of the search.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show warnings, and the traceback of an error.")]
 
 
@@ -134,11 +144,10 @@ def target(
 def load(
     dense: Annotated[Path, typer.Argument(help="An ONNX file.")],
     pruned: Annotated[Path | None, typer.Argument(help="Another one, measured in turns with it.")] = None,
-    scenario: Annotated[str, typer.Option(help="server, single-stream, multi-stream or offline.")] = "server",
-    p99_ms: Annotated[float | None, typer.Option(help="Bound on the 99th percentile (server).")] = None,
-    qps: Annotated[
-        float | None, typer.Option(help="One rate to test (server); without it the highest is searched.")
-    ] = None,
+    p99_ms: Bound = None,
+    scenario: Scenarios = None,
+    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    qps: Rate = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     seconds: Annotated[float, typer.Option(help="Least duration of a test.")] = 5.0,
     queries: Annotated[int, typer.Option(help="Least number of queries of a test.")] = 1000,
@@ -157,7 +166,13 @@ def load(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put exported models under load by the LoadGen protocol: latencies, requests per second, cost."""
+    """Put exported models under load by the LoadGen protocol: latencies, requests per second, cost.
+
+    Without --p99-ms: samples one after another (single-stream), then all at once (offline). With --p99-ms 20:
+    the most requests per second of which 99 of 100 are answered within 20 ms (server).
+
+    Exit codes: 0 measured, valid or not; 2 the arguments cannot be used, 3 it could not be measured.
+    """
     with _errors(as_json, debug, interrupted="Interrupted. Nothing was kept."):
         from prunekit.measure import LoadSettings, Made
         from prunekit.workflow import LoadRequest, measure_load
@@ -175,7 +190,8 @@ def load(
         request = LoadRequest(
             dense=dense,
             pruned=pruned,
-            scenario=scenario,
+            scenarios=tuple(scenario or ()),
+            runtime=runtime,
             threads=threads,
             settings=settings,
             p99_ms=p99_ms,
@@ -190,7 +206,7 @@ def load(
         if as_json:
             _print_json(found.values())
         else:
-            terminal.print_rows(terminal.console(), found.rows, found.notes)
+            terminal.print_loads(terminal.console(), found)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prunekit.workflow import Row
+    from prunekit.workflow import LoadReport, Row
 
 PIPED_WIDTH = 110
 
@@ -22,16 +22,37 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
-def print_rows(out: Console, rows: Iterable[Row], notes: Iterable[str]) -> None:
-    """The table, and the notes below it."""
-    table = Table("", "dense", "pruned", "change", box=SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*_cells(row))
-    out.print(table)
+def print_rows(out: Console, rows: Iterable[Row], notes: Iterable[str], heading: str = "") -> None:
+    """The table, and the notes below it.
+
+    Args:
+        out: where to.
+        rows: of the table; a column that is empty in all of them is left out.
+        notes: below it.
+        heading: of the first column.
+    """
+    cells = [_cells(row) for row in rows]
+    columns = [(heading, [cell[0] for cell in cells])] if cells else []
+    for place, name in enumerate(("dense", "pruned", "change"), start=1):
+        column = [cell[place] for cell in cells]
+        if any(column):
+            columns.append((name, column))
+    table = Table(box=SIMPLE_HEAD)
+    for name, _ in columns:
+        table.add_column(name, justify="right" if table.columns else "left")
+    for row in zip(*(column for _, column in columns), strict=True):
+        table.add_row(*row)
+    if cells:
+        out.print(table)
     for note in notes:
         out.print(Text(f"  {note}\n", style="yellow"))
+
+
+def print_loads(out: Console, report: LoadReport) -> None:
+    """A table for each scenario, and what belongs to all of them below."""
+    for load in report.loads:
+        print_rows(out, load.rows, load.notes, load.scenario.replace("_", "-"))
+    print_rows(out, report.rows, report.notes, "energy")
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:

@@ -234,7 +234,9 @@ def test_the_class_and_its_configuration_follow(name):
         assert getattr(result.model.config, field) == after
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gemma2"))]
+)
 def test_generation_with_a_cache_is_generation_without(name):
     row = ARCHITECTURES[name]
     for seed in (0, 1):  # Either layer goes.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 from tests.zoo.toys import everything_in
 
 from prunekit.errors import SelectionError, ShapeError
@@ -180,7 +181,9 @@ def test_one_point_sets_the_scale_of_the_scores_curve():
 @pytest.mark.parametrize(
     ("increases", "expected"),
     [
-        ((0.1, -0.2, 0.5), (0.05, 0.05, 0.5)),  # Below 0 counts as 0; what falls is pooled.
+        ((0.1, -0.2, 0.5), (0, 0, 0.5)),  # What falls is pooled, and the pool of -0.05 counts as 0.
+        ((0.3, -0.1, 0.5), (0.1, 0.1, 0.5)),
+        ((-0.2, 0.1, 0.4), (0, 0.1, 0.4)),
         ((-1.0, -2.0, -3.0), (0, 0, 0)),
         ((0.0, 0.0, 0.4), (0, 0, 0.4)),
         ((0.6, 0.4, 0.2), (0.4, 0.4, 0.4)),
@@ -194,6 +197,18 @@ def test_measured_decreases_are_pooled(increases, expected):
     (losses,) = level_losses(levers, scores, {"a:neuron": points})
     np.testing.assert_allclose(losses[[2, 4, 6]], expected, atol=1e-15)
     assert (np.diff(losses) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_all_rising_losses_from_0_up_the_nearest_to_what_was_measured_is_taken(seed):
+    """Oracle: non-negative least squares over the rises (Lawson and Hanson, in SciPy)."""
+    levers, scores = flat()
+    shares = removed_shares(levers[0])[1:]
+    increases = np.random.default_rng(seed).normal(0.1, 0.4, len(shares))
+    rises, _ = nnls(np.tril(np.ones((len(shares), len(shares)))), increases)
+    points = dict(zip(shares.tolist(), increases.tolist(), strict=True))
+    (losses,) = level_losses(levers, scores, {"a:neuron": points})
+    np.testing.assert_allclose(losses[1:], np.cumsum(rises), atol=1e-12)
 
 
 def test_units_that_score_0_cost_what_was_measured():

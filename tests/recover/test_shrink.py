@@ -101,7 +101,10 @@ def test_training_goes_on_as_with_a_new_model(kind):
 
 
 @pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
-@pytest.mark.parametrize("kinds", ["head", "neuron", "layer", "head_dim"])
+@pytest.mark.parametrize(
+    "kinds",
+    ["neuron", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("head", "layer", "head_dim"))],
+)
 def test_a_transformer_keeps_its_configuration_object(kinds):
     # Oracle: prune() and follow() on copies.
     transformers = pytest.importorskip("transformers")

@@ -25,6 +25,11 @@ def attempt(speedup: float, predicted: float, loss: float) -> dict:
         "by": "milp",
         "predicted": [predicted, 1.5, 1_900_000],
         "measured": [speedup, 1.55, 1_893_410],
+        "intervals": [
+            {"low": speedup - 0.01, "high": speedup + 0.01, "confidence": 0.95},
+            {"low": 1.51, "high": None, "confidence": 0.95},
+            None,
+        ],
         "loss": loss,
         "speedup": {"median": speedup, "low": speedup - 0.01, "high": speedup + 0.01},
         "predicted_speedup": predicted,
@@ -63,7 +68,15 @@ def measured_run(run_dir):
     )
     validation = json.loads((run_dir / "stages/validate/result.json").read_text())
     validation["goals"] = [
-        {**goal, "validated": value, "met": place != 1, "same_target": True}
+        {
+            **goal,
+            "validated": value,
+            "interval": {"low": 0.99 * value, "high": 1.02 * value, "confidence": 0.95}
+            if place < 2
+            else None,
+            "met": place != 1,
+            "same_target": True,
+        }
         for place, (goal, value) in enumerate(zip(GOALS, VALIDATED, strict=True))
     ]
     write_stage(run_dir, "validate", validation)
@@ -115,6 +128,24 @@ def test_every_attempt_and_what_the_cost_model_knew(measured_run):
         ("stem:channel", "41 %"),
         ("<b>", "20 %"),
     ]
+
+
+def test_times_are_shown_with_their_intervals(measured_run):
+    """Oracle: the intervals of the sample, an end that was not told left open."""
+    found = target.target(read_run(measured_run))
+    assert [plain(row.interval) for row in found.goals] == [
+        "95 % interval 2.28 to 2.35\u00d7",
+        "95 % interval 1.60 to 1.65 ms",
+        "",
+    ]
+    assert [plain(text) for text in found.cycles[-1].attempts[-1].intervals] == [
+        "95 % interval 2.20 to 2.22\u00d7",
+        "95 % interval from 1.51 ms up",
+        "",
+    ]
+    page = plain(render(measured_run))
+    assert "95 % interval 2.20 to 2.22" in page
+    assert "95 % interval 1.60 to 1.65 ms" in page
 
 
 def test_the_front_has_the_attempts_on_it(measured_run):

@@ -210,7 +210,7 @@ def test_a_model_is_put_back_when_the_loss_fails():
             raise RuntimeError("out of data")
         return 1.0
 
-    with pytest.raises(RuntimeError, match="out of data"):
+    with pytest.raises(CalibrationError, match="raised RuntimeError: out of data"):
         pk.measure_sensitivity(model, weights, pk.score_weights(model, weights), cost)
     assert calls == [True, False]
     assert torch.equal(model[0].weight, before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.measure import LatencyComparison, Target
 from prunekit.measure.latency import Noise, paired_speedup, percentiles
 from prunekit.measure.operation import Operation, frame_of
-from prunekit.plan.limits import Limits
-from prunekit.targeting import costs, operator_times, planner
+from prunekit.targeting import Timing, costs, operator_times, planner
 
 REST_MS = 0.2
 MS_PER_MAC = 4e-5
@@ -130,8 +128,6 @@ def measured(tmp_path_factory) -> planner.Planner:
         return planner.measure_target(
             model,
             target=Target("torch_eager", threads=1, batch=4),
-            folder=tmp_path_factory.mktemp("folder"),
-            tables=Path(tmp_path_factory.mktemp("tables")),
+            timing=Timing(tables=tmp_path_factory.mktemp("tables")),
             groups=groups,
-            limits=Limits(max_sparsity=0.9),
         )

@@ -122,6 +122,8 @@ def test_baselines_have_fronts_too(measured, by):
 def test_a_loss_that_is_no_number_is_refused(measured):
     with pytest.raises(CalibrationError, match="nan"):
         measured_front(measured, [Goal("params", remove=0.3)], loss=lambda _: float("nan"))
+    with pytest.raises(CalibrationError, match=r"reached 0\.3 fewer params.*raised ZeroDivisionError"):
+        measured_front(measured, [Goal("params", remove=0.3)], loss=lambda _: 1 / 0)
 
 
 def test_one_noisy_measurement_does_not_lose_the_others(measured, monkeypatch):

@@ -1,15 +1,19 @@
-"""A model's digest is its own: it follows weights, settings and inputs, and nothing else."""
+"""A model's digest is its own: it follows weights, settings and inputs; a time's follows how it was taken."""
 
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
+from tests.targeting.conftest import PlantedRig
 from torch import nn
 
 from prunekit.graph import find_groups, trace
-from prunekit.targeting.identity import model_digest
+from prunekit.measure import Target
+from prunekit.targeting import Timing, measure_target, planner
+from prunekit.targeting.identity import model_digest, timing_digest
 
 
 class Net(nn.Module):
@@ -78,3 +82,41 @@ def test_a_selection_does_not_change_it():
     model = network()
     groups = find_groups(trace(model, torch.zeros(2, 1, 8, 8)))
     assert model_digest(model, groups.select(only="first*")) == model_digest(model, groups)
+
+
+@pytest.fixture
+def may_be_real_time(monkeypatch):
+    """Real-time scheduling is given, and nothing really changes."""
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+
+
+TARGETS = (Target("torch_eager"), Target("torch_eager", batch=2), Target("onnxruntime"))
+
+
+@pytest.mark.usefixtures("may_be_real_time")
+def test_times_are_told_apart_by_target_and_by_how_they_are_taken():
+    found = [timing_digest(target, real_time=way) for target in TARGETS for way in (False, True)]
+    assert len(set(found)) == 2 * len(TARGETS)
+    assert found == [timing_digest(target, real_time=way) for target in TARGETS for way in (False, True)]
+
+
+def test_what_was_asked_for_and_refused_is_ordinary(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    for target in TARGETS:
+        assert timing_digest(target, real_time=True) == timing_digest(target)
+
+
+@pytest.mark.usefixtures("planted", "may_be_real_time")
+def test_the_tables_of_two_ways_of_timing_are_two(tmp_path, monkeypatch):
+    inputs, target = torch.zeros(4, 12), Target("torch_eager", batch=4)
+    monkeypatch.setattr(planner, "rig_for", lambda *_, **__: PlantedRig((inputs,)))
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    for way in (False, True, False):
+        measure_target(
+            model, inputs, target=target, timing=Timing(tables=tmp_path, variants=2, real_time=way)
+        )
+    kept = {path.stem for path in tmp_path.glob("*.json")}
+    assert kept == {timing_digest(target, real_time=way) for way in (False, True)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests.targeting.conftest import PlantedRig, operation_ms
 
-from prunekit.errors import MeasurementError
+from prunekit.errors import MeasurementError, StorageError
 from prunekit.measure.operation import NOTHING, Operation, frame_of
 from prunekit.targeting.operator_times import NET, OperatorTimes, load_operator_times
 
@@ -89,6 +92,82 @@ def test_times_survive_their_file(rig, tmp_path):
     assert again.missing([*LINEARS, *CONVOLUTIONS]) == []
     rig.opened.clear()
     again.measure(rig, [LINEARS, CONVOLUTIONS])
+    assert rig.opened == []
+
+
+def test_two_that_began_with_nothing_keep_what_both_measured(rig, tmp_path):
+    path = tmp_path / "here.json"
+    first, second = (load_operator_times("here", path) for _ in range(2))
+    first.measure(rig, [LINEARS])
+    second.measure(rig, [CONVOLUTIONS])
+    kept = load_operator_times("here", path).ms
+    assert kept == first.ms | second.ms
+    assert {*LINEARS, *CONVOLUTIONS} <= kept.keys()
+
+
+def test_a_time_that_was_kept_stays_and_is_taken_over(tmp_path):
+    path = tmp_path / "here.json"
+    early = OperatorTimes("here", path, {LINEARS[0]: 1.0})
+    late = OperatorTimes("here", path, {LINEARS[0]: 2.0, LINEARS[1]: 3.0})
+    early.save()
+    late.save()
+    assert late.ms == load_operator_times("here", path).ms == {LINEARS[0]: 1.0, LINEARS[1]: 3.0}
+    early.save()
+    assert early.ms == late.ms
+
+
+COUNT = 40
+"""Times that each process keeps, one by one."""
+
+
+def write_one_by_one(path: Path, first: int, together: Barrier) -> None:
+    times = OperatorTimes("here", path)
+    together.wait(60)
+    for outputs in range(first, first + COUNT):
+        times.ms[linear(outputs)] = float(outputs)
+        times.save()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    """They are forked, because nothing of what they inherit besides files is at work in them."""
+    path, context = tmp_path / "here.json", multiprocessing.get_context("fork")
+    together = context.Barrier(2)
+    writers = [
+        context.Process(target=write_one_by_one, args=(path, first, together)) for first in (1, 1 + COUNT)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    kept = load_operator_times("here", path).ms
+    assert sorted(kept.values()) == [float(outputs) for outputs in range(1, 1 + 2 * COUNT)]
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "nowhere to write"])
+def test_a_folder_that_takes_nothing_is_found_before_anything_is_timed(rig, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    folder = {
+        "a file": tmp_path / "file",
+        "below a file": tmp_path / "file" / "tables",
+        "nowhere to write": Path("/proc/tables"),
+    }[place]
+    times = OperatorTimes("here", folder / "here.json")
+    with pytest.raises(StorageError, match="Times of operations cannot be kept there") as error:
+        times.measure(rig, [LINEARS])
+    assert error.value.where == str(folder)
+    assert rig.opened == []
+    assert times.ms == {}
+
+
+def test_a_folder_is_only_written_to_where_something_is_missing(rig, tmp_path):
+    path = tmp_path / "here.json"
+    load_operator_times("here", path).measure(rig, [LINEARS])
+    again = load_operator_times("here", path)
+    again.path = tmp_path / "here.json" / "below a file" / "here.json"
+    rig.opened.clear()
+    again.measure(rig, [LINEARS])
     assert rig.opened == []
 
 

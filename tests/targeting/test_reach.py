@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.errors import GoalError, MeasurementError, SelectionError
 from prunekit.measure import file_size
+from prunekit.targeting.intervals import interval_of_speedup
 from prunekit.targeting.measuring import check_steady, precision
 
 
@@ -25,6 +28,11 @@ class Network(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def in_one(folder: Path, *, variants: int = 2) -> pk.Timing:
+    """Few variants, and everything that is kept in one folder."""
+    return pk.Timing(variants=variants, folder=folder, tables=folder)
+
+
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> pk.Planner:
     torch.manual_seed(0)
@@ -32,10 +40,10 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> pk.Planner:
         Network().eval(),
         torch.randn(2, 3, 16, 16),
         target=pk.Target("onnxruntime", threads=1, batch=4),
-        folder=tmp_path_factory.mktemp("exports"),
-        tables=tmp_path_factory.mktemp("tables"),
-        most_levels=5,
-        variants=3,
+        space=pk.Space(most_levels=5),
+        timing=pk.Timing(
+            variants=3, folder=tmp_path_factory.mktemp("exports"), tables=tmp_path_factory.mktemp("tables")
+        ),
     )
 
 
@@ -88,7 +96,7 @@ def test_a_bound_on_the_loss_makes_the_latency_least(tmp_path):
         return float((small(x) - dense).square().mean())
 
     target = pk.Target("onnxruntime", threads=1, batch=8)
-    given = {"target": target, "folder": tmp_path, "tables": tmp_path, "most_levels": 4, "variants": 2}
+    given = {"target": target, "space": pk.Space(most_levels=4), "timing": in_one(tmp_path)}
     blind = pk.measure_target(model, x[:2], **given)
     with pytest.raises(GoalError, match="no loss was measured"):
         blind.reach(pk.Goal("quality_drop", reach=0.01))
@@ -101,15 +109,15 @@ def test_a_bound_on_the_loss_makes_the_latency_least(tmp_path):
     assert loose.objective <= strict.objective
 
 
-def test_a_model_without_a_lever_is_refused_before_anything_is_timed(tmp_path):
+def test_a_model_without_a_lever_is_refused_before_anything_is_timed():
     target = pk.Target("onnxruntime", threads=1)
     with pytest.raises(SelectionError, match="No group may lose a unit"):
-        pk.measure_target(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), target=target, folder=tmp_path)
+        pk.measure_target(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), target=target)
 
 
 def test_another_model_in_the_same_folder_is_exported_anew(tmp_path):
     target = pk.Target("onnxruntime", threads=1, batch=2)
-    given = {"target": target, "folder": tmp_path, "tables": tmp_path, "most_levels": 2, "variants": 1}
+    given = {"target": target, "space": pk.Space(most_levels=2), "timing": in_one(tmp_path, variants=1)}
     sizes = []
     for width in (32, 64):
         model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 4)).eval()
@@ -147,8 +155,8 @@ def test_noise_is_told_with_the_pairs_it_takes(planner):
     goal = pk.Goal("speedup", reach=2, tolerance=1e-9)
     with pytest.raises(MeasurementError, match="pairs would be needed"):
         check_steady(comparison, goal)
-    known = precision(comparison, 0.01)
-    assert known.needed == pytest.approx(known.pairs * (known.half_width / 0.01) ** 2, abs=1)
+    known = precision(interval_of_speedup(comparison.speedup), 0.01)
+    assert known.needed == pytest.approx(known.runs * (known.half_width / 0.01) ** 2, abs=1)
 
 
 @pytest.mark.slow
@@ -158,7 +166,7 @@ def test_other_runtimes_reach_counts_too(runtime, tmp_path):
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     target = pk.Target(runtime, threads=1, batch=8)
     planner = pk.measure_target(
-        model, torch.randn(2, 16), target=target, folder=tmp_path, tables=tmp_path, most_levels=8, variants=2
+        model, torch.randn(2, 16), target=target, space=pk.Space(most_levels=8), timing=in_one(tmp_path)
     )
     plan = planner.reach(pk.Goal("params", remove=0.5, tolerance=0.2)).plan
     assert plan.after.params <= 1.2 * plan.before.params / 2
@@ -170,7 +178,7 @@ def test_where_levels_are_too_coarse_the_goal_is_overdone_rather_than_missed(tmp
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     target = pk.Target("onnxruntime", threads=1, batch=8)
     planner = pk.measure_target(
-        model, torch.randn(2, 16), target=target, folder=tmp_path, tables=tmp_path, most_levels=3, variants=2
+        model, torch.randn(2, 16), target=target, space=pk.Space(most_levels=3), timing=in_one(tmp_path)
     )
     reached = planner.reach(pk.Goal("params", remove=0.3, tolerance=0.01), attempts=4)
     assert reached.overdone

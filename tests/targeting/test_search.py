@@ -146,6 +146,9 @@ def test_a_plan_is_refined_on_the_pruned_graph(measured):
     assert refined.plan.after == measured.groups.cost(masks)
     with pytest.raises(CalibrationError, match="nan"):
         refine(measured, reached, lambda _: float("nan"), trials=2)
+    with pytest.raises(CalibrationError, match="raised ZeroDivisionError") as error:
+        refine(measured, reached, lambda _: 1 / 0, trials=2)
+    assert str(reached.attempts[-1].levels.tolist()) in error.value.where
 
 
 def less_elsewhere(measured, goals):

@@ -13,7 +13,7 @@ from prunekit.measure import Target
 from prunekit.plan import Goal
 from prunekit.plan.baselines import ALLOCATIONS, RANKING
 from prunekit.plan.figures import Limit
-from prunekit.targeting import measure_target, restore_planner, stored_planner
+from prunekit.targeting import Space, Timing, measure_target, restore_planner, stored_planner
 
 IMAGES = torch.zeros(2, 1, 8, 8)
 
@@ -25,12 +25,9 @@ def planner(tmp_path_factory):
         Net().eval(),
         IMAGES,
         target=Target("torch_eager"),
-        folder=tmp_path_factory.mktemp("exports"),
-        tables=tmp_path_factory.mktemp("tables"),
+        space=Space("channel", most_levels=3),
         loss=lambda model: float(sum(each.detach().abs().sum() for each in model.parameters())),
-        granularity="channel",
-        most_levels=3,
-        variants=2,
+        timing=Timing(variants=2, tables=tmp_path_factory.mktemp("tables")),
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.plan.limits import Limits
-from prunekit.targeting import rewarded_widths
+from prunekit.targeting import Space, rewarded_widths
 from prunekit.targeting.costs import spread_plans, tag
 from prunekit.targeting.operator_times import OperatorTimes
 
@@ -46,15 +46,8 @@ def scores_of(groups):
 
 def test_widths_lie_at_the_edges_of_the_stairs(groups):
     rig = Stairs((torch.zeros(4, 24),))
-    found = rewarded_widths(
-        groups,
-        groups,
-        scores_of(groups),
-        rig,
-        OperatorTimes("here"),
-        limits=Limits(max_sparsity=0.9),
-        most_levels=6,
-    )
+    space = Space(most_levels=6)
+    found = rewarded_widths(groups, space, scores_of(groups), rig, OperatorTimes("here"))
     for group in groups:
         widths = found[group.name]
         assert widths[0] == group.size
@@ -67,8 +60,8 @@ def test_widths_lie_at_the_edges_of_the_stairs(groups):
 
 def test_limits_hold_for_the_widths(groups):
     rig = Stairs((torch.zeros(4, 24),))
-    limits = Limits(min_units=20, round_to=4)
-    found = rewarded_widths(groups, groups, scores_of(groups), rig, OperatorTimes("here"), limits=limits)
+    space = Space(limits=Limits(min_units=20, round_to=4))
+    found = rewarded_widths(groups, space, scores_of(groups), rig, OperatorTimes("here"))
     for group in groups:
         assert all(width >= 20 and width % 4 == 0 for width in found[group.name])
 
@@ -76,14 +69,14 @@ def test_limits_hold_for_the_widths(groups):
 def test_plans_to_learn_from_are_spread(measured):
     """They keep a falling share of the MACs, from nearly all to the least, and none comes twice."""
     costs = measured.costs
-    plans = spread_plans(costs.levers, costs.operations, measured.groups, 6, seed=0)
+    plans = spread_plans(costs.levers, costs.operations, 6, seed=0)
     macs = [measured.groups.cost(plan).macs for plan in plans]
     assert macs == sorted(macs, reverse=True)
     assert len({tag(plan) for plan in plans}) == len(plans)
     whole = measured.groups.cost().macs
     assert macs[0] <= 0.9 * whole
     assert macs[-1] <= 0.35 * whole
-    again = spread_plans(costs.levers, costs.operations, measured.groups, 6, seed=0)
+    again = spread_plans(costs.levers, costs.operations, 6, seed=0)
     for one, other in zip(plans, again, strict=True):
         assert one.keys() == other.keys()
         assert all((one[name] == other[name]).all() for name in one)

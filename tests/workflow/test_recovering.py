@@ -23,6 +23,7 @@ def recovered(project, cycle="01"):
     return json.loads(project.file(f"cycle-{cycle}/recover/result.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "asked", "steps"),
     [
@@ -50,6 +51,7 @@ def test_a_pruned_model_learns_from_its_parent(finished):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_recovery_goes_on_as_the_parent_was_trained_and_by_what_each_cut_did(finished):
     assert recovered(finished)["began_with"] == restart(None, lambda: 0.0)  # As the parent: SGD.
     before = "parent: {epochs: 3, batch_size: 16"
@@ -72,6 +74,7 @@ def test_recovery_goes_on_as_the_parent_was_trained_and_by_what_each_cut_did(fin
     assert given.items() <= recovered(finished)["began_with"].items()
 
 
+@pytest.mark.slow
 def test_what_the_parent_gives_is_remembered_until_the_run_ends(finished):
     texts = [f"distill: {{logits: 1{remember}}}" for remember in ("", ", remember: true")]
     weights = []
@@ -118,6 +121,7 @@ run_recipe(Path(sys.argv[1]), run_dir=Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_where_it_was(finished):
     """The oracle is the same recipe, not killed."""
     finished.edit(BUDGET, "recover: {epochs: 4, batch_size: 16, checkpoint_seconds: 0.000001}")
@@ -162,6 +166,7 @@ def test_two_processes_run_a_recipe(finished, shard):
     assert finished.file("report/report.html").exists()
 
 
+@pytest.mark.slow
 def test_what_another_parent_gave_is_made_anew(finished):
     """What a killed run of an edited recipe left in ``unfinished/``; the oracle is a run without it."""
     finished.edit(BUDGET, "recover: {epochs: 2, batch_size: 16, distill: {logits: 1, remember: true}}")

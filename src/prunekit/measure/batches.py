@@ -30,6 +30,16 @@ class Fed(Protocol):
         ...
 
 
+@runtime_checkable
+class Compiled(Protocol):
+    """A runner that was compiled for the shapes of its inputs, and has to be for each batch size."""
+
+    @property
+    def compiled_for(self) -> Callable[[Any], Runner]:
+        """The same model, compiled for other inputs, which it then runs on."""
+        ...
+
+
 class Batches:
     """A runner that serves any number of samples in calls of at most ``largest`` samples.
 
@@ -38,7 +48,7 @@ class Batches:
     that are padded, and the padding costs what it costs when serving.
 
     Every batch size that can occur is run once when the object is made, so that no first run of a size
-    falls into a measurement.
+    falls into a measurement; a runner that is compiled for its shapes is compiled for each of them then.
 
     Args:
         runner: the model; called from one thread at a time, which need not be the main one.
@@ -65,6 +75,7 @@ class Batches:
         self.open = largest is not None and (largest, self.own) != (1, 1)
         sizes = range(1, self.largest + 1) if self.open else ()
         self._inputs = {size: self._resized(size) for size in sizes if size != self.own}
+        self._compiled: dict[int, Runner] = {}
         for size in {self.own, self.largest, *self._inputs} if self.open else {self.own}:
             self._warm_up(size)
 
@@ -94,13 +105,17 @@ class Batches:
 
     def _call(self, samples: int) -> None:
         inputs = self._inputs.get(samples)
-        if inputs is None or not isinstance(self.runner, Fed):
+        if samples in self._compiled:
+            self._compiled[samples]()
+        elif inputs is None or not isinstance(self.runner, Fed):
             self.runner()
         else:
             self.runner.outputs(inputs)
 
     def _warm_up(self, size: int) -> None:
         try:
+            if size in self._inputs and isinstance(self.runner, Compiled):
+                self._compiled[size] = self.runner.compiled_for(self._inputs[size])
             self._call(size)
         except Exception as error:
             if size == self.own:

@@ -17,6 +17,8 @@ _FLOATS = ("float16", "float32", "float64")
 _IDS = ("int32", "int64", "uint32", "uint64", "int16", "uint16")
 _SMALL = ("int8", "uint8")
 
+NPZ = "an .npz file with one array of numbers per input, as np.savez writes it"
+
 
 @dataclass(frozen=True)
 class Made:
@@ -88,7 +90,8 @@ def read_inputs(path: Path | str) -> dict[str, np.ndarray]:
         MeasurementError: there is no such file, or it is not one of arrays of numbers.
     """
     path = Path(path)
-    check_file(path)
+    if not path.is_file():
+        raise MeasurementError("There is no such file", expected=NPZ, where=str(path))
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
@@ -98,7 +101,7 @@ def read_inputs(path: Path | str) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise MeasurementError(
             f"The inputs cannot be read: {error}",
-            expected="an .npz file with one array of numbers per input, as np.savez writes it",
+            expected=NPZ,
             where=str(path),
         ) from error
 

@@ -36,3 +36,9 @@ def real_time(wanted: bool = True) -> Iterator[bool]:
         yield True
     finally:
         os.sched_setscheduler(0, before, given)
+
+
+def is_real_time(wanted: bool = True) -> bool:
+    """Whether :func:`real_time` would hold here and now."""
+    with real_time(wanted) as holds:
+        return holds

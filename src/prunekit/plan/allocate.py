@@ -98,6 +98,10 @@ def allocate(
             for more units than a group has; an unknown scope.
         ShapeError: scores that do not fit the groups.
         CalibrationError: a score is NaN or infinite.
+
+    Source: layerwise and global pruning: Blalock et al., 2020, What is the State of Neural Network Pruning?,
+    https://arxiv.org/abs/2003.03033. Deviations: whole units in exact numbers, ties by unit id, and a figure
+    of the whole model that is met within a tolerance.
     """
     if scope not in ("uniform", "global"):
         raise SelectionError(f"The scope is '{scope}'", expected="uniform or global", where="scope")

@@ -30,6 +30,9 @@ def allocate_uniform(
     """The same share of every group, as nearly as its levels allow; layers and branches stay.
 
     The share rises from 0; a lever takes its next level where the share passes the middle between the two.
+
+    Source: layerwise pruning as a baseline: Blalock et al., 2020, What is the State of Neural Network
+    Pruning?, https://arxiv.org/abs/2003.03033. Deviation: whole units, at the levels of the levers.
     """
     steps = [
         (
@@ -48,6 +51,10 @@ def allocate_global(levers: Levers, scores: Scores, losses: Figure, limits: Sequ
 
     A layer or branch is one unit with its own score. Of equal scores the step goes first that leaves its
     group the larger share.
+
+    Source: global pruning as a baseline: Blalock et al., 2020, as for :func:`allocate_uniform`; of channels
+    by one threshold: Liu et al., 2017, Network Slimming, https://arxiv.org/abs/1708.06519. Deviations: units
+    go level by level; any scores, not normalised.
     """
     return _first_that_fits("global", _ranked(levers, _mean_scores(levers, scores)), levers, losses, limits)
 
@@ -90,6 +97,10 @@ def allocate_greedily(
 
     What the last steps saved too much is given back where it is worth most
     (:func:`prunekit.plan.moves.moved_back`).
+
+    Source: the most gain for its cost at each step: Fox, 1966, Discrete Optimization via Marginal Analysis,
+    https://doi.org/10.1287/mnsc.13.3.210. Deviations: costs are joint and curves need not be convex, so that
+    nothing is guaranteed; a step may skip levels; several limits; steps back at the end.
     """
     sizes = [len(lever) for lever in levers]
     levels = moved_on(losses, limits, sizes, np.zeros(len(sizes), dtype=np.int64))

@@ -63,7 +63,7 @@ def choose(
         None where nothing meets the limits.
 
     Source: latency-constrained pruning as a knapsack: Shen et al., 2022, Structural Pruning via
-    Latency-Saliency Knapsack (HALP), section 3.3, https://arxiv.org/abs/2110.10811. Deviations: one choice of
+    Latency-Saliency Knapsack (HALP), section 3, https://arxiv.org/abs/2210.06659. Deviations: one choice of
     several levels for each group, joint costs of two widths as products of choices, made linear by
     :func:`solve_exactly`, depth among the choices, several limits.
     """
@@ -81,6 +81,8 @@ def descend(objective: Figure, limits: Sequence[Limit], sizes: Sequence[int]) ->
     all limits is then improved: levers are moved back one by one where the limits allow it.
 
     Source: Everett, 1963, Generalized Lagrange Multiplier Method, https://doi.org/10.1287/opre.11.3.399.
+    Deviation: the Lagrangian is made least by coordinate descent, which need not find its least value where
+    costs are joint; the rule for the multipliers, and moving back, are ours.
     """
     last = np.array(sizes, dtype=np.int64) - 1
     nothing = np.zeros_like(last)
@@ -148,7 +150,9 @@ def solve_exactly(
         None where there is none, or none was found in time.
 
     Source: the lifting of products of choices: Sherali and Adams, 1990, A Hierarchy of Relaxations,
-    https://doi.org/10.1137/0403036, level 1 for pairs. Solver: HiGHS through :func:`scipy.optimize.milp`.
+    https://doi.org/10.1137/0403036, level 1 for pairs. Deviation: products only of choices that a table
+    joins, so that the programme stays small and its relaxation is weaker. Solver: HiGHS (Huangfu and Hall,
+    2018, https://doi.org/10.1007/s12532-017-0130-5) through :func:`scipy.optimize.milp`.
     """
     layout = _Layout([objective, *(limit.figure for limit in limits)], sizes)
     scale = max(abs(objective.at([size - 1 for size in sizes]) - objective.at([0] * len(sizes))), 1e-12)

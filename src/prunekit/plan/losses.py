@@ -90,7 +90,9 @@ def loss_curves(
 
     With sensitivities: the measured points calibrate the curve of the scores, each lever by itself. With
     ``x = (1 - 1e-3) * amount + 1e-3 * share of the units``, which rises with every unit, and the increases
-    ``y`` at the measured ``x[1] < ... < x[n]``, from 0 up and in the least-squares sense never falling,
+    ``y`` at the measured ``x[1] < ... < x[n]`` (of all that are 0 or more and never fall the nearest to what
+    was measured in the least-squares sense: its isotonic regression, with what is below 0 set to 0 after it;
+    before it, noise below 0 would be lifted and noise above 0 kept, so that a pool of both came out high),
 
     - at a measured point the loss is ``y[i]``,
     - between two it is ``y[i] * (x / x[i]) ** q``, a power of what the scores say, with the q that meets
@@ -120,7 +122,10 @@ def loss_curves(
     Source: like compared with like: Fang et al., 2024, Isomorphic Pruning for Vision Models,
     https://arxiv.org/abs/2407.04616. Deviation: there the same share goes of every structure, ranked inside
     it; here structures compete, and what is compared is read from the slices of a group instead of its graph.
-    Measured increases that calibrate scores: ours; that they add up is the assumption behind it.
+    Each part cut by itself and the loss measured: Li et al., 2017, section 3.2,
+    https://arxiv.org/abs/1608.08710. Deviations: the points are joined by what the scores say, and the
+    increases are added up, which is an assumption. Isotonic regression within bounds is the one without them,
+    clipped: Robertson, Wright, Dykstra, 1988, Order Restricted Statistical Inference.
     """
     if normalization not in _WHOLES:
         raise SelectionError(
@@ -298,7 +303,7 @@ def _rising_amounts(
 
 
 def _fitted(x: FloatArray64, increases: FloatArray64) -> _Measured:
-    y = np.asarray(isotonic_regression(np.maximum(increases, 0.0)).x, dtype=np.float64)
+    y = np.maximum(np.asarray(isotonic_regression(increases).x, dtype=np.float64), 0.0)
     positive = y > 0
     power = 1.0
     if positive.sum() > 1 and np.ptp(np.log(x[positive])) > _APART:

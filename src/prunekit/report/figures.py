@@ -211,6 +211,11 @@ def metric_of(evaluation: Entry, baseline: Entry) -> Metric:
     return Metric(QUALITY_NAMES.get(column, column), column in QUALITY_NAMES if binary is None else binary)
 
 
+def confidence(entry: Entry) -> str:
+    """Say which interval: ``95 % interval `` or "" where it is not recorded."""
+    return "" if entry.number is None else f"{100 * entry.number:.3g}{NARROW_SPACE}% interval "
+
+
 def readable(moment: str) -> str:
     """Write an ISO 8601 moment as people do, in UTC; anything else as it is."""
     try:

@@ -14,7 +14,7 @@ from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import Sensitivities, removed_shares
 from prunekit.surgery.narrow import touched, zero
 from prunekit.surgery.remove import reduced_graph
-from prunekit.surgery.sensitivity import finite_loss
+from prunekit.surgery.sensitivity import loss_of
 from prunekit.surgery.tensors import read
 from prunekit.types import KeepMask
 
@@ -65,7 +65,8 @@ def measure_unit_sensitivity(
         it falls. Levers of which no level is asked for are absent.
 
     Raises:
-        CalibrationError: a loss that is not a finite number; it names the lever and the level.
+        CalibrationError: a loss that raises, or that is not one finite number; it names the lever and the
+            level.
         SelectionError: a level that a lever has not.
     """
     chosen = [_levels_of(lever, levels) for lever in levers]
@@ -79,10 +80,9 @@ def measure_unit_sensitivity(
                 curve[share] = before[share]
                 continue
             if dense is None:
-                dense = finite_loss(loss(model), "the whole model")
+                dense = loss_of(loss, model, "the whole model")
             keep = levers.masks([level if other == place else 0 for other in range(len(levers))])
-            found = _loss_without(model, lever, keep, groups, loss)
-            curve[share] = finite_loss(found, f"lever '{lever.name}' at level {level}") - dense
+            curve[share] = _loss_without(model, lever, level, keep, groups, loss) - dense
         if own:
             curves[lever.name] = curve
             if measured is not None:
@@ -105,16 +105,18 @@ def _levels_of(lever: Lever, levels: Callable[[Lever], Sequence[int]]) -> dict[i
     return {level: float(shares[level]) for level in asked}
 
 
-def _loss_without(model: nn.Module, lever: Lever, keep: KeepMask, groups: Groups, loss: Loss) -> float:
-    group = lever.group
+def _loss_without(
+    model: nn.Module, lever: Lever, level: int, keep: KeepMask, groups: Groups, loss: Loss
+) -> float:
+    group, where = lever.group, f"lever '{lever.name}' at level {level}"
     if not group.is_depth and group.mask_equivalent:
         own = {group.name: keep[group.name]}  # What lies inside these units is zero along with them.
         tensors = _writable(model, groups, own)
         if tensors is not None:
             with _zeroed(tensors, groups, own):
-                return loss(model)
+                return loss_of(loss, model, where)
     smaller = reduced_graph(model, keep, groups)
-    return loss(smaller.train(model.training))
+    return loss_of(loss, smaller.train(model.training), where)
 
 
 def _writable(model: nn.Module, groups: Groups, keep: KeepMask) -> dict[str, Tensor] | None:

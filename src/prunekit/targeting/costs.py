@@ -32,11 +32,8 @@ from prunekit.targeting.operator_times import OperatorTimes
 from prunekit.targeting.rig import Rig
 from prunekit.types import IntArray, KeepMask
 
-VARIANTS = 8
-"""Whole models that the latency model is fitted to, beside the dense one."""
-
 SMALLEST = 0.15
-"""The share of the MACs that the smallest of them keeps, where it can go so far."""
+"""The share of the MACs that the smallest variant keeps, where it can go so far."""
 
 PAIRS, LEAST_PAIRS, SECONDS = 40, 8, 5.0
 """Of timing one of them beside the dense model."""
@@ -45,11 +42,41 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Computation:
+    """What a model computes, at any levels of its levers.
+
+    Attributes:
+        levers: what a plan decides.
+        operations: of the model, with its groups.
+        batch: examples in a call; None where the model takes one size only.
+        terms: the operators at any levels.
+    """
+
+    levers: Levers
+    operations: Operations
+    batch: int | None
+    terms: tuple[OperationTerm, ...]
+
+    @classmethod
+    def of(cls, levers: Levers, groups: Groups, batch: int | None) -> Computation:
+        """Find out what a model computes; nothing is timed.
+
+        Args:
+            levers: of a plan.
+            groups: of the model.
+            batch: of the target.
+        """
+        operations = Operations(groups)
+        terms = operation_terms(operations, levers, groups, batch=batch)
+        return cls(levers, operations, batch, tuple(terms))
+
+
+@dataclass(frozen=True, eq=False)
 class Costs:
     """The figures of a plan on a target.
 
     Attributes:
-        levers: what a plan decides.
+        computation: what the model computes there.
         latency: how the milliseconds of a model are told from its operations.
         ms: of one call, as predicted.
         macs: of one call.
@@ -58,12 +85,9 @@ class Costs:
         cache_bytes: of what one call hands to the next; 0 where there is nothing.
         dense_ms: measured, of one call of the dense model.
         seconds: that timing operations, exporting and timing whole models took.
-        terms: the operators at any levels.
-        operations: of the model.
-        batch: examples in a call; None where the model takes one size only.
     """
 
-    levers: Levers
+    computation: Computation
     latency: LatencyModel
     ms: Figure
     macs: Figure
@@ -72,9 +96,16 @@ class Costs:
     cache_bytes: Figure
     dense_ms: float
     seconds: dict[str, float]
-    terms: tuple[OperationTerm, ...]
-    operations: Operations
-    batch: int | None
+
+    @property
+    def levers(self) -> Levers:
+        """What a plan decides."""
+        return self.computation.levers
+
+    @property
+    def operations(self) -> Operations:
+        """Of the model."""
+        return self.computation.operations
 
     @property
     def sizes(self) -> list[int]:
@@ -88,11 +119,13 @@ class Costs:
     def learnt(self, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
         """The costs once the latency model is fitted to more models: what they keep, and their speed-ups."""
         more = [
-            WholeModel(self.operations.at(keep, batch=self.batch), self.dense_ms / speedup, tag(keep))
+            WholeModel(
+                self.operations.at(keep, batch=self.computation.batch), self.dense_ms / speedup, tag(keep)
+            )
             for keep, speedup in measured
         ]
         latency = fit_latency_model(self.latency.times, [*self.latency.models, *more])
-        return replace(self, latency=latency, ms=_ms(self.terms, latency))
+        return replace(self, latency=latency, ms=_ms(self.computation, latency))
 
 
 def measure_costs(
@@ -101,17 +134,15 @@ def measure_costs(
     levers: Levers,
     rig: Rig,
     times: OperatorTimes,
+    variants: Sequence[KeepMask],
     *,
-    examples: Levers | None = None,
-    variants: int = VARIANTS,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Costs:
     """Time what a plan on ``levers`` can choose from, and fit the latency model to a few whole models.
 
     Every operation is timed at all combinations of the widths that change it (:class:`OperatorTimes`, kept
-    by target, so that a second call takes no time there). Then ``variants`` plans for a falling share of the
-    MACs, of random preference, are carried out, exported and timed beside the dense model.
+    by target, so that a second call takes no time there). Then the ``variants`` are carried out, exported
+    and timed beside the dense model.
 
     Args:
         model: the dense model.
@@ -119,83 +150,59 @@ def measure_costs(
         levers: from :func:`prunekit.plan.levers.find_levers` on some of these groups.
         rig: where models are timed.
         times: of this rig's target.
-        examples: levers that the whole models differ in; default ``levers``. Those that do not depend on the
-            target let one folder of exported models serve many targets.
-        variants: whole models beside the dense one, at least 1.
-        seed: of their preferences.
+        variants: what whole models keep, at least one (:func:`spread_plans`). Those on levers that do not
+            depend on the target let one folder of exported models serve many targets.
         progress: called with (what is done, steps done, of how many).
     """
     spent: dict[str, float] = {}
     begin = time.perf_counter()
-    operations = Operations(groups)
-    terms = operation_terms(operations, levers, groups, batch=rig.batch)
-    times.measure(rig, _classes(terms), progress=partial(progress, "operations") if progress else None)
+    computation = Computation.of(levers, groups, rig.batch)
+    operations = computation.operations
+    times.measure(
+        rig, _classes(computation.terms), progress=partial(progress, "operations") if progress else None
+    )
     spent["operations"] = time.perf_counter() - begin
-    examples = levers if examples is None else examples
-    plans = spread_plans(examples, operations, groups, variants, seed)
-    compared, spent["exporting"] = _compare(model, groups, plans, rig, progress)
+    compared, spent["exporting"] = _compare(model, groups, variants, rig, progress)
     dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
     models = [WholeModel(operations.at({}, batch=rig.batch), dense_ms, "dense")]
-    for keep, comparison in zip(plans, compared, strict=True):
+    for keep, comparison in zip(variants, compared, strict=True):
         left = operations.at(keep, batch=rig.batch)
         models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
     times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
     latency = fit_latency_model(times, models)
     spent["all"] = time.perf_counter() - begin
-    return costs_of(
-        levers,
-        groups,
-        latency,
-        terms,
-        operations=operations,
-        batch=rig.batch,
-        dense_ms=dense_ms,
-        seconds=spent,
-    )
+    return costs_of(computation, latency, dense_ms=dense_ms, seconds=spent)
 
 
 def costs_of(
-    levers: Levers,
-    groups: Groups,
-    latency: LatencyModel,
-    terms: tuple[OperationTerm, ...],
-    *,
-    operations: Operations,
-    batch: int | None,
-    dense_ms: float,
-    seconds: dict[str, float],
+    computation: Computation, latency: LatencyModel, *, dense_ms: float, seconds: dict[str, float]
 ) -> Costs:
-    """All figures, from a latency model that is fitted already; nothing is timed.
+    """The costs where the latency model is fitted already; nothing is timed.
 
     Args:
-        levers: of the plan.
-        groups: of the model.
+        computation: of the model.
         latency: fitted on the target.
-        terms: see :class:`Costs`, as the others are.
-        operations: of the model.
-        batch: of the target.
         dense_ms: measured.
         seconds: spent.
     """
+    levers, operations = computation.levers, computation.operations
+    groups = operations.groups
     return Costs(
-        levers=levers,
+        computation=computation,
         latency=latency,
-        ms=_ms(terms, latency),
-        macs=valued(terms, lambda operation: operation.macs),
+        ms=_ms(computation, latency),
+        macs=valued(computation.terms, lambda operation: operation.macs),
         params=parameter_figure(levers, groups),
         param_bytes=parameter_figure(levers, groups, in_bytes=True),
-        cache_bytes=cache_figure(operations, levers, groups, batch=batch),
+        cache_bytes=cache_figure(operations, levers, groups, batch=computation.batch),
         dense_ms=dense_ms,
         seconds=seconds,
-        terms=terms,
-        operations=operations,
-        batch=batch,
     )
 
 
-def _ms(terms: Sequence[OperationTerm], latency: LatencyModel) -> Figure:
+def _ms(computation: Computation, latency: LatencyModel) -> Figure:
     """The milliseconds of a call at any levels."""
-    ms = valued(terms, latency.ms_of)
+    ms = valued(computation.terms, latency.ms_of)
     return replace(ms, constant=ms.constant + latency.rest)
 
 
@@ -230,11 +237,16 @@ def _compare(
     return compared, exporting
 
 
-def spread_plans(
-    levers: Levers, operations: Operations, groups: Groups, count: int, seed: int
-) -> list[KeepMask]:
-    """Plans that keep a falling share of the MACs, each of another random preference; none twice."""
-    macs = valued(operation_terms(operations, levers, groups), lambda operation: operation.macs)
+def spread_plans(levers: Levers, operations: Operations, count: int, seed: int = 0) -> list[KeepMask]:
+    """Plans that keep a falling share of the MACs, each of another random preference; none twice.
+
+    Args:
+        levers: that they differ in.
+        operations: of the model.
+        count: of plans, at most.
+        seed: of the preferences.
+    """
+    macs = valued(operation_terms(operations, levers, operations.groups), lambda operation: operation.macs)
     rng = np.random.default_rng(seed)
     sizes = [len(lever) for lever in levers]
     last = levers.last

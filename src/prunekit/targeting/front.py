@@ -15,7 +15,7 @@ from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import choose
 from prunekit.surgery import reduced_graph
-from prunekit.surgery.sensitivity import finite_loss
+from prunekit.surgery.sensitivity import loss_of
 from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.reach import Reached
@@ -114,6 +114,10 @@ def predicted_front(planner: Planner, count: int = 12) -> tuple[Point, ...]:
 
     Raises:
         GoalError: a count below 2.
+
+    Source: one objective made least under bounds on the other: Haimes, Lasdon and Wismer, 1971, On a
+    Bicriterion Formulation, https://doi.org/10.1109/TSMC.1971.4308298. Deviation: a few bounds, so points
+    between them are not found, and the solver's gap counts.
     """
     if count < 2:
         raise GoalError(f"{count} points were asked for", expected="at least 2", where="count")
@@ -135,7 +139,6 @@ def measured_front(
     *,
     loss: Callable[[nn.Module], float] | None = None,
     allocation: AllocationName = "knapsack",
-    attempts: int = 8,
 ) -> MeasuredFront:
     """Reach each goal by itself, measured on the target.
 
@@ -144,7 +147,6 @@ def measured_front(
         goals: one for each point.
         loss: of a model on calibration data; with it each plan's pruned graph is judged.
         allocation: what chooses, so that ways of choosing can be compared at equal measured latency.
-        attempts: at most, for each goal.
 
     Returns:
         The goals that were reached; and those that were not, because they are out of reach or the machine was
@@ -153,7 +155,7 @@ def measured_front(
     points, missed = [], {}
     for goal in goals:
         try:
-            reached = planner.reach(goal, attempts=attempts, allocation=allocation)
+            reached = planner.reach(goal, allocation=allocation)
         except (GoalError, MeasurementError) as error:
             missed[str(goal)] = str(error)
             continue
@@ -193,7 +195,8 @@ def _measured(
     found = None
     if loss is not None:
         keep = planner.costs.levers.masks(last.levels)
-        found = finite_loss(loss(reduced_graph(planner.model, keep, planner.groups)), str(goal))
+        where = f"the plan that reached {goal}"
+        found = loss_of(loss, reduced_graph(planner.model, keep, planner.groups), where)
     speedup = last.comparison.speedup
     return MeasuredPoint(
         goal=str(goal),

@@ -48,7 +48,7 @@ class GoalFigures:
         self._dense_memory: int | None = None
 
     def problem(self, goals: tuple[Goal, ...], correction: Mapping[str, float]) -> tuple[Figure, list[Limit]]:
-        """What to make least and what to keep within which bound.
+        """What to make least, and for each goal what to keep within which bound.
 
         Args:
             goals: checked by :func:`check_goals`.
@@ -56,11 +56,11 @@ class GoalFigures:
         """
         quality = [goal for goal in goals if goal.kind == "quality_drop"]
         limits = [
-            Limit(self._figure(goal), self._bound(goal, correction[str(goal)]))
+            Limit(self.losses, float(goal.reach or 0))
+            if goal in quality
+            else Limit(self._figure(goal), self._bound(goal, correction[str(goal)]))
             for goal in goals
-            if goal not in quality
         ]
-        limits += [Limit(self.losses, float(goal.reach or 0)) for goal in quality]
         return (self.costs.ms if quality else self.losses), limits
 
     def _figure(self, goal: Goal) -> Figure:

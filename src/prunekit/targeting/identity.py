@@ -1,4 +1,4 @@
-"""What a measurement of a model belongs to: its weights, what it runs and the inputs it was given."""
+"""What a measurement belongs to: a model with its weights and inputs; a target and a way of timing there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ from torch.utils import _pytree as pytree
 from prunekit.files import content_digest
 from prunekit.graph import Graph, Groups
 from prunekit.graph.nodes import operator_name
+from prunekit.measure import Target, environment
+from prunekit.measure.priority import is_real_time
 from prunekit.surgery.tensors import digest_of
 
 LITERALS = (bool, int, float, str, torch.dtype, torch.memory_format)
 """Settings of an operator that read the same in every process."""
+
+
+def timing_digest(target: Target, *, real_time: bool = False) -> str:
+    """What times on a target may be found again by, on this machine: 16 hexadecimal digits.
+
+    Law: equal for two ways of timing only if they are on the same target (:meth:`Target.digest`) and both, or
+    neither, run with real-time scheduling; what counts is whether the process may, not what was asked for.
+
+    Args:
+        target: on this machine.
+        real_time: whether real-time scheduling is asked for.
+    """
+    way = "real time" if is_real_time(real_time) else "ordinary"
+    return content_digest(json.dumps([target.digest(environment()), way]).encode())[:16]
 
 
 def model_digest(model: nn.Module, groups: Groups) -> str:

@@ -47,6 +47,11 @@ class LatencyModel:
     change them back. So the rate of such a kind may be negative. All other operators count with the
     numbers that they move alone.
 
+    Source: the sum of times of operators from a table: Wu et al., 2019, FBNet,
+    https://arxiv.org/abs/1812.03443. Deviation: scales, rates and a rest, fitted to whole models. They stand
+    for fusion, which Zhang et al., 2021, nn-Meter, https://doi.org/10.1145/3458864.3467882, find out by
+    tests and predict kernel by kernel: more exact, and to be done anew for every runtime.
+
     Attributes:
         times: of single operations.
         scales: by kind, >= 0; 0 for kinds that are not timed.
@@ -94,6 +99,11 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
 
     Raises:
         MeasurementError: no models.
+
+    Source: ridge regression: Hoerl and Kennard, 1970, https://doi.org/10.1080/00401706.1970.10488634;
+    deviations: drawn to 1 and 0 in units of each model's time, within bounds. Solver: Stark and Parker, 1995,
+    Bounded-Variable Least Squares, as :func:`scipy.optimize.lsq_linear` has it. Errors: leave-one-out, Stone,
+    1974, https://doi.org/10.1111/j.2517-6161.1974.tb00994.x.
     """
     if not models:
         raise MeasurementError("There is no whole model to fit to", expected="at least the dense one")

@@ -1,15 +1,20 @@
-"""Measuring a pruned model beside the dense one until the figure is as precise as the goal asks."""
+"""Measuring a pruned model beside the dense one until the figures are as precise as the goals ask."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure import LatencyComparison, Runner, compare_latency
 from prunekit.plan import Goal
+from prunekit.targeting.intervals import (
+    Interval,
+    fewest_runs,
+    interval_of_percentile,
+    interval_of_speedup,
+)
 
 FIRST_PAIRS = 40
 MOST_PAIRS = 2000
@@ -22,27 +27,40 @@ SHARE = 0.25
 BEYOND = 20
 """Calls that should lie beyond a percentile for it to be told."""
 
+MEDIAN = 50.0
+
 
 @dataclass(frozen=True)
 class Precision:
-    """How well a speed-up is known.
+    """How well a figure is known.
 
     Attributes:
-        half_width: of the interval of the speed-up, relative to its median.
-        pairs: that were timed.
-        needed: that would be needed for the asked tolerance, as intervals shrink with the root of the pairs.
+        half_width: of its interval, to the further end, relative to the figure; infinite where there were too
+            few runs for an end.
+        runs: that were timed, or pairs.
+        needed: that would be needed for the asked tolerance, as intervals shrink with the root of the runs;
+            where an end is missing those that it takes to have one.
     """
 
     half_width: float
-    pairs: int
+    runs: int
     needed: int
 
 
-def precision(comparison: LatencyComparison, tolerance: float) -> Precision:
-    """How well a comparison knows the speed-up, and what would be needed to know it to ``tolerance``."""
-    speedup = comparison.speedup
-    half = (speedup.high - speedup.low) / 2 / speedup.median
-    return Precision(half, speedup.pairs, math.ceil(speedup.pairs * (half / tolerance) ** 2))
+def precision(found: Interval, tolerance: float, percentile: float | None = None) -> Precision:
+    """How well a figure is known, and what would be needed to know it to ``tolerance``.
+
+    Args:
+        found: the figure.
+        tolerance: relative.
+        percentile: that it is; None = the median.
+    """
+    if found.is_told:
+        needed = math.ceil(found.runs * (found.half_width / tolerance) ** 2)
+    else:
+        alike = found.runs / found.independent
+        needed = math.ceil(fewest_runs(percentile or MEDIAN, confidence=found.confidence) * alike)
+    return Precision(found.half_width, found.runs, needed)
 
 
 def measure_beside(
@@ -50,34 +68,43 @@ def measure_beside(
     pruned: Runner,
     *,
     tolerance: float,
-    percentile: float | None = None,
+    goals: Sequence[Goal] = (),
     seconds: float = SECONDS,
     seed: int = 0,
 ) -> LatencyComparison:
-    """Compare two models with as many pairs as the tolerance needs, within the time given.
+    """Compare two models with as many pairs as the tolerances need, within the time given.
 
     Args:
         dense: the parent.
         pruned: the smaller model.
-        tolerance: of the goal, relative.
-        percentile: of the goal, where it has one: then enough calls lie beyond it.
+        tolerance: to which the speed-up is to be known, relative.
+        goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
+            enough calls lie beyond it, and the first measurement may take all of the time.
         seconds: after which no further pair is begun.
         seed: of the orders.
     """
-    wanted = SHARE * tolerance
-    pairs = FIRST_PAIRS
-    if percentile is not None:
-        pairs = max(pairs, math.ceil(BEYOND / (1 - percentile / 100)))
+    asked = [goal.percentile for goal in goals if goal.percentile is not None]
+    pairs = max([FIRST_PAIRS, *map(_enough_beyond, asked)])
     first = compare_latency(
-        dense, pruned, pairs=pairs, min_pairs=8, warmup=5, max_seconds=seconds / 2, seed=seed
+        dense,
+        pruned,
+        pairs=pairs,
+        min_pairs=8,
+        warmup=5,
+        max_seconds=seconds if asked else seconds / 2,
+        seed=seed,
     )
-    needed = precision(first, wanted).needed
-    if needed <= first.speedup.pairs or first.stopped_early:
+    needed = [precision(interval_of_speedup(first.speedup), SHARE * tolerance).needed]
+    for goal in goals:
+        found = timed_interval(goal, first, batch=1)
+        if found is not None:
+            needed.append(precision(found, SHARE * goal.tolerance, goal.percentile).needed)
+    if max(needed) <= first.speedup.pairs or first.stopped_early:
         return first
     return compare_latency(
         dense,
         pruned,
-        pairs=min(MOST_PAIRS, max(needed, pairs)),
+        pairs=min(max(MOST_PAIRS, pairs), max(*needed, pairs)),
         min_pairs=8,
         warmup=1,
         max_seconds=seconds / 2,
@@ -86,25 +113,33 @@ def measure_beside(
 
 
 def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
-    """Refuse a measurement that cannot tell whether a goal is met.
+    """Refuse a measurement that cannot tell whether a goal is met; a goal of no time is always told.
 
     Raises:
-        MeasurementError: the interval of the speed-up is wider than the goal's tolerance.
+        MeasurementError: the interval of what the goal asks about is wider than its tolerance, or there are
+            too few runs for one.
     """
-    known = precision(comparison, goal.tolerance)
-    if known.half_width > goal.tolerance:
-        raise MeasurementError(
-            f"After {known.pairs} pairs the speed-up is known to {known.half_width:.1%} only; "
-            f"{comparison.noise.statement}",
-            expected=f"the {goal.tolerance:.1%} that the goal's tolerance asks for",
-            where=f"goal {goal}",
-            remedy=f"About {known.needed:,} pairs would be needed: give the measurement more time, use an "
-            "idle machine, or raise the tolerance",
-        )
+    found = timed_interval(goal, comparison, batch=1)
+    if found is None:
+        return
+    known = precision(found, goal.tolerance, goal.percentile)
+    if known.half_width <= goal.tolerance:
+        return
+    runs = "pairs" if goal.kind == "speedup" else "calls"
+    least = "" if found.is_told else "at least "
+    raise MeasurementError(
+        f"{_how_well(found, goal, runs)}; {_how_noisy(comparison, goal, found)}",
+        expected=f"the {goal.tolerance:.1%} that the goal's tolerance asks for",
+        where=f"goal {goal}",
+        remedy=f"About {least}{known.needed:,} {runs} would be needed: give the measurement more time, use "
+        "an idle machine, or raise the tolerance",
+    )
 
 
-def timed_figure(goal: Goal, comparison: LatencyComparison, batch: int) -> float | None:
-    """What a goal asks about, where a comparison beside the dense model tells it; else None.
+def timed_interval(goal: Goal, comparison: LatencyComparison, batch: int) -> Interval | None:
+    """What a goal asks about with its interval, where a comparison with the dense model tells it; else None.
+
+    The speed-up is that of the pairs; a latency and a throughput are of the pruned model's calls alone.
 
     Args:
         goal: of any kind.
@@ -112,14 +147,43 @@ def timed_figure(goal: Goal, comparison: LatencyComparison, batch: int) -> float
         batch: examples in a call.
     """
     if goal.kind == "speedup":
-        return comparison.speedup.median
+        return interval_of_speedup(comparison.speedup)
     if goal.kind == "latency_ms":
-        return milliseconds(comparison, goal.percentile)
+        asked = MEDIAN if goal.percentile is None else goal.percentile
+        return interval_of_percentile(comparison.pruned_ms, asked)
     if goal.kind == "throughput":
-        return 1000 * batch / comparison.pruned.p50_ms
+        return interval_of_percentile(comparison.pruned_ms, MEDIAN).inverse(1000 * batch)
     return None
 
 
-def milliseconds(comparison: LatencyComparison, percentile: float | None) -> float:
-    """The latency of the pruned model, at a percentile or the median."""
-    return float(np.percentile(comparison.pruned_ms, 50 if percentile is None else percentile))
+def timed_figure(goal: Goal, comparison: LatencyComparison, batch: int) -> float | None:
+    """The figure of :func:`timed_interval` alone."""
+    found = timed_interval(goal, comparison, batch)
+    return None if found is None else found.value
+
+
+def _enough_beyond(percentile: float) -> int:
+    """Calls of which :data:`BEYOND` lie beyond a percentile, on its nearer side."""
+    return math.ceil(round(100 * BEYOND / min(percentile, 100 - percentile), 6))
+
+
+def _how_well(found: Interval, goal: Goal, runs: str) -> str:
+    """What was measured, and how well it is known."""
+    percentile = MEDIAN if goal.percentile is None else goal.percentile
+    what = {
+        "speedup": "the speed-up",
+        "latency_ms": f"the {'median' if percentile == MEDIAN else f'{percentile:g}th percentile'} latency",
+        "throughput": "the throughput",
+    }[goal.kind]
+    if found.is_told:
+        return f"After {found.runs:,} {runs} {what} is known to {found.half_width:.1%} only"
+    return f"{found.runs:,} {runs} are too few to say how well {what} is known"
+
+
+def _how_noisy(comparison: LatencyComparison, goal: Goal, found: Interval) -> str:
+    if goal.kind == "speedup":
+        return comparison.noise.statement
+    said = f"half of the calls lie within {comparison.noise.pruned:.1%} of their median"
+    if found.independent < found.runs:
+        said += f", and neighbours are so alike that all count as {found.independent:,} independent ones"
+    return said

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from prunekit.errors import MeasurementError
-from prunekit.files import write_atomically
+from prunekit.errors import MeasurementError, StorageError
+from prunekit.files import PARTIAL, write_atomically
 from prunekit.measure.operation import Operation, frame_of
 from prunekit.measure.rounds import ROUNDS, time_rounds
 from prunekit.targeting.rig import Rig, tupled
@@ -24,6 +27,9 @@ TOGETHER = 12
 NET = 0.02
 """The least share of a measured time that counts as the operation's own."""
 
+PATIENCE = 60.0
+"""Seconds to wait for another process that writes the same file; it needs milliseconds."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -31,9 +37,14 @@ Progress = Callable[[int, int], None]
 class OperatorTimes:
     """Milliseconds of operations on one target.
 
+    Source: a table of operators, timed on the device once: Wu et al., 2019, FBNet,
+    https://arxiv.org/abs/1812.03443. Deviations: any model's operations share it; what is timed along with an
+    operation is taken off; each is timed in rounds with a reference.
+
     Attributes:
-        target: its digest, with what of the environment decides speed.
-        path: the file they are kept in, or None.
+        target: its digest, with what of the environment and the way of timing decides speed
+            (:func:`prunekit.targeting.identity.timing_digest`).
+        path: the file they are kept in, or None; several processes may keep theirs there.
         ms: by operation.
     """
 
@@ -67,10 +78,15 @@ class OperatorTimes:
             classes: the operations of one operator at its widths; in any order.
             rounds: of timing.
             progress: called with (operations done, of how many).
+
+        Raises:
+            StorageError: something has to be timed and could not be kept; nothing was timed then.
         """
         framed = [[*map(frame_of, each), *each] for each in classes if each]
         wanted = [(max(each, key=lambda one: one.macs), self.missing(each)) for each in framed]
         total = len(dict.fromkeys(operation for _, missing in wanted for operation in missing))
+        if total:
+            self._check_kept()
         done = 0
         for reference, operations in wanted:
             missing = self.missing(operations)
@@ -93,16 +109,55 @@ class OperatorTimes:
             self.ms[operation] = at_reference * float(share)
 
     def save(self) -> None:
-        """Write them to their file, whole or not at all."""
+        """Add them to their file, whole or not at all.
+
+        Law: no time that any process has saved is lost or changed. What is in the file already stays, and is
+        taken over here too, so that whoever reads the file finds the times that everyone else counts with.
+
+        Raises:
+            StorageError: the file cannot be written.
+            MeasurementError: it has been damaged meanwhile, or replaced by that of another target.
+        """
         if self.path is None:
             return
-        content = {
-            "schema": SCHEMA,
-            "target": self.target,
-            "times": [[*plain_operation(operation), ms] for operation, ms in self.ms.items()],
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps(content).encode())
+        with _locked(self.path):
+            self.ms |= load_operator_times(self.target, self.path).ms
+            content = {
+                "schema": SCHEMA,
+                "target": self.target,
+                "times": [[*plain_operation(operation), ms] for operation, ms in self.ms.items()],
+            }
+            write_atomically(self.path, json.dumps(content).encode())
+
+    def _check_kept(self) -> None:
+        """Find out before anything is timed whether its time can be kept.
+
+        Raises:
+            StorageError: the file's folder cannot be made or written to.
+        """
+        if self.path is not None:
+            with _locked(self.path), NamedTemporaryFile(dir=self.path.parent, suffix=PARTIAL) as file:
+                file.write(b" ")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that several processes write; its folder is made where there is none.
+
+    Raises:
+        StorageError: the folder cannot be written, or the lock is not given within :data:`PATIENCE` seconds.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=PATIENCE):
+            yield
+    except OSError as error:
+        raise StorageError(
+            f"Times of operations cannot be kept there ({error})",
+            expected="a folder that can be written",
+            where=str(path.parent),
+            remedy="Give another folder, Timing(tables=), or make this one writable",
+        ) from error
 
 
 def load_operator_times(target: str, path: Path | None) -> OperatorTimes:

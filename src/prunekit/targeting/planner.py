@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,26 +13,27 @@ from torch import Tensor, nn
 
 from prunekit.errors import GoalError, MeasurementError, SelectionError, StorageError
 from prunekit.graph import Groups, find_groups, trace
+from prunekit.graph.operations import Operations
 from prunekit.importance import score
-from prunekit.measure import Target, check_target, environment
-from prunekit.plan import Goal, Limits
+from prunekit.measure import Target, check_target
+from prunekit.plan import Goal
 from prunekit.plan.baselines import AllocationName
 from prunekit.plan.figures import Figure, loss_figure
-from prunekit.plan.levers import MOST_LEVELS, Levers, find_levers
+from prunekit.plan.levers import Levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
-from prunekit.targeting.costs import VARIANTS, Costs, Progress, measure_costs
-from prunekit.targeting.identity import model_digest
+from prunekit.targeting.costs import Costs, Progress, measure_costs, spread_plans
+from prunekit.targeting.identity import model_digest, timing_digest
 from prunekit.targeting.operator_times import load_operator_times
-from prunekit.targeting.reach import Reached, reach
+from prunekit.targeting.reach import ATTEMPTS, Reached, reach
 from prunekit.targeting.rig import Rig, rig_for
+from prunekit.targeting.space import Space
+from prunekit.targeting.timing import Timing
 from prunekit.targeting.widths import rewarded_widths
-from prunekit.types import Granularity, Scores
+from prunekit.types import Scores
 
-NARROWEST = Limits(max_sparsity=0.9)
-"""Where nothing is said: a group that loses nearly everything loses more than its scores say."""
-
-WIDTHS_AND_DEPTH = ("channel", "neuron", "head", "head_group", "expert", "layer")
+USUAL_SPACE, USUAL_TIMING = Space(), Timing()
+"""Where nothing is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +68,20 @@ class Planner:
         self,
         goals: Goal | Sequence[Goal],
         *,
-        attempts: int = 8,
+        attempts: int = ATTEMPTS,
         allocation: AllocationName = "knapsack",
     ) -> Reached:
-        """Find the plan of least loss that measurably meets the goals: :func:`prunekit.targeting.reach`.
+        """Find the plan of least loss that measurably meets the goals (:mod:`prunekit.targeting.reach`).
 
         Args:
-            goals: one or several.
-            attempts: at most.
+            goals: one or several, of any kind but ``sparsity``.
+            attempts: plans to export and measure, at most; >= 1.
             allocation: what chooses; a baseline instead of the knapsack, to compare them at equal latency.
 
         Raises:
-            GoalError: as there; or a ``quality_drop`` where no loss was measured.
+            GoalError: out of reach, with the best figure and the groups in the way; not met within the
+                attempts; a ``quality_drop`` where no loss was measured; an allocation that lacks its scores.
+            MeasurementError: the machine is too noisy to tell.
         """
         asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
         measured = any(curve.source != "scores" for curve in self.curves)
@@ -90,18 +92,7 @@ class Planner:
                 where="goals",
                 remedy="Give measure_target() the loss of a model on calibration data",
             )
-        return reach(
-            asked,
-            self.losses,
-            self.costs,
-            self.rig,
-            self.model,
-            self.groups,
-            attempts=attempts,
-            criterion=self.criterion,
-            allocation=allocation,
-            scores=self.scores,
-        )
+        return reach(self, asked, attempts=attempts, allocation=allocation)
 
     def remove(self, reached: Reached) -> tuple[Removal, Proof]:
         """Carry the plan out and prove that it was."""
@@ -115,72 +106,65 @@ def measure_target(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target,
-    folder: Path | str,
+    space: Space = USUAL_SPACE,
     loss: Callable[[nn.Module], float] | None = None,
     scores: Scores | None = None,
     criterion: str = "l2",
-    granularity: Granularity | str | Sequence[Granularity | str] | None = None,
-    only: str | Sequence[str] = (),
-    ignore: str | Sequence[str] = (),
-    limits: Limits = NARROWEST,
-    per_group: Mapping[str, Limits] | None = None,
-    most_levels: int = MOST_LEVELS,
-    variants: int = VARIANTS,
+    timing: Timing = USUAL_TIMING,
     groups: Groups | None = None,
-    tables: Path | str | None = None,
-    in_real_time: bool = False,
     progress: Progress | None = None,
 ) -> Planner:
     """Measure what pruning a model changes on a target, and by how much each part of it would be missed.
 
     Args:
-        model: the dense model, in any mode.
+        model: the dense model, in any mode, with float32 parameters.
         args: positional example inputs; their sequence length is the one that is timed.
         kwargs: keyword example inputs.
         target: what the model is to be fast on.
-        folder: exists; exported models are put there, and stay.
+        space: which units may go and how far; default channels, neurons, heads, experts and layers, nine
+            tenths of each group.
         loss: the loss of a model on calibration data, the same every time; never on test data. With it the
             losses of levers are measured; without it they follow from the scores alone.
-        scores: of the groups, by name; default by ``criterion``, which then needs no data.
-        criterion: of the scores.
-        granularity: kinds of units that may go; default channels, neurons, heads and layers.
-        only: patterns of groups, as in ``Groups.select``.
-        ignore: patterns of groups that are kept whole.
-        limits: what no group may be pruned beyond.
-        per_group: limits of groups that match a pattern.
-        most_levels: widths of each group to choose from.
-        variants: whole models that the latency model is fitted to.
+        scores: of the groups, by name ``[units]``; higher = keep. Default by ``criterion``.
+        criterion: of the scores, recorded in the plans; where no scores are given, one that needs no data.
+        timing: how models are timed, and where what was exported and measured is kept.
         groups: of the model, where they were found before; then ``args`` and ``kwargs`` are not used.
-        tables: folder in which times of operations are kept by target; default ``prunekit`` in the user's
-            cache.
-        in_real_time: time with real-time scheduling where the process may.
         progress: called with (what is done, steps done, of how many).
 
     Raises:
-        MeasurementError: this machine does not have the target; says what to do.
+        MeasurementError: this machine does not have the target, or the model is not in float32; says what
+            to do.
+        StorageError: the folder of ``timing`` does not exist, or an operation has to be timed and its time
+            cannot be kept in its ``tables``.
         TraceError: torch.export cannot follow the model.
-        SelectionError: nothing may be pruned, or a limit cannot be.
+        SelectionError: nothing may be pruned, a limit cannot be, a criterion that there is not.
+        CalibrationError: a criterion that needs data and no scores; a ``loss`` that raises, or that
+            is not one finite number.
+        ShapeError: scores that do not fit the groups.
+
+    Source: a network fitted to a platform by what was measured there: Yang et al., 2018, NetAdapt,
+    https://arxiv.org/abs/1804.03230; how it differs is said where it does (:mod:`prunekit.targeting.reach`,
+    :class:`prunekit.targeting.LatencyModel`, :func:`prunekit.plan.knapsack.choose`).
     """
-    _check_asked(model, target, Path(folder), variants)
+    _check_asked(model, target, timing)
     groups = groups or find_groups(trace(model, args, kwargs))
-    chosen = groups.select(granularity=granularity or _present(groups), only=only, ignore=ignore)
+    chosen = space.select(groups)
     raw = scores
     if scores is None:
         raw = score(model, chosen, criterion, normalization="none")
         scores = score(model, chosen, criterion)
-    of = model_digest(model, groups)
-    rig = rig_for(groups.graph, target, Path(folder), of=of, in_real_time=in_real_time)
-    digest = target.digest(environment())
-    times = load_operator_times(digest, Path(tables or _tables()) / f"{digest}.json")
-    _check_levers(find_levers(chosen.prunable, scores, limits=limits, per_group=per_group), groups)
-    held = _Held(limits, per_group, most_levels)
-    tell = partial(partial, progress) if progress else lambda _: None
-    widths = rewarded_widths(groups, chosen, scores, rig, times, **vars(held), progress=tell("widths"))
-    plain = find_levers(chosen.prunable, scores, **vars(held))
-    levers = find_levers(chosen.prunable, scores, **vars(held), widths=widths)
-    costs = measure_costs(
-        model, groups, levers, rig, times, examples=plain, variants=variants, progress=progress
+    rig = rig_for(
+        groups.graph, target, timing.folder, of=model_digest(model, groups), real_time=timing.real_time
     )
+    digest = timing_digest(target, real_time=timing.real_time)
+    times = load_operator_times(digest, timing.table(digest))
+    plain = space.levers(chosen, scores)
+    _check_levers(plain, groups)
+    tell = partial(partial, progress) if progress else lambda _: None
+    widths = rewarded_widths(groups, space, scores, rig, times, progress=tell("widths"))
+    levers = space.levers(chosen, scores, widths=widths)
+    variants = spread_plans(plain, Operations(groups), timing.variants)
+    costs = measure_costs(model, groups, levers, rig, times, variants, progress=progress)
     sensitivities = None
     if loss is not None:
         sensitivities = measure_unit_sensitivity(model, levers, groups, loss, progress=tell("losses"))
@@ -188,21 +172,17 @@ def measure_target(
     return Planner(model, groups, costs, curves, rig, criterion, raw)
 
 
-def _check_asked(model: nn.Module, target: Target, folder: Path, variants: int) -> None:
+def _check_asked(model: nn.Module, target: Target, timing: Timing) -> None:
     """Refuse what would only show after minutes of timing."""
     if not isinstance(target, Target):
         raise MeasurementError(f"The target is {target!r}", expected="a Target", where="target")
     check_target(target)
-    if variants < 1:
-        raise SelectionError(
-            f"{variants} whole models were asked for", expected="1 or more", where="variants"
-        )
-    if not folder.is_dir():
+    if timing.folder is not None and not Path(timing.folder).is_dir():
         raise StorageError(
             "There is no such folder",
             expected="a folder that exists",
-            where=str(folder),
-            remedy="Make it first, or give a temporary one",
+            where=str(timing.folder),
+            remedy="Make it first, or give none: a temporary one is used then",
         )
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if others := kinds - {torch.float32}:
@@ -225,27 +205,7 @@ def _check_levers(levers: Levers, groups: Groups) -> None:
         raise SelectionError(
             "No group may lose a unit",
             expected="a group of one of the kinds asked for, within its limits",
-            where="granularity",
+            where="space",
             remedy=f"The model has groups of the kinds: {kinds}. Name one of them, or loosen the limits; "
             "prunekit inspect says what is frozen and why",
         )
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What says which widths there are."""
-
-    limits: Limits
-    per_group: Mapping[str, Limits] | None
-    most_levels: int
-
-
-def _present(groups: Groups) -> list[str]:
-    """Of the kinds that are pruned by default, those that the model has."""
-    kinds = {group.granularity.value for group in groups}
-    return [kind for kind in WIDTHS_AND_DEPTH if kind in kinds]
-
-
-def _tables() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "prunekit" / "tables"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -19,13 +20,16 @@ from prunekit.plan.knapsack import SECONDS, By, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
-from prunekit.targeting.limiting import shares_of_time
-from prunekit.targeting.measuring import check_steady, measure_beside
-from prunekit.targeting.rig import Rig
-from prunekit.types import IntArray, Scores
+from prunekit.targeting.intervals import Interval
+from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
+from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
+from prunekit.targeting.together import Beyond, why_beyond
+from prunekit.types import IntArray
+
+if TYPE_CHECKING:
+    from prunekit.targeting.planner import Planner
 
 ATTEMPTS = 8
-NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Attempt:
         by: what chose it: ``milp``, ``descent`` or a baseline.
         predicted: by goal, as the model of cost saw it.
         measured: by goal.
+        intervals: by goal of a time, what was measured with its interval.
         objective: the loss predicted; with a goal of ``quality_drop`` the milliseconds.
         comparison: beside the dense model.
         choosing_s: that choosing took.
@@ -47,6 +52,7 @@ class Attempt:
     by: By
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
+    intervals: Mapping[str, Interval]
     objective: float
     comparison: LatencyComparison
     choosing_s: float
@@ -85,18 +91,11 @@ class Reached:
 
 
 def reach(
-    goals: Goal | Sequence[Goal],
-    losses: Figure,
-    costs: Costs,
-    rig: Rig,
-    model: nn.Module,
-    groups: Groups,
+    planner: Planner,
+    goals: Sequence[Goal],
     *,
     attempts: int = ATTEMPTS,
-    criterion: str = "",
     allocation: AllocationName = "knapsack",
-    scores: Scores | None = None,
-    solver_seconds: float = SECONDS,
 ) -> Reached:
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
@@ -106,26 +105,24 @@ def reach(
     bound.
 
     Args:
-        goals: one or several, of any kind but ``sparsity``.
-        losses: what each lever loses at its levels (:func:`prunekit.plan.figures.loss_figure`).
-        costs: of the target.
-        rig: the same target.
-        model: the dense model.
-        groups: of the model.
-        attempts: at most.
-        criterion: what scored the units; recorded in the plan.
+        planner: of the model on its target; its scores are what the baselines rank by.
+        goals: at least one, of any kind but ``sparsity``.
+        attempts: at most, >= 1.
         allocation: what chooses; besides the knapsack the baselines that it is compared with
             (:data:`prunekit.plan.baselines.ALLOCATIONS`), for any goal but ``quality_drop``.
-        scores: by group name ``[units]``, by which the baselines rank; inside a group they order the units as
-            the levers do.
-        solver_seconds: that the knapsack may take each time.
 
     Raises:
-        GoalError: out of reach, with the best figure and the groups in the way; not met within the
-            attempts; a goal or an allocation that is none of those above, or that lacks its scores.
-        MeasurementError: the machine is too noisy to tell.
+        GoalError: out of reach, alone or together with others, with the best figures and the groups in the
+            way; not met within the attempts; a goal or an allocation that is none of those above, or that
+            lacks its scores.
+        MeasurementError: the machine is too noisy to tell, or a percentile had too few calls.
+
+    Source: adapting until the measured figure meets the budget: Yang et al., 2018, NetAdapt, algorithm 1,
+    https://arxiv.org/abs/1804.03230. Deviations: every attempt chooses the whole plan anew, where NetAdapt
+    narrows one layer a step and trains briefly in between; the whole model is timed, beside the dense one,
+    and what it took corrects the prediction, where NetAdapt adds up a table of layers.
     """
-    asked = (goals,) if isinstance(goals, Goal) else tuple(goals)
+    asked, costs, scores = tuple(goals), planner.costs, planner.scores
     if attempts < 1:
         raise GoalError(f"{attempts} attempts were asked for", expected="1 or more", where="attempts")
     check_goals(asked, costs)
@@ -143,13 +140,15 @@ def reach(
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
-            return choose(objective, limits, costs.sizes, seconds=solver_seconds)
+            return choose(objective, limits, costs.sizes, seconds=SECONDS)
         return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
-    figures = GoalFigures(losses, costs, rig, model)
-    attempting = _Search(asked, figures, model, groups, allocation, choose_levels)
+    figures = GoalFigures(planner.losses, costs, planner.rig, planner.model)
+    attempting = _Search(asked, figures, planner.model, planner.groups, allocation, choose_levels)
     tried, overdone = attempting.run(attempts)
-    plan = plan_at(tried[-1].levels, costs, groups, asked[0], criterion=criterion, scope=allocation)
+    plan = plan_at(
+        tried[-1].levels, costs, planner.groups, asked[0], criterion=planner.criterion, scope=allocation
+    )
     return Reached(plan, asked, tried, overdone, figures.costs, attempting.limits)
 
 
@@ -212,25 +211,37 @@ class _Search:
         """The attempts, the last of which counts, and whether it is more than was asked."""
         tried: list[Attempt] = []
         correction = {str(goal): 1.0 for goal in self.goals}
+        beyond, nearest = None, None
         while len(tried) < most:
-            chosen, spent = self._chosen(correction)
-            if chosen is None and self.allocation != "knapsack":
-                break
-            tried.append(self._attempt(self._fastest() if chosen is None else chosen, spent))
-            if self._surpluses(tried[-1]) is None and chosen is None:
-                raise self._out_of_reach(tried[-1])
+            chosen, spent, beyond = *self._chosen(correction), None
+            if chosen is None:
+                if self.allocation != "knapsack" or self._enough(tried):
+                    break
+                chosen, beyond = self._instead(correction)
+                if beyond is not None and nearest is not None:  # What was measured there changed nothing.
+                    break
+            tried.append(self._attempt(chosen, spent))
+            nearest = nearest if beyond is None else tried[-1]
             if self._is_met(tried[-1]):
                 # Chosen because it measured well, so it is measured once more before that counts.
                 tried[-1] = self._attempt(self._again(tried[-1]), tried[-1].choosing_s, seed=len(tried))
                 if self._is_met(tried[-1]):
                     return self._checked(tried), False
             correction = self._corrected(tried)
-        enough = [attempt for attempt in tried if self._surpluses(attempt) is not None]
+        enough = self._enough(tried)
         if not enough:
-            raise self._not_met(tried) if len(tried) == most else self._no_plan()
-        nearest = min(enough, key=lambda attempt: attempt.objective)
-        others = [attempt for attempt in tried if attempt is not nearest]
-        return self._checked([*others, nearest]), True
+            asked = Asked(self.goals, self.figures, correction)
+            if beyond is not None and nearest is not None:
+                raise out_of_reach(asked, beyond, _told(nearest))
+            if len(tried) < most:
+                raise no_plan(asked, self.allocation)
+            raise not_met(asked, [_told(attempt) for attempt in tried])
+        least = min(enough, key=lambda attempt: attempt.objective)
+        return self._checked([*(attempt for attempt in tried if attempt is not least), least]), True
+
+    def _enough(self, tried: Sequence[Attempt]) -> list[Attempt]:
+        """The attempts that miss no goal."""
+        return [attempt for attempt in tried if self._surpluses(attempt) is not None]
 
     def _checked(self, tried: Sequence[Attempt]) -> tuple[Attempt, ...]:
         for goal in self.goals:
@@ -238,10 +249,22 @@ class _Search:
                 check_steady(tried[-1].comparison, goal)
         return tuple(tried)
 
-    def _fastest(self) -> Chosen:
-        """The levels of the least milliseconds, whatever they lose."""
-        found = choose(self.costs.ms, [], self.costs.sizes)
-        return found or Chosen(self.costs.levers.last, 0.0, "descent", proven=False)
+    def _instead(self, correction: Mapping[str, float]) -> tuple[Chosen, Beyond | None]:
+        """What to try where no plan should meet the goals: one that does to their tolerances, or the nearest.
+
+        And in the second case why none does.
+        """
+        objective, limits = self.figures.problem(self.goals, correction)
+        wider = [
+            Limit(limit.figure, limit.most * (1 + goal.tolerance))
+            for limit, goal in zip(limits, self.goals, strict=True)
+        ]
+        chosen = self._choose(objective, wider)
+        if chosen is not None:
+            return chosen, None
+        beyond = why_beyond(objective, wider, self.costs.sizes)
+        levels = beyond.nearest
+        return Chosen(levels, objective.at(levels), "descent", proven=False), beyond
 
     def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
         begin = time.perf_counter()
@@ -260,13 +283,13 @@ class _Search:
         name = f"plan-{tag(keep)}" if keep else "dense"
         rig = self.rig.fitted(self.groups, keep)
         artifact = rig.artifact(small, name)
-        percentiles = [goal.percentile for goal in self.goals if goal.percentile is not None]
+        timed = [goal for goal in self.goals if goal.kind in TIMED_KINDS]
         with self.rig.quietly():
             comparison = measure_beside(
                 self.figures.dense,
                 rig.open_artifact(artifact),
-                tolerance=min(self._timed_tolerances, default=0.02),
-                percentile=max(percentiles, default=None),
+                tolerance=min((goal.tolerance for goal in timed), default=0.02),
+                goals=timed,
                 seed=seed,
             )
         measured = {
@@ -274,14 +297,19 @@ class _Search:
             for goal in self.goals
         }
         predicted = {str(goal): self.figures.predicted(goal, chosen.levels) for goal in self.goals}
-        seconds = time.perf_counter() - begin + choosing_s
+        batch = self.rig.target.batch
+        intervals = {str(goal): timed_interval(goal, comparison, batch) for goal in timed}
         return Attempt(
-            chosen.levels, chosen.by, predicted, measured, chosen.objective, comparison, choosing_s, seconds
+            chosen.levels,
+            chosen.by,
+            predicted,
+            measured,
+            {goal: found for goal, found in intervals.items() if found is not None},
+            chosen.objective,
+            comparison,
+            choosing_s,
+            time.perf_counter() - begin + choosing_s,
         )
-
-    @property
-    def _timed_tolerances(self) -> list[float]:
-        return [goal.tolerance for goal in self.goals if goal.kind in TIMED_KINDS]
 
     def _surpluses(self, attempt: Attempt) -> list[float] | None:
         """By how much each goal is more than met; None where one is missed by more than its tolerance."""
@@ -320,40 +348,6 @@ class _Search:
             found[str(goal)] = wrong * aside
         return found
 
-    def _out_of_reach(self, best: Attempt) -> GoalError:
-        """Say how fast the fastest model is, and name what keeps it from being faster."""
-        figures = "; ".join(f"{goal}: the best is {best.measured[str(goal)]:,.4g}" for goal in self.goals)
-        return GoalError(
-            f"The goal {' and '.join(map(str, self.goals))} is out of reach: {figures}, measured with every "
-            f"group at its least or its fastest. What takes longest then: {self._slowest(best.levels)}",
-            expected="a goal within that",
-            where="goal",
-            remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "
-            "(granularity: layers, hidden)",
-        )
 
-    def _slowest(self, levels: IntArray) -> str:
-        """The groups that the most milliseconds depend on at these levels."""
-        shares, rest = shares_of_time(self.costs, levels)
-        named = [f"'{name}' ({share:.0%})" for name, share in shares[:NAMED]]
-        return f"{', '.join(named)}, and what no group changes ({rest:.0%})"
-
-    def _no_plan(self) -> GoalError:
-        return GoalError(
-            f"No plan of the allocation {self.allocation!r} should meet {' and '.join(map(str, self.goals))}",
-            expected="a goal that its steps come to",
-            where="allocation",
-            remedy="Ask for less, or let the knapsack choose",
-        )
-
-    def _not_met(self, tried: Sequence[Attempt]) -> GoalError:
-        history = "; ".join(
-            ", ".join(f"{goal}: {attempt.measured[str(goal)]:,.4g}" for goal in self.goals)
-            for attempt in tried[-3:]
-        )
-        return GoalError(
-            f"No plan met the goal within its tolerance in {len(tried)} attempts; the last gave {history}",
-            expected=f"a figure within {min(goal.tolerance for goal in self.goals):.1%} of what was asked",
-            where="goal",
-            remedy="Raise the tolerance, or give the groups more widths to choose from (most_levels)",
-        )
+def _told(attempt: Attempt) -> Measured:
+    return Measured(attempt.levels, attempt.measured, attempt.intervals)

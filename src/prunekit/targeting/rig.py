@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tempfile
+import weakref
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -151,15 +153,18 @@ class Rig:
             return open_it(Path(file.name), inputs)
 
 
-def rig_for(graph: Graph, target: Target, folder: Path, *, of: str = "", in_real_time: bool = False) -> Rig:
+def rig_for(
+    graph: Graph, target: Target, folder: Path | str | None = None, *, of: str = "", real_time: bool = False
+) -> Rig:
     """Make the rig for a traced model.
 
     Args:
         graph: of the model; its example inputs are repeated or cut to the target's batch.
         target: where models are timed.
-        folder: exists, and has room for a few exported models.
+        folder: exists, and has room for a few exported models; default a temporary one, which goes with the
+            rig.
         of: see :attr:`Rig.of`; needed where the folder is used again.
-        in_real_time: see :attr:`Rig.real_time`.
+        real_time: see :attr:`Rig.real_time`.
 
     Raises:
         MeasurementError: this machine does not have the target; or the model takes one batch size only, and
@@ -182,7 +187,11 @@ def rig_for(graph: Graph, target: Target, folder: Path, *, of: str = "", in_real
             remedy="Trace the model with the batch of the target, or let it take any batch",
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
-    return Rig(target, inputs, example, folder, graph.batch_is_open, of, in_real_time)
+    place = Path(tempfile.mkdtemp(prefix="prunekit-") if folder is None else folder)
+    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time)
+    if folder is None:
+        weakref.finalize(rig, shutil.rmtree, place, ignore_errors=True)
+    return rig
 
 
 def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs:

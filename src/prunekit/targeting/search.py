@@ -17,7 +17,7 @@ from prunekit.plan import PruningPlan
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.moves import moved_back, moved_on
 from prunekit.surgery import reduced_graph
-from prunekit.surgery.sensitivity import finite_loss
+from prunekit.surgery.sensitivity import loss_of
 from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.reach import Reached, plan_at
@@ -100,14 +100,15 @@ def refine(
     Raises:
         UsageError: optuna is not installed.
         GoalError: no trials.
-        CalibrationError: a loss that is not a finite number.
+        CalibrationError: a loss that raises, or that is not one finite number; it names the plan's levels.
     """
     start = reached.attempts[-1].levels
     costs = reached.costs or planner.costs
 
     def judged(levels: IntArray) -> float:
         keep = costs.levers.masks(levels)
-        return finite_loss(loss(reduced_graph(planner.model, keep, planner.groups)), "search")
+        where = f"the plan at the levels {levels.tolist()}"
+        return loss_of(loss, reduced_graph(planner.model, keep, planner.groups), where)
 
     searched = search(
         start,

@@ -10,11 +10,9 @@ from torch import nn
 
 from prunekit.errors import MeasurementError
 from prunekit.graph import Groups
-from prunekit.graph.operations import Operations
-from prunekit.plan.figures import operation_terms
 from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import LossCurve
-from prunekit.targeting.costs import costs_of
+from prunekit.targeting.costs import Computation, costs_of
 from prunekit.targeting.identity import model_digest
 from prunekit.targeting.latency_model import LatencyModel, WholeModel
 from prunekit.targeting.operator_times import OperatorTimes, operation_from, plain_operation
@@ -116,15 +114,9 @@ def restore_planner(
         ],
     )
     latency = _latency(content["latency"], times)
-    operations = Operations(groups)
-    terms = operation_terms(operations, levers, groups, batch=rig.batch)
     costs = costs_of(
-        levers,
-        groups,
+        Computation.of(levers, groups, rig.batch),
         latency,
-        terms,
-        operations=operations,
-        batch=rig.batch,
         dense_ms=content["dense_ms"],
         seconds=content["seconds"],
     )

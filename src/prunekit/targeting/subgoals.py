@@ -61,6 +61,9 @@ def goals_of_cycle(
         dense: figures of the parent, by kind (:func:`dense_figures`).
         now: ``macs`` and ``params`` of the model that the cycle starts from.
         speedup: of that model over the parent, as measured.
+
+    Source: budgets that tighten from step to step: Yang et al., 2018, NetAdapt,
+    https://arxiv.org/abs/1804.03230. Deviation: few steps, whose shares the schedule's curve says.
     """
     return tuple(_of_cycle(goal, share, earlier, dense, now, speedup) for goal in goals)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from prunekit.graph import Groups
 from prunekit.graph.operations import Operations
 from prunekit.measure.operation import Operation
-from prunekit.plan.levers import MOST_LEVELS, Lever, find_levers
-from prunekit.plan.limits import UNLIMITED, Limits
+from prunekit.plan.levers import Lever
 from prunekit.plan.select import keep_mask
 from prunekit.targeting.operator_times import OperatorTimes, Progress
 from prunekit.targeting.rig import Rig
+from prunekit.targeting.space import Space
 from prunekit.types import Scores
 
 FINER = 3
@@ -25,14 +26,11 @@ ALIKE = 0.01
 
 def rewarded_widths(
     groups: Groups,
-    chosen: Groups,
+    space: Space,
     scores: Scores,
     rig: Rig,
     times: OperatorTimes,
     *,
-    limits: Limits = UNLIMITED,
-    per_group: Mapping[str, Limits] | None = None,
-    most_levels: int = MOST_LEVELS,
     progress: Progress | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Time the operators of each group at many widths, the others whole, and take the widths that pay.
@@ -44,25 +42,22 @@ def rewarded_widths(
 
     Args:
         groups: all groups of the model.
-        chosen: those that may be pruned.
+        space: which of them may be pruned, how far and at how many widths; a ``round_to`` leaves less to
+            find out.
         scores: by group name ``[units]``.
         rig: where operations are timed.
         times: of this rig's target.
-        limits: what no group may be pruned beyond; a ``round_to`` leaves less to find out.
-        per_group: limits of groups that match a pattern.
-        most_levels: widths for each group, the whole one included.
         progress: called with (operations done, of how many).
 
     Returns:
-        By group name the units to keep, falling, for ``find_levers(widths=...)``.
+        By group name the units to keep, falling, for :meth:`prunekit.targeting.Space.levers`.
+
+    Source: that libraries reward some numbers of channels and punish others: Radu et al., 2019, Performance
+    Aware Convolutional Neural Network Channel Pruning for Embedded GPUs, https://arxiv.org/abs/2002.08697.
+    How the widths are picked is ours.
     """
-    fine = find_levers(
-        chosen.prunable,
-        scores,
-        limits=limits,
-        per_group=per_group,
-        most_levels=FINER * (most_levels - 1) + 1,
-    )
+    most = space.most_levels
+    fine = replace(space, most_levels=FINER * (most - 1) + 1).levers(space.select(groups), scores)
     operations = Operations(groups)
     widths = [lever for lever in fine if lever.unit is None]
     along = {lever.name: _along(lever, operations, groups, rig.batch) for lever in widths}
@@ -70,7 +65,7 @@ def rewarded_widths(
     found = {}
     for lever in widths:
         ms = np.sum([[times.net_ms(one) for one in each] for each in along[lever.name]], axis=0)
-        kept = lever.kept if not along[lever.name] else lever.kept[_best(lever.kept, ms, most_levels)]
+        kept = lever.kept if not along[lever.name] else lever.kept[_best(lever.kept, ms, most)]
         found[lever.name] = tuple((kept * lever.group.blocks).tolist())
     return found
 

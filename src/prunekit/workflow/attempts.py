@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from prunekit.plan import Goal
-from prunekit.targeting import Planner, Reached, predicted_front
+from prunekit.targeting import Attempt, Planner, Reached, predicted_front
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.workflow.job import Result
 
@@ -20,8 +20,9 @@ POINTS = 12
 def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Result:
     """The record of how the goals of a cycle were reached.
 
-    ``asked`` and, of each attempt, ``predicted`` and ``measured`` are in the order of the goals, of
-    ``macs`` those of one example. Losses and speed-ups are relative to the model that the cycle starts from.
+    ``asked`` and, of each attempt, ``predicted``, ``measured`` and ``intervals`` are in the order of goals,
+    of ``macs`` those of one example; an interval is None where nothing was timed. Losses and speed-ups are
+    relative to the model that the cycle starts from.
     """
     losses = planner.losses
     last = reached.attempts[-1]
@@ -33,6 +34,7 @@ def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Resu
                 "by": attempt.by,
                 "predicted": [attempt.predicted[str(goal)] for goal in asked],
                 "measured": [attempt.measured[str(goal)] for goal in asked],
+                "intervals": [_interval(attempt, goal) for goal in asked],
                 "loss": losses.at(attempt.levels),
                 "speedup": asdict(attempt.comparison.speedup),
                 "predicted_speedup": planner.costs.speedup(attempt.levels),
@@ -49,3 +51,8 @@ def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Resu
             {"speedup": point.speedup, "loss": point.loss} for point in predicted_front(planner, POINTS)
         ],
     }
+
+
+def _interval(attempt: Attempt, goal: Goal) -> Result | None:
+    found = attempt.intervals.get(str(goal))
+    return None if found is None else found.as_dict()

@@ -1,14 +1,18 @@
-"""Two exported models, or one, under the LoadGen protocol."""
+"""Two exported models, or one, under the LoadGen protocol: on one target, in one scenario or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from prunekit.errors import UsageError
 from prunekit.measure import (
+    RUNTIMES,
     SCENARIOS,
     Cost,
     EnergyReading,
@@ -18,6 +22,7 @@ from prunekit.measure import (
     Made,
     Runner,
     Scenario,
+    Target,
     Throughput,
     ThroughputComparison,
     compare_scenarios,
@@ -28,15 +33,20 @@ from prunekit.measure import (
     make_inputs,
     max_throughput,
     measure_energy,
-    open_onnx,
+    open_target,
     read_inputs,
     run_load,
 )
+from prunekit.measure.target import RuntimeName
 from prunekit.measure.throughput import PRECISION
 from prunekit.types import Speedup
 from prunekit.workflow.outcome import Row
 
 Say = Callable[[str], None]
+WITHOUT_A_BOUND: tuple[Scenario, ...] = ("single_stream", "offline")
+"""What is measured where nothing is said: how long one takes, and how many go through."""
+
+PROTOCOL = "Measured under the LoadGen protocol; this is not an audited benchmark result."
 PERCENTILES = ("p50_ms", "p90_ms", "p95_ms", "p97_ms", "p99_ms", "p99_9_ms")
 Found = LoadResult | LoadComparison | Throughput | ThroughputComparison
 
@@ -48,10 +58,12 @@ class LoadRequest:
     Attributes:
         dense: an ONNX file.
         pruned: another one to compare it with; None = the first alone.
-        scenario: one of :data:`prunekit.measure.SCENARIOS`, with ``-`` or ``_``.
+        scenarios: some of :data:`prunekit.measure.SCENARIOS`, with ``-`` or ``_``, one after another. Where
+            none is named, the Server scenario if there is a bound, else :data:`WITHOUT_A_BOUND`.
+        runtime: one that takes files: ``onnxruntime`` or ``openvino``.
         threads: of the runtime.
         settings: durations, counts, batching and seed; the rate, too, for a Server test at one rate.
-        p99_ms: the Server scenario's bound.
+        p99_ms: the Server scenario's bound, > 0; only with that scenario.
         precision: of the search for the highest rate.
         rounds: tests of each model where two are compared at one load.
         made: how inputs are made.
@@ -62,7 +74,8 @@ class LoadRequest:
 
     dense: Path
     pruned: Path | None = None
-    scenario: str = "server"
+    scenarios: tuple[str, ...] = ()
+    runtime: str = "onnxruntime"
     threads: int = 1
     settings: LoadSettings = field(default_factory=lambda: LoadSettings("server"))
     p99_ms: float | None = None
@@ -75,8 +88,8 @@ class LoadRequest:
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What was found.
+class Load:
+    """What was found in one scenario.
 
     Attributes:
         scenario: our name of it.
@@ -84,8 +97,6 @@ class LoadReport:
         notes: sentences the reader of the rows must know.
         found: the figures behind the rows.
         costs: of the dense model and the pruned one; empty without a price.
-        energy: where it was asked for.
-        environment: the machine.
     """
 
     scenario: str
@@ -93,6 +104,35 @@ class LoadReport:
     notes: tuple[str, ...]
     found: Found
     costs: tuple[Cost, ...]
+
+    def values(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {
+            "scenario": self.scenario,
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+            "found": asdict(self.found),
+            "costs": [asdict(cost) for cost in self.costs],
+        }
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was found.
+
+    Attributes:
+        target: where.
+        loads: by scenario, in the order in which they were asked.
+        rows: what does not belong to one scenario: energy, where it was asked for and is counted.
+        notes: sentences the reader of all rows must know.
+        energy: where it was asked for.
+        environment: the machine.
+    """
+
+    target: Target
+    loads: tuple[Load, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
     energy: EnergyReading | None
     environment: dict[str, Any]
 
@@ -100,11 +140,10 @@ class LoadReport:
         """Everything as plain JSON."""
         return {
             "protocol": "LoadGen",
-            "scenario": self.scenario,
+            "target": asdict(self.target),
+            "loads": [load.values() for load in self.loads],
             "rows": [asdict(row) for row in self.rows],
             "notes": list(self.notes),
-            "found": asdict(self.found),
-            "costs": [asdict(cost) for cost in self.costs],
             "energy": asdict(self.energy) if self.energy else None,
             "environment": self.environment,
         }
@@ -121,49 +160,84 @@ def measure_load(request: LoadRequest, say: Say | None = None) -> LoadReport:
         say: called with one line about each test.
 
     Raises:
-        UsageError: a scenario that does not exist, a bound that is lacking or of no use.
-        MeasurementError: a file, inputs or settings that cannot be used, LoadGen is not installed, or a
-            model that fails.
+        UsageError: a scenario or a runtime that does not exist, a bound or a rate that is lacking, of no use
+            or out of range.
+        MeasurementError: a file, inputs or settings that cannot be used, LoadGen or the runtime is not
+            installed, or a model that fails.
     """
-    settings = _settings(request)
+    planned = _planned(request)
     load_loadgen()
     inputs = read_inputs(request.inputs) if request.inputs else make_inputs(request.dense, request.made)
+    target = _target(request, inputs)
     paths = [path for path in (request.dense, request.pruned) if path]
-    runners = [open_onnx(path, inputs, threads=request.threads) for path in paths]
-    found = _measure(request, settings, runners, say)
+    runners = [open_target(target, path, inputs) for path in paths]
+    loads = [_load(_measure(request, settings, runners, say), settings, request) for settings in planned]
     energy = None
     if request.energy and len(runners) == 2:
         energy = measure_energy(*runners)
-    sides = _sides(found)
-    costs = _costs(sides, request.price_per_hour)
-    rows = [*_rows(found, sides, costs), *_energy_rows(energy)]
-    notes = [*_notes(found), *([f"Energy: {energy.reason}."] if energy else [])]
+    notes = [PROTOCOL, *([f"Energy: {energy.reason}."] if energy else [])]
     if request.energy and energy is None:
         notes.append("Energy is measured for two models, in turns, and there is one.")
     return LoadReport(
-        scenario=settings.scenario,
-        rows=tuple(rows),
+        target=target,
+        loads=tuple(loads),
+        rows=tuple(_energy_rows(energy)),
         notes=tuple(notes),
-        found=found,
-        costs=costs,
         energy=energy,
         environment=environment(request.threads),
     )
 
 
-def _settings(request: LoadRequest) -> LoadSettings:
-    scenario = request.scenario.replace("-", "_")
-    if scenario not in SCENARIOS:
-        known = ", ".join(name.replace("_", "-") for name in SCENARIOS)
-        raise UsageError(f"The scenario {request.scenario!r} was asked for", expected=f"one of {known}")
-    if scenario == "server" and request.p99_ms is None:
+def _planned(request: LoadRequest) -> list[LoadSettings]:
+    """The loads that are asked for, in order."""
+    bound, rate = request.p99_ms, request.settings.target_qps
+    usual = WITHOUT_A_BOUND if bound is None and rate is None else ("server",)
+    named = [name.replace("-", "_") for name in request.scenarios or usual]
+    for name, given in zip(named, request.scenarios, strict=False):
+        if name not in SCENARIOS:
+            known = ", ".join(map(_words, SCENARIOS))
+            raise UsageError(f"The scenario {given!r} was asked for", expected=f"one of {known}")
+    if "server" in named and bound is None:
         raise UsageError(
             "The server scenario was asked for without a bound on the latency",
             remedy="Give the 99th percentile that the answers must keep, in milliseconds: --p99-ms 20",
         )
+    for option, value in (("p99-ms", bound), ("qps", rate)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{option} is {value:g}", expected="a number above 0")
+        if value is not None and "server" not in named:
+            raise UsageError(
+                f"--{option} is given, and {' and '.join(request.scenarios)} has none",
+                expected="the server scenario, the only one with a rate and a bound",
+                remedy=f"Leave --{option} out, or ask for --scenario server",
+            )
     if request.price_per_hour is not None and request.price_per_hour < 0:
         raise UsageError(f"The price per hour is {request.price_per_hour}", expected="a number of 0 or more")
-    return replace(request.settings, scenario=cast(Scenario, scenario), bound_ms=request.p99_ms)
+    return [_of_scenario(cast(Scenario, name), request) for name in dict.fromkeys(named)]
+
+
+def _of_scenario(scenario: Scenario, request: LoadRequest) -> LoadSettings:
+    if scenario == "server":
+        return replace(request.settings, scenario=scenario, bound_ms=request.p99_ms)
+    return replace(request.settings, scenario=scenario, target_qps=None)
+
+
+def _target(request: LoadRequest, inputs: Mapping[str, np.ndarray]) -> Target:
+    """Where the models run, on as many samples as the inputs have."""
+    runtimes = [name for name, runtime in RUNTIMES.items() if runtime.takes == "file"]
+    if request.runtime not in runtimes:
+        raise UsageError(
+            f"The runtime {request.runtime!r} was asked for",
+            expected=f"one that takes ONNX files: {' or '.join(runtimes)}",
+        )
+    rows = next((len(array) for array in inputs.values() if array.ndim), 1)
+    return Target(cast(RuntimeName, request.runtime), threads=request.threads, batch=rows)
+
+
+def _load(found: Found, settings: LoadSettings, request: LoadRequest) -> Load:
+    sides = _sides(found)
+    costs = _costs(sides, request.price_per_hour)
+    return Load(settings.scenario, tuple(_rows(found, sides, costs)), tuple(_notes(found)), found, costs)
 
 
 def _measure(
@@ -197,7 +271,12 @@ def _line(result: LoadResult) -> str:
     )
     if result.cut_short:
         figure = f"ended early, {result.late} of {result.served} answers late"
-    return f"{result.model}{at}: {verdict}, {figure}"
+    return f"{_words(result.settings.scenario)}, {result.model}{at}: {verdict}, {figure}"
+
+
+def _words(scenario: str) -> str:
+    """A scenario as the command line spells it."""
+    return scenario.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -291,15 +370,12 @@ def _speedup_row(quantity: str, speedup: Speedup) -> Row:
 
 
 def _notes(found: Found) -> list[str]:
-    notes = ["Measured under the LoadGen protocol; this is not an audited benchmark result."]
     results: tuple[LoadResult, ...] = ()
     if isinstance(found, LoadResult):
         results = (found,)
     elif isinstance(found, LoadComparison):
         results = found.dense + found.pruned
     bad = [result for result in results if not result.valid]
-    if bad:
-        notes.append(
-            f"LoadGen calls {len(bad)} of {len(results)} tests not valid: {' '.join(bad[0].reasons)}"
-        )
-    return notes
+    if not bad:
+        return []
+    return [f"LoadGen calls {len(bad)} of {len(results)} tests not valid: {' '.join(bad[0].reasons)}"]

@@ -25,15 +25,18 @@ from prunekit.recover import shares
 from prunekit.targeting import (
     Planner,
     Reached,
+    Space,
+    Timing,
     dense_figures,
     goals_of_cycle,
     measure_target,
     restore_planner,
     stored_planner,
 )
+from prunekit.targeting.identity import timing_digest
 from prunekit.targeting.operator_times import load_operator_times
-from prunekit.targeting.planner import NARROWEST
 from prunekit.targeting.rig import rig_for
+from prunekit.targeting.space import NARROWEST
 from prunekit.types import Scores
 from prunekit.workflow.attempts import record_of
 from prunekit.workflow.deciding import name_of, plan_before, weights_before
@@ -75,7 +78,7 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
         section, target = job.recipe.target_or_default, target_of(job.recipe)
         scores = _scores(job, cycle)
         model, groups = _model_now(job, cycle, scores)
-        digest = target.digest(environment())
+        digest = timing_digest(target, real_time=section.real_time)
         kept = job.unfinished / "tables"
         earlier = job.files.get(f"{name_of(cycle - 1)}/target/{TIMES}")
         if earlier is not None:
@@ -84,18 +87,19 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
             planner = measure_target(
                 model,
                 target=target,
-                folder=folder,
+                space=Space(
+                    tuple(sorted(job.recipe.groups.kinds)),
+                    limits=Limits(max_sparsity=1.0),
+                    per_group=_limits_left(job.recipe, prunable_groups(job), groups),
+                    most_levels=section.most_levels,
+                ),
                 loss=calibration_loss(job, groups) if section.sensitivities else None,
                 scores=scores,
                 criterion=job.recipe.importance.criterion,
-                granularity=tuple(sorted(job.recipe.groups.kinds)),
-                limits=Limits(),
-                per_group=_limits_left(job.recipe, prunable_groups(job), groups),
-                most_levels=section.most_levels,
-                variants=section.variants,
+                timing=Timing(
+                    real_time=section.real_time, variants=section.variants, folder=folder, tables=kept
+                ),
                 groups=groups,
-                tables=kept,
-                in_real_time=section.real_time,
                 progress=lambda phase, done, of: job.progress(*_overall(phase, done, of)),
             )
         job.progress(STEPS * len(PHASES), STEPS * len(PHASES))
@@ -154,7 +158,7 @@ def take_over(earlier: Path, table: Path, target: str) -> None:
     Args:
         earlier: times of operations, as an earlier cycle left them; maybe on another machine.
         table: where the times of this target are kept.
-        target: its digest, with its machine.
+        target: its digest, with its machine and way of timing.
     """
     if not table.exists() and json.loads(earlier.read_text()).get("target") == target:
         table.parent.mkdir(parents=True, exist_ok=True)
@@ -206,20 +210,22 @@ def _restored(job: Job, cycle: int, folder: Path) -> Planner:
     """The planner of this cycle as its target stage left it.
 
     Raises:
-        MeasurementError: it was measured on another machine.
+        MeasurementError: it was measured on another machine, or timed in another way.
     """
     place, target = f"{name_of(cycle)}/target", target_of(job.recipe)
     check_target(target)
-    digest = target.digest(environment())
+    real_time = job.recipe.target_or_default.real_time
+    digest = timing_digest(target, real_time=real_time)
     content = _read(job, f"{place}/{COSTS}")
     if content["times"] != digest:
         raise MeasurementError(
-            "The target was measured on another machine, or with another version of its runtime",
+            "The target was measured on another machine, with another version of its runtime, or with "
+            "real-time scheduling where this process has none (or the other way round)",
             where=str(target),
             remedy=f"Remove stages/{place} from the run directory and run again: it is measured here then",
         )
     model, groups = _model_now(job, cycle, _scores(job, cycle))
-    rig = rig_for(groups.graph, target, folder, in_real_time=job.recipe.target_or_default.real_time)
+    rig = rig_for(groups.graph, target, folder, real_time=real_time)
     times = load_operator_times(digest, job.files[f"{place}/{TIMES}"])
     return restore_planner(content, model, groups, rig, times)
 

@@ -12,7 +12,7 @@ from torch import nn
 from prunekit.measure import RUNTIMES, LatencyComparison, Target, file_size
 from prunekit.plan import Goal, PruningPlan
 from prunekit.targeting.goal_figures import AT_LEAST, stored_bytes
-from prunekit.targeting.measuring import timed_figure
+from prunekit.targeting.measuring import timed_figure, timed_interval
 from prunekit.workflow.deciding import name_of
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import groups_of, read_plan
@@ -49,6 +49,7 @@ def judged_goals(job: Job, found: Validated) -> list[Result]:
         asked = _asked(goal, plan)
         value = _value(goal, job, found, plan)
         value = before if value is None else value
+        known = timed_interval(goal, found.latency, found.target.batch)
         surplus = value / asked - 1 if goal.kind in AT_LEAST else 1 - value / asked
         judged.append(
             {
@@ -57,6 +58,7 @@ def judged_goals(job: Job, found: Validated) -> list[Result]:
                 "asked": asked,
                 "planned": before,
                 "validated": value,
+                "interval": None if known is None else known.as_dict(),
                 "met": surplus >= -goal.tolerance,
                 "same_target": found.target == target_of(job.recipe),
             }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,21 @@ class OpenvinoRunner:
         path: the file.
         options: how it was compiled, plain JSON for the record.
         inputs: by input name; what a call runs on.
+        compiled_for: the same model, compiled for the shapes of other inputs, which it then runs on.
     """
 
-    def __init__(self, path: Path, compiled: openvino.CompiledModel, inputs: Arrays, options: dict) -> None:
+    def __init__(
+        self,
+        path: Path,
+        compiled: openvino.CompiledModel,
+        inputs: Arrays,
+        options: dict,
+        compile_for: Callable[[Arrays], OpenvinoRunner],
+    ) -> None:
         self.name = path.name
         self.path = path
         self.options = options
+        self.compiled_for = compile_for
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._output_names = [port.get_any_name() for port in compiled.outputs]
@@ -128,7 +138,8 @@ def open_openvino(
         compiled = open_compiled(str(path), inputs, wanted)
     except RuntimeError as error:
         raise _refused(path, error) from error
-    return OpenvinoRunner(path, compiled, inputs, _record(compiled, precision, (*RECORDED, *more)))
+    again = partial(open_openvino, path, threads=threads, precision=precision, properties=properties)
+    return OpenvinoRunner(path, compiled, inputs, _record(compiled, precision, (*RECORDED, *more)), again)
 
 
 def check_inputs(path: Path, model: openvino.Model | openvino.CompiledModel, inputs: Arrays) -> None:

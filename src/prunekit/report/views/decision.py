@@ -13,6 +13,7 @@ from prunekit.report.figures import (
     Figure,
     Metric,
     as_set,
+    confidence,
     count,
     derived,
     measured,
@@ -222,11 +223,6 @@ def change_interval(evaluation: Entry, metric: Metric) -> str:
         return ""
     which = confidence(evaluation.at("confidence"))
     return f"{which}{metric.change_text(low, n)} to {metric.change_text(high, n)}{unit}"
-
-
-def confidence(entry: Entry) -> str:
-    """Say which interval: ``95 % interval `` or "" where it is not recorded."""
-    return "" if entry.number is None else f"{100 * entry.number:.3g}{NARROW_SPACE}% interval "
 
 
 def goal(run: RunRecord) -> Goal | None:

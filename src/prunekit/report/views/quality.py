@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunekit.report.charts import Scale, Tick, Whisker, scale_over, whisker
-from prunekit.report.figures import Figure, Metric, count, probability
+from prunekit.report.figures import Figure, Metric, confidence, count, probability
 from prunekit.report.reading import Entry, RunRecord
-from prunekit.report.views.decision import confidence
 
 SHOWN_AT_FIRST = 40
 """Rows that are open; the others can be opened, and are printed."""

@@ -11,6 +11,7 @@ from prunekit.report.figures import (
     Figure,
     as_set,
     chosen,
+    confidence,
     count,
     derived,
     measured,
@@ -41,6 +42,7 @@ class GoalRow:
     """One goal: what was asked, what planning measured, what validation measured on the model that ships.
 
     Attributes:
+        interval: of what was validated, where it is a time; else "".
         met: by what validation measured; None where it has not been.
     """
 
@@ -49,17 +51,23 @@ class GoalRow:
     tolerance: str
     planned: Figure
     validated: Figure
+    interval: str
     met: bool | None
 
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """One plan that was exported and timed; one figure for each goal."""
+    """One plan that was exported and timed; one figure for each goal.
+
+    Attributes:
+        intervals: of what was measured, where it is a time; else "".
+    """
 
     number: int
     asked: tuple[Figure, ...]
     predicted: tuple[Figure, ...]
     measured: tuple[Figure, ...]
+    intervals: tuple[str, ...]
     error: Figure
     loss: Figure
     seconds: Figure
@@ -130,6 +138,22 @@ def figure_of(entry: Entry, kind: str) -> Figure:
     return count(entry) if kind in ("macs", "params") else measured(entry, unit)
 
 
+def interval_text(interval: Entry, kind: str) -> str:
+    """An interval of a timed figure, with its confidence; "" where none is recorded.
+
+    An end that too few runs lay beyond to tell is left open.
+    """
+    low, high = interval.at("low").number, interval.at("high").number
+    unit = KINDS.get(kind, ("", ""))[1]
+    unit = unit if unit in ("", TIMES) else f"{NARROW_SPACE}{unit}"
+    which = confidence(interval.at("confidence"))
+    if low is not None and high is not None:
+        return f"{which}{significant(low)} to {significant(high)}{unit}"
+    if low is not None:
+        return f"{which}from {significant(low)}{unit} up"
+    return "" if high is None else f"{which}up to {significant(high)}{unit}"
+
+
 def asked_figure(goal: Entry) -> Figure:
     """What a goal asks for, with its unit."""
     kind, remove, reach = goal.at("kind").text, goal.at("remove"), goal.at("reach")
@@ -156,6 +180,7 @@ def _goal_row(goal: Entry, cycle: Cycle, place: int, judged: list[Entry]) -> Goa
         tolerance="" if tolerance is None else f"{as_set(100 * tolerance)}{NARROW_SPACE}%",
         planned=figure_of(cycle.plan.at("planned", place), kind),
         validated=figure_of(found.at("validated"), kind),
+        interval=interval_text(found.at("interval"), kind),
         met=found.at("met").flag,
     )
 
@@ -197,6 +222,9 @@ def _attempt(number: int, attempt: Entry, plan: Entry) -> AttemptRow:
         asked=tuple(_asked_of_cycle(goal) for goal in goals),
         predicted=tuple(figure_of(attempt.at("predicted", place), kind) for place, kind in enumerate(kinds)),
         measured=tuple(figure_of(attempt.at("measured", place), kind) for place, kind in enumerate(kinds)),
+        intervals=tuple(
+            interval_text(attempt.at("intervals", place), kind) for place, kind in enumerate(kinds)
+        ),
         error=_error(attempt.at("predicted_speedup"), attempt.at("speedup", "median")),
         loss=measured(attempt.at("loss")),
         seconds=measured(attempt.at("seconds"), "s"),

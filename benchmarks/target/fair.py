@@ -1,0 +1,135 @@
+"""What ways of choosing are compared by: the same scores, the same loss, the same mending, the same speed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import prunekit as pk
+from prunekit.measure import LatencyComparison
+from prunekit.targeting import Planner
+from prunekit.targeting.measuring import measure_beside
+
+TOLERANCE = 0.03
+TRIES = 10
+
+Loss = Callable[[nn.Module], float]
+
+
+def mended(model: nn.Module, batches: Sequence[pk.Batch]) -> nn.Module:
+    """The model with the running statistics of its batch norms recomputed: pruning makes them wrong."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        pk.recalibrate_norms(model, batches)
+    return model.eval()
+
+
+def divergence(dense: nn.Module, on: Sequence[pk.Batch], mending: Sequence[pk.Batch]) -> Loss:
+    """The mean KL divergence of a mended model's classes from the dense model's.
+
+    Args:
+        dense: gives logits ``[batch, classes]``.
+        on: what both are asked.
+        mending: what the running statistics are recomputed on.
+    """
+
+    def logits(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(*batch.args, **batch.kwargs) for batch in on]).log_softmax(1)
+
+    right = logits(dense.eval())
+
+    def loss(small: nn.Module) -> float:
+        found = logits(mended(copy.deepcopy(small), mending))
+        return float(nn.functional.kl_div(found, right, reduction="batchmean", log_target=True))
+
+    return loss
+
+
+def scores(
+    model: nn.Module, groups: pk.Groups, granularity: Sequence[str], batches: Sequence[pk.Batch]
+) -> Mapping[str, Any]:
+    """Wanda's for widths, block influence for layers."""
+    chosen = groups.select(granularity=granularity)
+    needs = pk.needs_of("wanda", "block_influence")
+    stats = pk.collect(model, batches, groups=chosen, needs=needs)
+    found: dict[str, Any] = {}
+    for criterion, depth in (("wanda", False), ("block_influence", True)):
+        some = [group for group in chosen if group.is_depth == depth]
+        if some:
+            found |= pk.score(model, some, criterion, stats=stats)
+    return found
+
+
+@dataclass(frozen=True)
+class Equal:
+    """A model of the speed that was asked for.
+
+    Attributes:
+        model: pruned, not mended.
+        comparison: beside the dense model.
+        macs_left: the share of the dense model's.
+    """
+
+    model: nn.Module
+    comparison: LatencyComparison
+    macs_left: float
+
+
+def reached(planner: Planner, speedup: float, way: str) -> Equal:
+    """By a way of choosing that prunekit has.
+
+    Raises:
+        PrunekitError: it cannot be that fast.
+    """
+    goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
+    found = planner.reach(goal, allocation=way)  # pyright: ignore[reportArgumentType]
+    left = found.plan.after.macs / found.plan.before.macs
+    return Equal(planner.remove(found)[0].model, found.comparison, left)
+
+
+def torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal | None:
+    """By Torch-Pruning, at the uniform channel sparsity that measures that fast, found by bisection.
+
+    None where no sparsity does within the tolerance.
+    """
+    with planner.rig.quietly():
+        whole = planner.rig.open_artifact(planner.rig.artifact(planner.model, "dense"))
+    before = _macs(planner.model, example)
+    low, high = 0.0, 0.95
+    for _ in range(TRIES):
+        sparsity = (low + high) / 2
+        small = _uniform(planner.model, example, sparsity)
+        artifact = planner.rig.artifact(small, f"torch-pruning-{sparsity:.6f}")
+        with planner.rig.quietly():
+            found = measure_beside(whole, planner.rig.open_artifact(artifact), tolerance=TOLERANCE)
+        if abs(found.speedup.median / speedup - 1) <= TOLERANCE:
+            return Equal(small, found, _macs(small, example) / before)
+        low, high = (sparsity, high) if found.speedup.median < speedup else (low, sparsity)
+    return None
+
+
+def _macs(model: nn.Module, example: Tensor) -> float:
+    import torch_pruning as tp
+
+    return float(tp.utils.count_ops_and_params(model, example)[0])
+
+
+def _uniform(model: nn.Module, example: Tensor, sparsity: float) -> nn.Module:
+    import torch_pruning as tp
+
+    small = copy.deepcopy(model).eval()
+    classifier = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
+    pruner = tp.pruner.MagnitudePruner(
+        small,
+        example,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=sparsity,
+        ignored_layers=[classifier],
+    )
+    pruner.step()
+    return small.eval()
