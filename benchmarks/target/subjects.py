@@ -13,6 +13,8 @@ from benchmarks import assets
 
 CHANNELS = ("channel", "layer")
 TRANSFORMER = ("head", "neuron", "layer")
+DECODER = ("head_group", *TRANSFORMER)
+"""With the heads of keys and values, which the cache consists of."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,19 @@ def _smollm2_prefill() -> Subject:
     return Subject(model.eval(), (), TRANSFORMER, "trained", tokens)
 
 
+def _smollm2_decode() -> Subject:
+    from transformers import DynamicCache
+
+    model = assets.load("smollm2-135m").model
+    config = model.config
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        keys, values = torch.randn(2, 2, config.num_key_value_heads, 256, config.head_dim)
+        cache.update(keys, values, layer)
+    step = {"input_ids": torch.randint(0, 40000, (2, 1)), "past_key_values": cache, "use_cache": True}
+    return Subject(model.eval(), (), DECODER, "trained", step)
+
+
 SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "ResNet-50": _resnet50,
     "MobileNetV2": _mobilenet_v2,
@@ -83,5 +98,6 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "EfficientNet-Lite0": _efficientnet_lite0,
     "MiniLM, 128 tokens": _minilm,
     "SmolLM2-135M, prefill 256": _smollm2_prefill,
+    "SmolLM2-135M, decode at 256": _smollm2_decode,
 }
 """By name, how each is made."""

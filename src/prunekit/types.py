@@ -53,6 +53,10 @@ def lies_in(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
+Role = Literal["producer", "consumer", "follower"]
+"""What a slice does with the units of its group, see :class:`Slice`."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One dimension of one parameter or buffer along which the units of a group lie.
@@ -76,7 +80,7 @@ class Slice:
     tensor: str
     dim: int
     units: IntArray
-    role: Literal["producer", "consumer", "follower"]
+    role: Role
     block_dim: int | None = None
     block_of: IntArray | None = None
     company: IntArray | None = None

@@ -84,6 +84,11 @@ def on_device(inputs: Inputs, device: torch.device) -> Inputs:
     return pytree.tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, inputs)
 
 
+def copies(inputs: Inputs) -> Inputs:
+    """The same inputs, tensors and what holds them, which a model may write to."""
+    return pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+
+
 def _output_leaves(value: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     try:
         leaves, _ = pytree.tree_flatten_with_path(value)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from prunekit.deploy.inputs import (
     Inputs,
     batch_size,
+    copies,
     doubled,
     has_batch,
     input_names,
@@ -181,8 +182,11 @@ class _Flat(nn.Module):
 
 
 def _names_of_outputs(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Run the model as it is, which also tells a wrong example input from a fault of the exporter."""
-    args, kwargs = inputs
+    """Run the model as it is, which also tells a wrong example input from a fault of the exporter.
+
+    On copies: a cache grows with every call.
+    """
+    args, kwargs = copies(inputs)
     try:
         outputs = output_tensors(model(*args, **kwargs))
     except Exception as error:  # the user's own code runs here

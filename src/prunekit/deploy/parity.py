@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunekit.deploy.inputs import Inputs, batch_size, doubled, on_device, one_example, output_tensors
+from prunekit.deploy.inputs import (
+    Inputs,
+    batch_size,
+    copies,
+    doubled,
+    on_device,
+    one_example,
+    output_tensors,
+)
 from prunekit.deploy.onnx import OnnxExport, feed
 from prunekit.errors import ExportError, MeasurementError
 from prunekit.measure import open_onnx
@@ -239,7 +247,7 @@ def _between(dense: nn.Module, pruned: nn.Module, given: Sequence[Inputs]) -> Di
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    args, kwargs = on_device(inputs, device_of(model))
+    args, kwargs = copies(on_device(inputs, device_of(model)))
     with evaluating(model), torch.no_grad():
         try:
             return list(output_tensors(model(*args, **kwargs)).values())

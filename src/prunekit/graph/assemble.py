@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunekit.graph.atoms import Dim, Fixed, Reason
-from prunekit.graph.axes import Axis, Structure, block_of
+from prunekit.graph.axes import Axis, Structure
+from prunekit.graph.places import slice_at
 from prunekit.graph.trace import Graph
 from prunekit.types import BoolArray, Frozen, Granularity, Group, IntArray, Slice
 
+GIVEN = Reason("input", "it runs along an input, and nothing in the model computes what lies along it")
 NO_PARAMETER = Reason("buffer", "only buffers run along it, so there is nothing to score")
 
 
@@ -26,10 +28,12 @@ def assemble(
     for number, axis in enumerate(structure.axes):
         if axis.reason is not None and axis.reason.obvious:
             continue
-        slices = described.slices(number, axis)
+        slices = described.slices(number)
         reason = axis.reason
         if reason is None and not any(part.tensor in graph.trainable for part in slices):
             reason = NO_PARAMETER
+        if reason is None and number in described.given and not any(p.role == "producer" for p in slices):
+            reason = GIVEN
         if reason is not None:
             size = len(axis.roots)
             name = _unique(f"{slices[0].tensor}:{slices[0].dim}", taken)
@@ -78,6 +82,14 @@ class _Describer:
         self._least = self._first([dim for dim, _ in atoms.least], least, -1)
         self._holds_heads = self._outer_heads()
         self._places = self._slices_by_axis()
+        self.given = frozenset(
+            number
+            for dims in structure.labels.inputs.values()
+            for dim in dims
+            if not isinstance(dim, Fixed)
+            for number in np.unique(structure.axis_of[structure.members(dim)]).tolist()
+        )
+        """Axes that run along an input."""
 
     def _first(
         self, dims: list[IntArray], values: Sequence[int], none: int, *, keep: str = "smallest"
@@ -111,12 +123,11 @@ class _Describer:
                         found.setdefault(number, []).append((tensor, position, dim))
         return found
 
-    def slices(self, number: int, axis: Axis) -> tuple[Slice, ...]:
+    def slices(self, number: int) -> tuple[Slice, ...]:
         """Every dimension of a parameter, buffer or constant that an axis runs along."""
-        return tuple(self._slice(*place, number, axis) for place in self._places.get(number, []))
+        return tuple(self._slice(*place, number) for place in self._places.get(number, []))
 
-    def _slice(self, tensor: str, position: int, dim: IntArray, number: int, axis: Axis) -> Slice:
-        units, detached = self.structure.units(dim, number, axis)
+    def _slice(self, tensor: str, position: int, dim: IntArray, number: int) -> Slice:
         role = (
             "producer"
             if self._produced[dim].any()
@@ -124,21 +135,8 @@ class _Describer:
             if self._consumed[dim].any()
             else "follower"
         )
-        company = self.structure.company(dim, number, axis)
-        if not detached:
-            return Slice(tensor, position, units, role, company=company)
         dims = self.structure.labels.tensors[tensor]
-        block_dim = self._block_dim(dims, position, axis)
-        blocks = block_of(self.structure.members(_labelled(dims[block_dim])), axis.blocks)
-        return Slice(tensor, position, units, role, block_dim, blocks, company)
-
-    def _block_dim(self, dims: tuple[Dim, ...], position: int, axis: Axis) -> int:
-        for other, dim in enumerate(dims):
-            if other == position or isinstance(dim, Fixed):
-                continue
-            if (block_of(self.structure.members(dim), axis.blocks) >= 0).all():
-                return other
-        raise AssertionError("an axis with blocks has them in every tensor")
+        return slice_at(self.structure, number, dims, position, tensor=tensor, role=role)
 
     def granularity(self, axis: Axis, slices: tuple[Slice, ...]) -> Granularity:
         """What one unit is, by what the operators say of it and by what produces it.

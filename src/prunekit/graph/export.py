@@ -46,6 +46,7 @@ def export(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs]:
     Raises:
         TraceError: torch.export cannot follow the model; says where in the user's code.
     """
+    _register_opaque(inputs)
     wide = _batch_of_two(inputs)
     attempts = [(wide, True, True), (wide, False, True), (inputs, False, True)]
     failure: Exception | None = None
@@ -72,16 +73,28 @@ def _export(
     model: nn.Module, args: tuple, kwargs: dict, *, is_open: bool, has_gradients: bool
 ) -> ExportedProgram:
     """Regions of the model without gradients are only told from others where gradients are on."""
-
-    def spec(value: Any) -> Any:
-        return {0: ExportDim.AUTO} if isinstance(value, Tensor) and value.ndim > 0 else None
-
-    shapes = (pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)) if is_open else None
+    shapes = (_open_shapes(args), _open_shapes(kwargs)) if is_open else None
     with torch.set_grad_enabled(has_gradients), _without_idle_switches(model):
         if shapes is None:
             return torch_export(model, args, kwargs, strict=False)
         named = _by_parameter_name(model, shapes[0], shapes[1])
         return torch_export(model, args, kwargs, strict=False, dynamic_shapes=named)
+
+
+def _open_shapes(value: Any) -> Any:
+    """An open first dimension for every tensor, nested as torch.export wants it: other types as lists.
+
+    Source: torch 2.13, ``torch/export/dynamic_shapes.py``, ``_tree_map_with_path``.
+    """
+    if isinstance(value, Tensor):
+        return {0: ExportDim.AUTO} if value.ndim > 0 else None
+    if pytree.tree_is_leaf(value):
+        return None
+    kind = pytree._get_node_type(value)
+    node = pytree.SUPPORTED_NODES[kind]
+    parts, context = node.flatten_fn(value)
+    shapes = [_open_shapes(part) for part in parts]
+    return node.unflatten_fn(shapes, context) if kind in pytree.BUILTIN_TYPES else shapes
 
 
 def _by_parameter_name(model: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -177,8 +190,13 @@ def _learn_types(model: nn.Module, inputs: Inputs) -> bool:
             found = twin(*copies[0], **copies[1])
     except Exception:  # the trace that follows meets the same error and explains it
         return False
+    return _register_opaque((inputs, found))
+
+
+def _register_opaque(values: Any) -> bool:
+    """Register every type of object that the pytree cannot take apart; whether there was one."""
     registered = False
-    while unknown := {type(leaf) for leaf in pytree.tree_leaves((inputs, found)) if _is_opaque(leaf)}:
+    while unknown := {type(leaf) for leaf in pytree.tree_leaves(values) if _is_opaque(leaf)}:
         for kind in unknown:
             pytree.register_pytree_node(
                 kind, _take_apart, _put_together, flatten_with_keys_fn=_take_apart_with_names

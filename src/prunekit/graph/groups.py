@@ -22,7 +22,7 @@ from prunekit.graph.constants import Lookup
 from prunekit.graph.describe import describe
 from prunekit.graph.labels import outputs_of
 from prunekit.graph.liveness import Bypass, Liveness
-from prunekit.graph.places import units_at
+from prunekit.graph.places import slice_at, units_at
 from prunekit.graph.rules import OPERATORS
 from prunekit.graph.selection import Selection
 from prunekit.graph.solve import solve
@@ -337,6 +337,24 @@ class Groups:
                 company = self._structure.company(dim, number, axis)
                 return Slice("", 0, units, "follower", company=company) if (units >= 0).any() else None
         return None
+
+    @property
+    def inputs(self) -> Mapping[str, Dims]:
+        """The labels of the inputs that may shrink with the model, by the names of their placeholders."""
+        return self._labels.inputs
+
+    def input_slices(self, group: str, name: str) -> Iterator[Slice]:
+        """Where the units of a group lie along one of :attr:`inputs`."""
+        dims = self.inputs[name]
+        for position, dim in enumerate(dims):
+            found = [] if isinstance(dim, Fixed) else self._structure.occurrences(dim)
+            for number, *_ in found:
+                if self._name_of_axis.get(number) == group:
+                    yield slice_at(self._structure, number, dims, position, tensor=name, role="follower")
+
+    def is_computed(self, dim: IntArray) -> bool:
+        """Something of a parameter, buffer or constant runs along every index of a labelled dimension."""
+        return bool((self._structure.axis_of[self._structure.members(dim)] >= 0).any(axis=1).all())
 
     def labels_of(self, node: Node) -> list[Dims]:
         """The labels of a node's output tensors."""

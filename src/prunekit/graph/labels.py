@@ -20,6 +20,8 @@ class Labels:
         atoms: every fact stated about them.
         dims: per node, the labels of its output (a tuple of outputs for operators that give several).
         tensors: per parameter, buffer or constant, its labels.
+        inputs: per placeholder of an input that may shrink with the model, its labels; the first dimension,
+            the batch, has none.
         origins: per node, the operators with weights whose outputs it is made of without another in between.
         pointers: per node (and output, where there are several), the dimension that its values point into:
             which experts a router chose.
@@ -32,6 +34,7 @@ class Labels:
     constants: Constants
     dims: dict[Node, Any] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
+    inputs: dict[str, Dims] = field(default_factory=dict)
     origins: dict[Node, frozenset[Node]] = field(default_factory=dict)
     pointers: dict[Node | tuple[Node, int], Dim] = field(default_factory=dict)
     tallies: set[Node] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Which unit of an axis lies at each index of some dimensions of one tensor."""
+"""Where the units of an axis lie in the dimensions of one tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from prunekit.graph.atoms import Dim, Fixed
 from prunekit.graph.axes import Structure, block_of
-from prunekit.types import IntArray
+from prunekit.types import IntArray, Role, Slice
 
 
 def units_at(structure: Structure, number: int, dims: Sequence[Dim]) -> IntArray | None:
@@ -32,6 +32,33 @@ def units_at(structure: Structure, number: int, dims: Sequence[Dim]) -> IntArray
             units = np.where((blocks >= 0) & (units >= 0), own, -1)
         return np.broadcast_to(units, shape)
     return None
+
+
+def slice_at(
+    structure: Structure, number: int, dims: Sequence[Dim], position: int, *, tensor: str, role: Role
+) -> Slice:
+    """Where axis ``number``, which runs along one dimension of a tensor, lies in it.
+
+    Args:
+        structure: of the axes.
+        number: of the axis.
+        dims: of the tensor.
+        position: of the dimension.
+        tensor: what the tensor is called.
+        role: of the slice.
+    """
+    axis, dim = structure.axes[number], dims[position]
+    assert not isinstance(dim, Fixed)
+    units, detached = structure.units(dim, number, axis)
+    company = structure.company(dim, number, axis)
+    if not detached:
+        return Slice(tensor, position, units, role, company=company)
+    for other, beside in enumerate(dims):
+        if other != position and not isinstance(beside, Fixed):
+            blocks = block_of(structure.members(beside), axis.blocks)
+            if (blocks >= 0).all():
+                return Slice(tensor, position, units, role, other, blocks, company)
+    raise AssertionError("an axis with blocks has them in every tensor")
 
 
 def _blocks_beside(structure: Structure, number: int, dims: Sequence[Dim], position: int) -> IntArray | None:

@@ -79,9 +79,10 @@ def _leave_out(graph: torch.fx.Graph, groups: Groups, keep: KeepMask) -> None:
     for node in [node for node in output.all_input_nodes if node.name in gone]:
         with graph.inserting_before(output):
             rank = len(sizes(node.meta["val"]))
-            empty = graph.call_function(torch.ops.aten.empty.memory_format, ([0] * rank,))
+            empty = graph.call_function(torch.ops.aten.empty.memory_format, ([0] * max(rank, 1),))
         output.replace_input_with(node, empty)
     for node in reversed(list(graph.nodes)):
         dropped = node.target == "training" or tied.get(str(node.target), node.target) in lost
-        if not node.users and (node.name in gone or (node.op == "get_attr" and dropped)):
+        left_out = node.name in gone and node.op != "placeholder"  # It is called as the dense model is.
+        if not node.users and (left_out or (node.op == "get_attr" and dropped)):
             graph.erase_node(node)

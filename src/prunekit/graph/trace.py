@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from prunekit.errors import SelectionError, WorkloadError
 from prunekit.graph.export import Inputs, export
 
 CACHES = ("*past_key_values*", "*cache_params*")
-"""Outputs that a model only hands to its own next call: they may shrink with it."""
+"""Outputs and inputs that a model only hands to its own next call: they may shrink with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class Graph:
         open_inputs: for each leaf of ``(args, kwargs)``, whether its first dimension is an open batch.
         outputs: the path of each leaf of the output, such as ``['logits']`` or ``[0]``.
         released: positions of the leaves of the output that may change their shape.
+        carried: by the name of its placeholder, the position of each leaf of ``(args, kwargs)`` that a call
+            was handed by the one before, and that may shrink with the model.
     """
 
     program: ExportedProgram
@@ -45,6 +48,7 @@ class Graph:
     open_inputs: tuple[bool, ...]
     outputs: tuple[str, ...]
     released: frozenset[int]
+    carried: Mapping[str, int]
 
     @property
     def released_paths(self) -> frozenset[str]:
@@ -97,7 +101,8 @@ def trace(
         kwargs: keyword example inputs.
         release: shell-style patterns of output paths (``Graph.outputs``) that may change their shape, so
             that what they consist of can be pruned: ``"*embedding*"``, or ``"*"`` for all. Caches that a
-            model hands to its own next call are always released.
+            model hands to its own next call are always released: outputs, and floating-point inputs, whose
+            path matches :data:`CACHES` (an input's begins with the name of ``forward``'s parameter).
 
     Raises:
         TraceError: torch.export cannot follow the model; says where in the user's code.
@@ -119,6 +124,7 @@ def trace(
         open_inputs=_open_inputs(program),
         outputs=outputs,
         released=_released(outputs, release),
+        carried=_carried(model, args, kwargs, program),
     )
 
 
@@ -170,6 +176,30 @@ def _released(outputs: tuple[str, ...], release: object) -> frozenset[int]:
         for position, path in enumerate(outputs)
         if any(fnmatchcase(path, pattern) for pattern in (*patterns, *CACHES))
     )
+
+
+def _carried(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], program: ExportedProgram
+) -> dict[str, int]:
+    """See :attr:`Graph.carried`; a type that does not say what its parts are called has none."""
+    specs = program.graph_signature.input_specs
+    placeholders = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+    parameters = [*inspect.signature(model.forward).parameters, *[""] * len(args)]
+    called = zip((*parameters[: len(args)], *kwargs), (*args, *kwargs.values()), strict=True)
+    leaves: list[tuple[str, Any]] = []
+    for name, value in called:
+        try:
+            named = pytree.tree_flatten_with_path(value)[0]
+        except ValueError:
+            named = [((), None) for _ in pytree.tree_leaves(value)]
+        leaves += [(f"{name}{pytree.keystr(path)}", leaf) for path, leaf in named]
+    return {
+        placeholders[position]: position
+        for position, (path, leaf) in enumerate(leaves)
+        if isinstance(leaf, Tensor)
+        and leaf.is_floating_point()
+        and any(fnmatchcase(path, pattern) for pattern in CACHES)
+    }
 
 
 def _tensor_names(program: ExportedProgram) -> dict[str, str]:

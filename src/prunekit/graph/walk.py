@@ -12,7 +12,7 @@ from prunekit.graph.atoms import SINGLE, Atoms, Fixed, Reason, length
 from prunekit.graph.call import Call, Rule
 from prunekit.graph.constants import Constants
 from prunekit.graph.labels import Labels
-from prunekit.graph.nodes import depends_on_data, operator_name, sizes, source_line, tensors_of
+from prunekit.graph.nodes import depends_on_data, is_written_to, operator_name, sizes, source_line, tensors_of
 from prunekit.graph.operator import Operator
 from prunekit.graph.trace import Graph
 
@@ -42,7 +42,32 @@ def label(graph: Graph, operators: Mapping[str, Operator]) -> Labels:
                 _freeze_all(labels, labels.dims.get(source), reason)
                 if source in labels.pointers:
                     labels.atoms.freeze(labels.pointers[source], reason)
+    for placeholder in _only_read(graph, labels):
+        text = f"the model reads its input {placeholder.name!r}, and another call computes what that holds"
+        _freeze_all(labels, labels.inputs[placeholder.name], Reason("input", text))
     return labels
+
+
+def _only_read(graph: Graph, labels: Labels) -> list[Node]:
+    """The inputs that could shrink and to which this call adds nothing.
+
+    The weights that computed them are not in the graph, and would stay as they are: keys and values that
+    every step of a decoder reads from its encoder. One that is written to is added to; so is one that comes
+    back in a released output together with what weights computed, without other weights in between.
+    """
+    given: Any = graph.nodes[-1].args[0]
+    first = len(given) - len(graph.outputs)
+    pending = [given[first + position] for position in graph.released]
+    pending = [node for node in pending if isinstance(node, Node) and labels.origins.get(node)]
+    renewed: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in renewed:
+            renewed.add(node)
+            if labels.origins.get(node) != frozenset((node,)):
+                pending.extend(node.all_input_nodes)
+    carried = [node for node in graph.nodes if node.name in labels.inputs]
+    return [node for node in carried if node not in renewed and not is_written_to(node)]
 
 
 def _kept_outputs(graph: Graph, node: Node) -> list[Node]:
@@ -60,7 +85,12 @@ def _placeholder(graph: Graph, node: Node, labels: Labels) -> Any:
     name = graph.tensors.get(node.name)
     if name is None:
         reason = Reason("input", f"the model's input {node.name!r} keeps its shape")
-        return tuple(Fixed(size, reason) for size in sizes(value))
+        fixed = tuple(Fixed(size, reason) for size in sizes(value))
+        if node.name in graph.carried:
+            labels.inputs[node.name] = fixed[:1] + tuple(
+                labels.atoms.fresh(dim.size) if dim.size > 1 else Fixed(1, SINGLE) for dim in fixed[1:]
+            )
+        return labels.inputs.get(node.name, fixed)
     canonical = graph.tied.get(name, name)
     if canonical not in labels.tensors:
         labels.tensors[canonical] = tuple(

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from prunekit.errors import CalibrationError, SelectionError, ShapeError
 from prunekit.importance.gather import gather_present
 from prunekit.ranks import whole
-from prunekit.types import BoolArray, Group, IntArray, Slice
+from prunekit.types import BoolArray, Group, IntArray, Role, Slice
 
-Role = Literal["producer", "consumer", "follower"]
 ROLES: tuple[Role, ...] = ("producer", "consumer", "follower")
 """Every role a slice can have (:class:`prunekit.types.Slice`)."""
 

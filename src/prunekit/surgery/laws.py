@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from prunekit.errors import ProofError, ShapeError
 from prunekit.graph import Groups
 from prunekit.surgery.around import run_around
+from prunekit.surgery.carried import Inputs, narrowed_inputs, permuted_inputs
 from prunekit.surgery.compare import (
     double_by_default,
     double_throughout,
@@ -145,13 +146,14 @@ class Laws:
         names = [name for name in names if not self._groups.whole(name).is_depth]
         permuted = copy.deepcopy(self._reference)
         rng = np.random.default_rng(self._seed)
+        orders = {name: block_permutation(self._groups.whole(name), rng) for name in names}
         try:
-            for name in names:
-                group = self._groups.whole(name)
-                _permute(permuted, group, block_permutation(group, rng))
+            for name, order in orders.items():
+                _permute(permuted, self._groups.whole(name), order)
+            batches = [permuted_inputs(self._groups, orders, batch) for batch in self._batches]
         except ShapeError as error:
             return LawResult("permutation", tuple(names), float("inf"), TOLERANCE, (), False, str(error))
-        return self._compare("permutation", names, self._expected, permuted)
+        return self._compare("permutation", names, self._expected, permuted, batches)
 
     def mask(self, keep: KeepMask) -> LawResult:
         """Removed equals masked, for the part of ``keep`` that is mask-equivalent."""
@@ -160,7 +162,7 @@ class Laws:
         note = f"{len(others)} groups are not mask-equivalent" if others else ""
         with double_by_default():
             expected = self._outputs(masked(self._reference, equivalent, self._groups))
-        return self._compare("mask", list(equivalent), expected, self._removed(equivalent), note=note)
+        return self._compare("mask", list(equivalent), expected, *self._removed(equivalent), note=note)
 
     def _equivalent(self, keep: KeepMask) -> dict[str, BoolArray]:
         """The masks of mask-equivalent groups, as they are where no group around them goes."""
@@ -176,7 +178,7 @@ class Laws:
             result = law(keep)
             if not result.passed or len(result.groups) == len(keep):
                 return result
-        runs = self._compare("removal", list(keep), self._expected, self._removed(keep), shapes_only=True)
+        runs = self._compare("removal", list(keep), self._expected, *self._removed(keep), shapes_only=True)
         return runs if not runs.passed else self.mask(keep)
 
     def bypass(self, keep: KeepMask) -> LawResult:
@@ -191,14 +193,17 @@ class Laws:
         with double_by_default():
             dense = masked(self._reference, self._equivalent(keep), self._groups)
             expected = [run_around(dense, self._groups, whole, *batch) for batch in self._batches]
-        return self._compare("bypass", list(whole), expected, self._removed(both))
+        return self._compare("bypass", list(whole), expected, *self._removed(both))
 
-    def _removed(self, keep: KeepMask) -> nn.Module:
-        return double_throughout(reduced_graph(self._reference, keep, self._groups))
+    def _removed(self, keep: KeepMask) -> tuple[nn.Module, list[Inputs]]:
+        """The pruned graph, and the inputs that it takes."""
+        small = double_throughout(reduced_graph(self._reference, keep, self._groups))
+        return small, [narrowed_inputs(self._groups, keep, batch) for batch in self._batches]
 
-    def _outputs(self, module: nn.Module) -> list[list[Tensor]]:
+    def _outputs(self, module: nn.Module, batches: list[Inputs] | None = None) -> list[list[Tensor]]:
         released = self._groups.graph.released_paths
-        return [outputs(module, args, kwargs, released=released) for args, kwargs in self._batches]
+        given = self._batches if batches is None else batches
+        return [outputs(module, args, kwargs, released=released) for args, kwargs in given]
 
     def _compare(
         self,
@@ -206,6 +211,7 @@ class Laws:
         names: Sequence[str],
         expected: list[list[Tensor]],
         other: nn.Module,
+        batches: list[Inputs],
         note: str = "",
         *,
         shapes_only: bool = False,
@@ -214,7 +220,7 @@ class Laws:
         sizes = tuple(graph.batch_size + more for more in range(len(expected)))
         try:
             with double_by_default():
-                found = self._outputs(other)
+                found = self._outputs(other, batches)
         except Exception as error:  # whatever an operator raises at shapes that do not fit
             text = f"the model does not run: {type(error).__name__}: {error}"
             return LawResult(law, tuple(names), float("inf"), TOLERANCE, (), False, text)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.errors import ShapeError
 from prunekit.graph import Groups
-from prunekit.graph.atoms import Dim, Fixed
+from prunekit.graph.atoms import Dim, Dims, Fixed
 from prunekit.graph.constants import renumbered
 from prunekit.types import BoolArray, Group, IntArray, KeepMask, Slice
 
@@ -39,14 +41,19 @@ def narrow(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
         keep: by group name, ``[units]`` bool.
     """
     tied = groups.tied(keep)
-    tensor = fronted(groups, name, tensor, keep)
-    for axis, dim in enumerate(groups.tensor_labels(name)):
+    tensor = cut(groups, groups.tensor_labels(name), fronted(groups, name, tensor, keep), tied)
+    return _recounted(groups, name, tensor, tied).contiguous()
+
+
+def cut(groups: Groups, dims: Dims, tensor: Tensor, tied: KeepMask) -> Tensor:
+    """The indices of a tensor with these labels that are left, for a ``keep`` that is ``Groups.tied``."""
+    for axis, dim in enumerate(dims):
         if isinstance(dim, Fixed):
             continue
         kept = groups.kept(dim, tied)
         if not kept.all():
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
-    return _recounted(groups, name, tensor, tied).contiguous()
+    return tensor
 
 
 def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
@@ -59,7 +66,18 @@ def _recounted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Ten
 
 
 def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor:
-    """The tensor with the kept units of each block moved to the block's front, in their order.
+    """The parameter or buffer with each block's kept units moved to the block's front, in their order."""
+
+    def own(group: Group) -> Iterator[Slice]:
+        return (part for part in group.slices if part.tensor == name)
+
+    return to_the_front(groups, tensor, keep, own)
+
+
+def to_the_front(
+    groups: Groups, tensor: Tensor, keep: KeepMask, slices_of: Callable[[Group], Iterable[Slice]]
+) -> Tensor:
+    """:func:`fronted` for any tensor, given where the units of a group lie in it.
 
     Inner groups first: their masks are stated for the blocks where those lie before anything moves.
     """
@@ -67,9 +85,8 @@ def fronted(groups: Groups, name: str, tensor: Tensor, keep: KeepMask) -> Tensor
         if group.blocks == 1 or group.name not in keep:
             continue
         order = front_order(group, keep[group.name])
-        for part in group.slices:
-            if part.tensor == name:
-                tensor = permute_units(tensor, part, group, order)
+        for part in slices_of(group):
+            tensor = permute_units(tensor, part, group, order)
     return tensor
 
 

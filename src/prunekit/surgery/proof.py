@@ -16,6 +16,7 @@ from torch import nn
 from prunekit.graph import Groups
 from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.plan import PruningPlan
+from prunekit.surgery.carried import graph_at
 from prunekit.surgery.compare import precision_of
 from prunekit.surgery.laws import TOLERANCE, LawResult, Laws
 from prunekit.surgery.lengths import at_another_length
@@ -76,7 +77,7 @@ def verify(
     keep = plan.keep_mask()
     names = [group.name for group in groups.prunable if group.name in keep]
     found = _all_laws(model, small, groups, keep, names, seed)
-    use = check_use(model, small, groups, tuple(keep))
+    use = check_use(model, small, groups, keep)
     # A graph as a module runs at the length it was traced with.
     other = None if isinstance(small, PrunedGraph) else at_another_length(model, groups)
     if other is None:
@@ -125,7 +126,7 @@ def _check_form(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMa
         note = note or "in the model's own precision, the only one it runs in"
     pruned = precision.of(reduced_graph(model, keep, groups))
     try:
-        worst = max(worst, precision.distance(pruned, precision.of(small), graph))
+        worst = max(worst, precision.distance(pruned, precision.of(small), graph_at(groups, keep)))
     except Exception as error:  # whatever the user's forward raises
         worst, note = float("inf"), f"the model does not run: {type(error).__name__}: {error}"
     tolerance = max(TOLERANCE, precision.tolerance)

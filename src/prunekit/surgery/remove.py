@@ -17,6 +17,7 @@ from prunekit.graph.pruned_graph import PrunedGraph
 from prunekit.graph.rewrite import rewrite
 from prunekit.plan import PruningPlan
 from prunekit.ranks import ALONE, Ranks
+from prunekit.surgery.carried import graph_at
 from prunekit.surgery.compare import precision_of
 from prunekit.surgery.configuration import fit_depth, fit_widths
 from prunekit.surgery.elsewhere import Passing, same_elsewhere
@@ -109,16 +110,17 @@ def carry_out(model: nn.Module, keep: KeepMask, groups: Groups, *, describes: bo
     moved: dict[str, str] = {}
     bypassed = groups.bypassed(keep)
     if bypassed:
-        rivals = replace(rivals, graph_module=reduced_graph(model, keep, groups))
+        smaller = reduced_graph(model, keep, groups)
+        rivals = replace(rivals, graph_module=smaller, graph=graph_at(groups, keep))
         branches = [part.path for part in bypassed if not part.inside]
         if branches and error <= rivals.tolerance:
             error = float("inf")
             reason = f"computes the branch {branches[0]!r}, which is left out, inside a layer that stays"
         elif error <= rivals.tolerance:
-            rivals, error, reason = _shorter(rivals, keep)
+            rivals, error, reason = _shorter(rivals, keep, groups)
             moved = {new: old for old, new in rivals.names.items() if new != old}
     own = rivals.own
-    if error <= rivals.tolerance and trains(model, groups.graph) and not trains(own, groups.graph):
+    if error <= rivals.tolerance and trains(model, groups.graph) and not trains(own, rivals.graph):
         error, reason = float("inf"), "does not get through a step of training once pruned"
     if error <= rivals.tolerance:
         configuration = _described(own, keep, groups, rivals) if describes else ""
@@ -144,29 +146,31 @@ def _narrower(
     with evaluating(own):  # Reading a parametrized weight in training mode would move what it is made of.
         follow_shapes(own, narrowed, changes)
     precision, _ = precision_of(model, reduced_graph(model, {}, groups), groups.graph)
-    rivals = Rivals(own, graph_module, groups, precision, thorough=thorough)
+    rivals = Rivals(own, graph_module, graph_at(groups, keep), precision, thorough=thorough)
     return rivals, *rivals.settle(changes, attention_scales(groups, keep))
 
 
-def _shorter(rivals: Rivals, keep: KeepMask) -> tuple[Rivals, float, str]:
+def _shorter(rivals: Rivals, keep: KeepMask, groups: Groups) -> tuple[Rivals, float, str]:
     """The class without its layers that go whole; how far it is from the graph, and why.
 
     Layers are deleted from their lists, or else replaced by what does nothing: a class may need as many.
     """
     twin = replace(rivals, own=copied(rivals.own))
-    found = _without_layers(twin, keep, deletes=True)
+    found = _without_layers(twin, keep, groups, deletes=True)
     if found[1] <= rivals.tolerance:
         passing = copied(rivals.own)
-        shorten(passing, rivals.groups, keep, deletes=False, substitute=Passing)
-        if not same_elsewhere(found[0].own, passing, rivals.groups.graph, rivals.precision):
+        shorten(passing, groups, keep, deletes=False, substitute=Passing)
+        if not same_elsewhere(found[0].own, passing, rivals.graph, rivals.precision):
             found = found[0], float("inf"), "counts its layers where the example inputs do not show it"
-    second = found if found[1] <= rivals.tolerance else _without_layers(rivals, keep, deletes=False)
+    second = found if found[1] <= rivals.tolerance else _without_layers(rivals, keep, groups, deletes=False)
     return second if second[1] <= rivals.tolerance else found
 
 
-def _without_layers(rivals: Rivals, keep: KeepMask, *, deletes: bool) -> tuple[Rivals, float, str]:
+def _without_layers(
+    rivals: Rivals, keep: KeepMask, groups: Groups, *, deletes: bool
+) -> tuple[Rivals, float, str]:
     own = rivals.own
-    shortened = shorten(own, rivals.groups, keep, deletes=deletes)
+    shortened = shorten(own, groups, keep, deletes=deletes)
     rivals = replace(rivals, names={old: new for new, old in names_before(own, shortened).items()})
     if shortened and hasattr(own, "config"):
         fit_depth(own, fields_that_count(own.config, shortened))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ProofError
-from prunekit.graph import Groups
+from prunekit.graph import Graph
 from prunekit.graph.change import Change
 from prunekit.graph.export import export
 from prunekit.surgery.compare import Precision, max_relative_error, outputs
@@ -37,7 +37,7 @@ class Rivals:
     Attributes:
         own: the user's class with narrower tensors.
         graph_module: the pruned graph, which is right by construction.
-        groups: of the dense model.
+        graph: of the dense model, with the inputs as both take them.
         precision: in which the two are compared.
         scales: factors for the class's parameters while it is compared.
         thorough: try many combinations of guessed attributes, and let the class be traced; without that, find
@@ -48,7 +48,7 @@ class Rivals:
 
     own: nn.Module
     graph_module: nn.Module
-    groups: Groups
+    graph: Graph
     precision: Precision
     scales: dict[str, Tensor] = field(default_factory=dict)
     thorough: bool = True
@@ -142,7 +142,7 @@ class Rivals:
 
     def _traces(self) -> bool:
         """The class can be traced, and its trace computes what the pruned graph computes."""
-        graph = self.groups.graph
+        graph = self.graph
         floating = [tensor for tensor in self.own.parameters() if tensor.is_floating_point()]
         rounding = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=0.0)
         try:
@@ -161,7 +161,7 @@ class Rivals:
         """Another model computes what the class computes."""
         own = self.precision.of(self.own)
         try:
-            return self.precision.distance(own, self.precision.of(other), self.groups.graph) <= self.tolerance
+            return self.precision.distance(own, self.precision.of(other), self.graph) <= self.tolerance
         except Exception:  # whatever the user's forward raises
             return False
 
@@ -179,7 +179,7 @@ class Rivals:
         self, own: nn.Module, graph_module: nn.Module, *, redrawn: bool = False
     ) -> tuple[float, str]:
         worst = 0.0
-        for args, kwargs in self.precision.batches(self.groups.graph):
+        for args, kwargs in self.precision.batches(self.graph):
             try:
                 expected = outputs(graph_module, args, kwargs)
             except Exception as error:  # whatever an operator raises at shapes that do not fit

@@ -112,6 +112,12 @@ def smaller_architecture(meta: nn.Module, keep: KeepMask, groups: Groups) -> Arc
     Raises:
         ProofError: its trace does not run the operators of the pruned graph.
     """
+    if groups.inputs:
+        raise ProofError(
+            f"The example inputs of {type(meta).__name__} hold a cache, which shrinks with the model",
+            expected="a model traced without a cache",
+            remedy="Trace it on whole sequences with use_cache=False; the plan is for that model too",
+        )
     widths = {name: mask for name, mask in keep.items() if not groups.whole(name).is_depth}
     narrowed = {name: _narrowed(meta, groups, name, widths) for name in touched(groups, widths)}
     own = copied(meta)

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.graph import Graph, Groups
+from prunekit.surgery.carried import graph_at
 from prunekit.surgery.compare import fresh_inputs, max_relative_error, outputs
 from prunekit.surgery.laws import LawResult
 from prunekit.surgery.tensors import copied
 from prunekit.surgery.training import trains
+from prunekit.types import KeepMask
 from prunekit.workload import evaluating
 
 
-def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[str, ...]) -> LawResult:
+def check_use(model: nn.Module, small: nn.Module, groups: Groups, keep: KeepMask) -> LawResult:
     """A pruned model serves where the dense one did.
 
     1. Its outputs are the same objects with tensors of the same types and shapes; released ones aside.
@@ -27,9 +29,9 @@ def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[s
         model: the dense model.
         small: the pruned one.
         groups: of the dense model.
-        names: of the groups that were pruned.
+        keep: of the groups that were pruned, by name ``[units]`` bool.
     """
-    graph = groups.graph
+    graph, narrower, names = groups.graph, graph_at(groups, keep), tuple(keep)
     sizes = (graph.batch_size,)
     try:
         before = _looks(model, graph)
@@ -37,12 +39,12 @@ def check_use(model: nn.Module, small: nn.Module, groups: Groups, names: tuple[s
         note = "the dense model does not run on the example inputs"
         return LawResult("use", (), 0.0, 0.0, sizes, passed=True, note=note)
     try:
-        note = _difference(before, _looks(small, graph))
+        note = _difference(before, _looks(small, narrower))
     except Exception as failure:  # whatever the user's forward raises at the new widths
         note = f"it does not run: {type(failure).__name__}: {failure}"
-    if not note and trains(model, graph) and not trains(small, graph):
+    if not note and trains(model, graph) and not trains(small, narrower):
         note = "it does not get through a step of training"
-    error, problem = _lost_by_saving(small, graph)
+    error, problem = _lost_by_saving(small, narrower)
     if error and _lost_by_saving(model, graph)[0]:
         error, problem = 0.0, ""  # The dense model is not saved by its state either.
     note = note or problem

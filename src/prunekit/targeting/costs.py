@@ -224,10 +224,11 @@ def _compare(
         if progress is not None:
             progress("whole models", done, len(plans))
         begin = time.perf_counter()
-        artifact = rig.artifact(reduced_graph(model, keep, groups), f"variant-{tag(keep)}")
+        fitted = rig.fitted(groups, keep)
+        artifact = fitted.artifact(reduced_graph(model, keep, groups), f"variant-{tag(keep)}")
         exporting += time.perf_counter() - begin
         with rig.quietly():
-            pruned = rig.open_artifact(artifact)
+            pruned = fitted.open_artifact(artifact)
             compared.append(
                 compare_latency(
                     dense, pruned, pairs=PAIRS, min_pairs=LEAST_PAIRS, max_seconds=SECONDS, warmup=3

@@ -111,11 +111,8 @@ class GoalFigures:
     def _memory_beside(self) -> float:
         """Peak memory of serving the dense model without its parameters."""
         if self._dense_memory is None:
-            self._dense_memory = self._memory(self._dense_artifact)
+            self._dense_memory = self.rig.peak_bytes(self._dense_artifact)
         return self._dense_memory - self.costs.param_bytes.at(self._nothing)
-
-    def _memory(self, artifact: object) -> int:
-        return self.rig.peak_bytes(artifact, self.dense)
 
     def measured(
         self,
@@ -134,15 +131,16 @@ class GoalFigures:
             small: the smaller model.
             levels: it was made from.
         """
+        groups, keep = self.costs.operations.groups, self.costs.levers.masks(levels)
         timed = timed_figure(goal, comparison, self.rig.target.batch)
         if timed is not None:
             return timed
         if goal.kind == "size_bytes":
             return float(stored_bytes(artifact, small))
         if goal.kind == "memory_bytes":
-            return float(self._memory(artifact))
+            return float(self.rig.fitted(groups, keep).peak_bytes(artifact))
         if goal.kind in ("macs", "params"):
-            cost = self.costs.operations.groups.cost(self.costs.levers.masks(levels))
+            cost = groups.cost(keep)
             return float(cost.macs if goal.kind == "macs" else cost.params)
         return self.predicted(goal, levels)
 

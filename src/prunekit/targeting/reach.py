@@ -281,12 +281,13 @@ class _Search:
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
         name = f"plan-{tag(keep)}" if keep else "dense"
-        artifact = self.rig.artifact(small, name)
+        rig = self.rig.fitted(self.groups, keep)
+        artifact = rig.artifact(small, name)
         timed = [goal for goal in self.goals if goal.kind in TIMED_KINDS]
         with self.rig.quietly():
             comparison = measure_beside(
                 self.figures.dense,
-                self.rig.open_artifact(artifact),
+                rig.open_artifact(artifact),
                 tolerance=min((goal.tolerance for goal in timed), default=0.02),
                 goals=timed,
                 seed=seed,

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from torch.utils import _pytree as pytree
 from prunekit.deploy import OnnxExport, export_onnx, feed
 from prunekit.errors import MeasurementError
 from prunekit.files import file_digest, write_atomically
-from prunekit.graph import Graph
+from prunekit.graph import Graph, Groups
 from prunekit.measure import RUNTIMES, Target, check_target, open_target, peak_memory
 from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
+from prunekit.surgery.carried import narrowed_inputs
+from prunekit.types import KeepMask
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -63,6 +65,18 @@ class Rig:
         """Examples in a call; None where the model takes one size only, that of the trace."""
         return self.target.batch if self.dynamic_batch else None
 
+    def fitted(self, groups: Groups, keep: KeepMask) -> Rig:
+        """The same for a smaller model: inputs that shrink with the model are as that model takes them.
+
+        Args:
+            groups: of the dense model, in whose rig this is asked.
+            keep: what the smaller model keeps.
+        """
+        if not groups.inputs:
+            return self
+        inputs, example = (narrowed_inputs(groups, keep, given) for given in (self.inputs, self.example))
+        return replace(self, inputs=inputs, example=example)
+
     def artifact(self, module: nn.Module, name: str) -> Any:
         """What the runtime opens: a copy of the module, or what it was exported to, once by name."""
         if RUNTIMES[self.target.runtime].takes != "file":
@@ -100,8 +114,8 @@ class Rig:
         args, kwargs = self.inputs
         return open_target(self.target, Path(artifact.path), feed(artifact, args, kwargs))
 
-    def peak_bytes(self, artifact: Any, runner: TargetRunner) -> int:
-        """Peak memory of a process that serves what was exported, on the inputs of a runner.
+    def peak_bytes(self, artifact: Any) -> int:
+        """Peak memory of a process that serves what was exported, on the inputs that it is timed on.
 
         Raises:
             MeasurementError: the runtime does not serve files.
@@ -116,7 +130,7 @@ class Rig:
             )
         return peak_memory(
             artifact.path,
-            runner.inputs,
+            feed(artifact, *self.inputs),
             threads=target.threads,
             runtime=target.runtime,  # pyright: ignore[reportArgumentType]
             precision=target.precision,

@@ -34,7 +34,7 @@ def dense_figures(goals: Sequence[Goal], planner: Planner) -> dict[str, float]:
         "params": float(cost.params),
     }
     if any(goal.kind == "memory_bytes" for goal in goals):
-        found["memory_bytes"] = float(rig.peak_bytes(artifact, rig.open_artifact(artifact)))
+        found["memory_bytes"] = float(rig.peak_bytes(artifact))
     return found
 
 

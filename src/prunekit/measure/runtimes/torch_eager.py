@@ -46,6 +46,8 @@ class TorchRunner:
         self.name = name
         self._call, self._threads, self._device, self._precision = call, threads, device, precision
         self.inputs = self._placed(inputs)
+        self._holds_objects = _holds_objects(pytree.tree_structure(self.inputs))
+        before = [count.clone() for count in self._counts()]
         self.options = {
             "runtime": "torch",
             "version": torch.__version__,
@@ -57,10 +59,17 @@ class TorchRunner:
             **options,
         }
         self.outputs()
+        if not all(map(torch.equal, before, self._counts())):
+            raise MeasurementError(
+                "The module counts on in its inputs, so that no two calls of it are the same",
+                expected="inputs that a call leaves as they are, such as a DynamicCache",
+                where=name,
+                remedy="Give a cache that is not written in place, or measure it on onnxruntime or openvino",
+            )
 
     def __call__(self) -> None:
         """Run once, and on CUDA wait for the end; the outputs are dropped."""
-        args, kwargs = self.inputs
+        args, kwargs = self._given()
         with threads_of(self._threads), torch.inference_mode():
             self._call(*args, **kwargs)
             if self._device == "cuda":
@@ -76,7 +85,7 @@ class TorchRunner:
         Raises:
             MeasurementError: the module failed on the inputs.
         """
-        args, kwargs = self.inputs if inputs is None else self._placed(inputs)
+        args, kwargs = self._given() if inputs is None else self._placed(inputs)
         try:
             with threads_of(self._threads), torch.inference_mode():
                 given = self._call(*args, **kwargs)
@@ -95,6 +104,15 @@ class TorchRunner:
             f"output{pytree.keystr(path)}": _array(leaf) for path, leaf in leaves if isinstance(leaf, Tensor)
         }
 
+    def _given(self) -> ModuleInputs:
+        """Its inputs for one call: the same tensors in new objects, since a cache grows with every call."""
+        return pytree.tree_map(lambda leaf: leaf, self.inputs) if self._holds_objects else self.inputs
+
+    def _counts(self) -> list[Tensor]:
+        """The inputs of integers, where they lie in objects: what such an object may count in."""
+        leaves = pytree.tree_leaves(self.inputs) if self._holds_objects else []
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
+
     def _placed(self, inputs: ModuleInputs) -> ModuleInputs:
         """The inputs on the device, floating ones in the precision that is computed in."""
 
@@ -104,6 +122,12 @@ class TorchRunner:
 
         args, kwargs = inputs
         return pytree.tree_map_only(Tensor, place, (tuple(args), dict(kwargs)))
+
+
+def _holds_objects(structure: pytree.TreeSpec) -> bool:
+    """Inputs are nested in more than tuples, lists and dicts: in objects that a module may change."""
+    inside = structure.type is not None and structure.type not in pytree.BUILTIN_TYPES
+    return inside or any(map(_holds_objects, structure.children()))
 
 
 @contextmanager
