@@ -10,13 +10,13 @@ clock, is left unanswered until LoadGen's limit of outstanding queries ends it.
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunekit.measure.batches import Batches
+from prunekit.measure.standing import begin
 
 Complete = Callable[[Sequence[int]], None]
 """Tells LoadGen that the samples with these identities are answered."""
@@ -150,8 +150,7 @@ class Queued:
         self._queue: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
         self._held: list[int] = []
         self._flushed = self._closed = False
-        self._worker = threading.Thread(target=self._work, name="prunekit-server", daemon=True)
-        self._worker.start()
+        self._worker = begin("prunekit-server", self._work)
 
     def issue(self, samples: Sequence[Any]) -> None:
         """Put the samples into the queue, with the time."""
@@ -175,7 +174,7 @@ class Queued:
         """End the worker."""
         self._closed = True
         self._queue.put(None)
-        self._worker.join()
+        self._worker.result()
 
     def _work(self) -> None:
         while not self._closed:

@@ -8,6 +8,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from prunekit.measure.answering import Answering, AtOnce, Queued, Queueing
 from prunekit.measure.batches import Batches, failed
 from prunekit.measure.loadlog import LoadLatency, Verdict, read_verdict
 from prunekit.measure.runtimes import Runner
+from prunekit.measure.standing import begin
 
 Scenario = Literal["single_stream", "multi_stream", "server", "offline"]
 
@@ -144,8 +146,8 @@ def run_load(model: Runner | Batches, settings: LoadSettings, *, give_up: bool =
     def complete(identities: Sequence[int]) -> None:
         loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(one, 0, 0) for one in identities])
 
-    answering = _answering(batches, complete, settings, give_up)
-    with tempfile.TemporaryDirectory(prefix="prunekit-load-") as directory:
+    with _one_at_a_time, tempfile.TemporaryDirectory(prefix="prunekit-load-") as directory:
+        answering = _answering(batches, complete, settings, give_up)
         _start(loadgen, planned, answering, Path(directory))
         tally = answering.tally
         if tally.failure is not None:
@@ -311,56 +313,44 @@ def _seconds(batches: Batches, samples: int) -> float:
 
 
 def _start(loadgen: ModuleType, test: Any, answering: Answering, directory: Path) -> None:
-    """Run the test on a thread of its own, so that Ctrl-C arrives here and not inside of a callback."""
+    """Run the test on another thread, so that Ctrl-C arrives here and not inside of a callback."""
     log = loadgen.LogSettings()
     log.enable_trace = False
     log.log_output.outdir = str(directory)
     # No such file: without it, LoadGen would obey an audit.config of the current folder.
     absent = str(directory / "no-audit.config")
-    broken: list[BaseException] = []
-    ended = threading.Event()
 
     def drive() -> None:
         try:
-            with _one_at_a_time:
-                asked = loadgen.ConstructSUT(answering.issue, answering.flush)
-                library = loadgen.ConstructQSL(
-                    LIBRARY_SAMPLES, LIBRARY_SAMPLES, lambda _samples: None, lambda _samples: None
-                )
-                loadgen.StartTestWithLogSettings(asked, library, test, log, absent)
-                loadgen.DestroyQSL(library)
-                loadgen.DestroySUT(asked)
-        except BaseException as error:
-            broken.append(error)
+            asked = loadgen.ConstructSUT(answering.issue, answering.flush)
+            library = loadgen.ConstructQSL(
+                LIBRARY_SAMPLES, LIBRARY_SAMPLES, lambda _samples: None, lambda _samples: None
+            )
+            loadgen.StartTestWithLogSettings(asked, library, test, log, absent)
+            loadgen.DestroyQSL(library)
+            loadgen.DestroySUT(asked)
         finally:
             answering.close()
-            ended.set()
 
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    thread = threading.Thread(target=drive, name="prunekit-loadgen")
     try:
-        thread.start()
-        _wait(ended, answering)
-        thread.join()
+        broken = _ended(begin("prunekit-loadgen", drive), answering)
     finally:
         if collecting:
             gc.enable()
-    if broken:
-        raise MeasurementError(f"LoadGen failed: {broken[0]}") from broken[0]
+    if broken is not None:
+        raise MeasurementError(f"LoadGen failed: {broken}") from broken
 
 
-def _wait(ended: threading.Event, answering: Answering) -> None:
-    """Wait for the end; Ctrl-C stops the test and comes out once LoadGen has ended.
-
-    On the event: a ``Thread.join`` that was interrupted takes the thread for ended (CPython 3.11).
-    """
+def _ended(test: Future[None], answering: Answering) -> BaseException | None:
+    """Wait for the end, and give what it raised; Ctrl-C stops the test and comes out once it has ended."""
     try:
-        ended.wait()
-    except BaseException:
+        return test.exception()
+    except KeyboardInterrupt:
         answering.stop()
-        ended.wait()
+        test.exception()
         raise
 
 
