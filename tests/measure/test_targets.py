@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from prunekit.measure import (
     open_target,
 )
 from prunekit.measure.probes.graphs import save_quantized_matmul
+from prunekit.measure.runtimes import openvino_cpu
 from prunekit.measure.runtimes.torch_eager import threads_of
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.05}
@@ -255,17 +257,41 @@ def test_a_runtime_that_is_not_installed_says_how_to_install_it(monkeypatch):
 
 
 def test_a_processor_without_bfloat16_is_refused(monkeypatch):
-    import openvino
-
     class Core:
         def get_property(self, device, name):
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino_cpu, "openvino_core", Core)
     check_target(Target("openvino", precision="int8"))
     with pytest.raises(MeasurementError, match="lists FP32, INT8 for this processor"):
         check_target(Target("openvino", precision="bf16"))
+
+
+SIGNALLED = """
+import faulthandler, os, signal, sys
+import numpy as np
+from pathlib import Path
+from prunekit.measure import open_openvino
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: print("alive"))
+name, rows, width = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+given = {name: np.zeros((rows, width), np.float32)}
+first, second = (open_openvino(Path(sys.argv[1]), given, threads=1) for _ in range(2))
+first()
+second()
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_takes_signals_after_two_models_were_open_at_once(perceptron, x):
+    """The oracle is Python's own handler."""
+    [(name, array)] = x.items()
+    command = [sys.executable, "-c", SIGNALLED, str(perceptron), name, *map(str, array.shape)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "alive\n"), found.stderr
 
 
 def test_model_and_inputs_are_those_of_the_target(perceptron, x):

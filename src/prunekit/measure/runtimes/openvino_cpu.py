@@ -12,7 +12,7 @@ import numpy as np
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
 from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file
-from prunekit.measure.session import compiled_options, open_compiled
+from prunekit.measure.session import compiled_options, open_compiled, openvino_core
 
 if TYPE_CHECKING:
     import openvino
@@ -168,10 +168,8 @@ def said(error: RuntimeError) -> str:
 
 
 def _read(path: Path) -> openvino.Model:
-    import openvino
-
     try:
-        return openvino.Core().read_model(str(path))
+        return openvino_core().read_model(str(path))
     except RuntimeError as error:
         raise _refused(path, error) from error
 
@@ -223,9 +221,7 @@ def _open(
 
 
 def _lacks(device: Device, precision: Precision) -> str:
-    import openvino
-
-    able = openvino.Core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     name = {"bf16": "BF16", "int8": "INT8", "fp32": "FP32"}[precision]
     return "" if name in able else f"OpenVINO lists {', '.join(sorted(able))} for this processor"
 
