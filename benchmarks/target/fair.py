@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
+from prunekit.errors import GoalError
 from prunekit.measure import LatencyComparison
 from prunekit.targeting import Planner
 from prunekit.targeting.measuring import measure_beside
+
+PEER = "Torch-Pruning, uniform"
+"""The way that is not prunekit's."""
 
 TOLERANCE = 0.03
 TRIES = 10
@@ -80,23 +84,40 @@ class Equal:
     macs_left: float
 
 
-def reached(planner: Planner, speedup: float, way: str) -> Equal:
-    """By a way of choosing that prunekit has.
+def as_fast(planner: Planner, speedup: float, way: str, example: Tensor | None = None) -> Equal:
+    """The model that a way of choosing makes that fast.
+
+    Args:
+        planner: of the dense model.
+        speedup: to be measured.
+        way: an allocation of prunekit's, or :data:`PEER`.
+        example: the input of a model that Torch-Pruning prunes.
 
     Raises:
         PrunekitError: it cannot be that fast.
     """
+    if way == PEER:
+        assert example is not None
+        return _torch_pruning(planner, example, speedup)
     goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
     found = planner.reach(goal, allocation=way)  # pyright: ignore[reportArgumentType]
     left = found.plan.after.macs / found.plan.before.macs
     return Equal(planner.remove(found)[0].model, found.comparison, left)
 
 
-def torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal | None:
-    """By Torch-Pruning, at the uniform channel sparsity that measures that fast, found by bisection.
+def told(found: Equal) -> dict[str, float]:
+    """How fast it measured, and what is left of the MACs."""
+    speedup = found.comparison.speedup
+    return {
+        "measured": round(speedup.median, 4),
+        "low": round(speedup.low, 4),
+        "high": round(speedup.high, 4),
+        "macs_left": round(found.macs_left, 4),
+    }
 
-    None where no sparsity does within the tolerance.
-    """
+
+def _torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal:
+    """At the uniform channel sparsity that measures that fast, found by bisection."""
     with planner.rig.quietly():
         whole = planner.rig.open_artifact(planner.rig.artifact(planner.model, "dense"))
     before = _macs(planner.model, example)
@@ -110,7 +131,7 @@ def torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal | 
         if abs(found.speedup.median / speedup - 1) <= TOLERANCE:
             return Equal(small, found, _macs(small, example) / before)
         low, high = (sparsity, high) if found.speedup.median < speedup else (low, sparsity)
-    return None
+    raise GoalError(f"No sparsity measured {speedup:g}x within {TOLERANCE:.0%}", where=PEER)
 
 
 def _macs(model: nn.Module, example: Tensor) -> float:

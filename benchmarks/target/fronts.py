@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from benchmarks.target.fair import PEER
 from matplotlib.figure import Figure
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -20,7 +21,7 @@ COLOURS = {
     "isomorphic": "#2a9d8f",
     "global": "#c08a00",
     "uniform": "#8a8a8a",
-    "Torch-Pruning, uniform": "#b3372f",
+    PEER: "#b3372f",
 }
 """By way."""
 

@@ -22,18 +22,16 @@ from typing import Any
 
 import torch
 from benchmarks.reconstruction_imagenet import crops
-from benchmarks.target.fair import Loss, divergence, reached, scores, torch_pruning
-from benchmarks.target.subjects import SUBJECTS, Subject
+from benchmarks.target.fair import PEER, Loss, as_fast, divergence, scores, told
+from benchmarks.target.subjects import SUBJECTS
 from torch import Tensor, nn
 
 import prunekit as pk
 from benchmarks import assets
-from prunekit.errors import PrunekitError
-from prunekit.targeting import Planner
+from prunekit.errors import GoalError, MeasurementError
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 WAYS = ("knapsack", "uniform", "global", "isomorphic")
-PEER = "Torch-Pruning, uniform"
 SPEEDUPS = (1.1, 1.25, 1.5, 2.0)
 
 Row = dict[str, Any]
@@ -148,30 +146,15 @@ def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
     rows = []
     for speedup in speedups:
         for way in ways:
-            row = {"model": name, "asked": speedup, "way": way, "loss": judged.what}
-            rows.append(row | _one(planner, subject, judged, speedup, way, dense))
+            row: Row = {"model": name, "asked": speedup, "way": way, "loss": judged.what}
+            try:
+                found = as_fast(planner, speedup, way, next(iter(subject.args), None))
+                row |= told(found) | {"increase": judged.judging(found.model) - dense}
+            except (GoalError, MeasurementError) as error:
+                row["why"] = str(error)
+            rows.append(row)
             print(json.dumps(rows[-1]), flush=True)
     return rows
-
-
-def _one(planner: Planner, subject: Subject, judged: Judged, speedup: float, way: str, dense: float) -> Row:
-    try:
-        if way == PEER:
-            found = torch_pruning(planner, subject.args[0], speedup)
-        else:
-            found = reached(planner, speedup, way)
-    except PrunekitError as error:
-        return {"why": str(error)[:300]}
-    if found is None:
-        return {"why": "no sparsity measured within the tolerance"}
-    measured = found.comparison.speedup
-    return {
-        "measured": round(measured.median, 4),
-        "low": round(measured.low, 4),
-        "high": round(measured.high, 4),
-        "increase": judged.judging(found.model) - dense,
-        "macs_left": round(found.macs_left, 4),
-    }
 
 
 def page(rows: list[Row]) -> str:

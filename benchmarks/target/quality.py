@@ -29,15 +29,15 @@ from benchmarks.recovery.intervals import better, difference
 from benchmarks.recovery.measure import judged
 from benchmarks.recovery.subject import Subject
 from benchmarks.recovery.ways import laid_out
-from benchmarks.target.fair import Equal, divergence, mended, reached, scores, torch_pruning
+from benchmarks.target.fair import PEER, as_fast, divergence, mended, scores, told
+from torch import nn
 
 import prunekit as pk
-from prunekit.errors import PrunekitError
+from prunekit.errors import GoalError, MeasurementError
 from prunekit.recover import task_of, train
-from prunekit.targeting import Planner
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
-OURS, PEER = "knapsack", "Torch-Pruning, uniform"
+OURS = "knapsack"
 SPEEDUPS, SEEDS = (2.0, 3.0), (0, 1, 2)
 
 Row = dict[str, Any]
@@ -90,39 +90,24 @@ def measure(study: str, seed: int, speedups: list[float], scratch: Path) -> list
     rows = []
     for speedup in speedups:
         for way in setting.ways:
-            row = {"study": study, "seed": seed, "asked": speedup, "way": way}
-            rows.append(row | _one(planner, subject, setting, speedup, way, batches))
+            row: Row = {"study": study, "seed": seed, "asked": speedup, "way": way}
+            try:
+                found = as_fast(planner, speedup, way, next(iter(subject.example.args), None))
+                row |= told(found) | _recovered(found.model, subject, setting, batches)
+            except (GoalError, MeasurementError) as error:
+                row["why"] = str(error)
+            rows.append(row)
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "right"}), flush=True)
     return rows
 
 
-def _one(
-    planner: Planner, subject: Subject, setting: Setting, speedup: float, way: str, batches: list[pk.Batch]
-) -> Row:
-    try:
-        if way == PEER:
-            found = torch_pruning(planner, subject.example.args[0], speedup)
-        else:
-            found = reached(planner, speedup, way)
-    except PrunekitError as error:
-        return {"why": str(error)[:300]}
-    if found is None:
-        return {"why": "no sparsity measured within the tolerance"}
-    return _recovered(found, subject, setting, batches)
-
-
-def _recovered(found: Equal, subject: Subject, setting: Setting, batches: list[pk.Batch]) -> Row:
-    model = mended(found.model, batches)
+def _recovered(model: nn.Module, subject: Subject, setting: Setting, batches: list[pk.Batch]) -> Row:
+    model = mended(model, batches)
     before = divergence(subject.parent.model, batches, batches)(model)
     settings = subject.settings(setting.budget, "defaults", model)
     torch.manual_seed(subject.seed)
     done = train(laid_out(model), task_of(subject.workload), settings)
-    speedup = found.comparison.speedup
     return {
-        "measured": round(speedup.median, 4),
-        "low": round(speedup.low, 4),
-        "high": round(speedup.high, 4),
-        "macs_left": round(found.macs_left, 4),
         "divergence": before,
         "learning_rate": settings.learning_rate,
         "examples_seen": done.examples_seen,

@@ -348,7 +348,7 @@ def _ended(test: Future[None], answering: Answering) -> BaseException | None:
     """Wait for the end, and give what it raised; Ctrl-C stops the test and comes out once it has ended."""
     try:
         return test.exception()
-    except KeyboardInterrupt:
+    except BaseException:  # What a signal's handler raises here, whatever that is.
         answering.stop()
         test.exception()
         raise
