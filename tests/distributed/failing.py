@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.distributed.gathering import batch, groups, loss, net
+from tests.distributed.gathering import batch, groups, loss, net, sharded_net
 
 import prunekit as pk
 from prunekit.errors import PrunekitError
 from prunekit.plan import Goal, allocate
-from prunekit.ranks import Ranks
+from prunekit.ranks import ALONE, Ranks
 
 LAST = 1
 
@@ -33,10 +33,8 @@ def mistakes(ranks: Ranks) -> dict[str, dict[str, Any]]:
     is_last = ranks.rank == LAST
     model, batches = net(), [batch(0), batch(1)]
 
-    def collect(batches, need="readings", each=loss):
-        return lambda: pk.collect(
-            model, batches, groups=groups().select(), needs={need}, loss=each, ranks=ranks
-        )
+    def collect(batches, need="readings", each=loss, on=model, ranks=ranks):
+        return lambda: pk.collect(on, batches, groups=groups().select(), needs={need}, loss=each, ranks=ranks)
 
     broken = batch(1)
     broken.args[0][0] = torch.nan
@@ -61,7 +59,17 @@ def mistakes(ranks: Ranks) -> dict[str, dict[str, Any]]:
             twin.blocks[0].up.weight += is_last
         pk.remove(twin, plan("random"), groups(), ranks=ranks)
 
+    parts = sharded_net()
+    deeper = pk.Batch(args=(torch.zeros(3, 2, 6),))
     return {
+        "parts, nan": told(collect([batches[0], broken] if is_last else batches, on=parts)),
+        "parts, gradient": told(collect([batches[0], broken] if is_last else batches, "gradient", on=parts)),
+        "parts, user": told(collect(batches, "first_order", bad_loss, on=parts)),
+        "parts, shape": told(collect([batches[0], deeper] if is_last else batches, on=parts)),
+        "parts, alone": told(collect(batches, on=parts, ranks=ALONE)),
+        "parts, other call": told(
+            (lambda: ranks.wait("something else")) if is_last else collect(batches, on=parts)
+        ),
         "nan": told(collect([batches[0], broken] if is_last else batches)),
         "no batch": told(collect([batches[0], 3] if is_last else batches)),
         "no batches": told(collect([])),

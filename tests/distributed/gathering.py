@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tests.zoo.experts import Mixture, gathered
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import prunekit as pk
-from prunekit.importance import CRITERIA, NEEDS
+from prunekit.importance import CRITERIA, NEEDS, Statistics
 from prunekit.plan import Goal, allocate
 from prunekit.ranks import ALONE, Ranks
 
@@ -104,7 +105,17 @@ def _of_size(ranks: Ranks, size: int) -> dict[str, dict[str, Any]]:
 def everything(numbers: Sequence[int], ranks: Ranks = ALONE) -> dict[str, Any]:
     """All statistics, scores by every criterion that they are enough for, and plans, from these batches."""
     model, batches = net(), [batch(number) for number in numbers]
-    stats = pk.collect(model, batches, groups=groups(), needs=NEEDS, loss=loss, ranks=ranks)
+    found = all_statistics(model, numbers, ranks)
+    weights = pk.find_weights(model)
+    linear = pk.find_weights(model, ignore=["*mixture.up", "*mixture.down"])
+    found |= {f"norm {n}": v for n, v in pk.input_norms(model, linear, batches, ranks=ranks).items()}
+    gradients = pk.mean_gradients(model, weights, batches, loss, ranks=ranks)
+    found |= {f"gradient {name}": value for name, value in gradients.items()}
+    return found | _recalibrated(numbers, ranks) | _moved(numbers, ranks)
+
+
+def told(stats: Statistics) -> dict[str, Any]:
+    """Every figure by what it is."""
     found: dict[str, Any] = {"batches": stats.batches, "loss": stats.loss}
     for need, named in stats.values.items():
         found |= {f"{need} {name}": torch.from_numpy(values) for name, values in named.items()}
@@ -114,13 +125,39 @@ def everything(numbers: Sequence[int], ranks: Ranks = ALONE) -> dict[str, Any]:
                 found[f"{part} {reading.where} {name}"] = torch.from_numpy(getattr(reading, part))
             if reading.weight_squares is not None:
                 found[f"weights {reading.where} {name}"] = torch.from_numpy(reading.weight_squares)
-    found |= _scored(model, stats)
-    weights = pk.find_weights(model)
-    linear = pk.find_weights(model, ignore=["*mixture.up", "*mixture.down"])
-    found |= {f"norm {n}": v for n, v in pk.input_norms(model, linear, batches, ranks=ranks).items()}
-    gradients = pk.mean_gradients(model, weights, batches, loss, ranks=ranks)
-    found |= {f"gradient {name}": value for name, value in gradients.items()}
-    return found | _recalibrated(numbers, ranks) | _moved(numbers, ranks)
+    return found
+
+
+def sharded_of_two(ranks: Ranks) -> dict[str, dict[str, Any]]:
+    return _sharded(ranks, 2)
+
+
+def sharded_of_three(ranks: Ranks) -> dict[str, dict[str, Any]]:
+    return _sharded(ranks, 3)
+
+
+def _sharded(ranks: Ranks, size: int) -> dict[str, dict[str, Any]]:
+    return {
+        name: all_statistics(sharded_net(), share[ranks.rank], ranks)
+        for name, share in SHARES.items()
+        if len(share) == size
+    }
+
+
+def sharded_net() -> nn.Module:
+    """Most weights in parts of their own, the rest together; some parts are empty."""
+    model = net()
+    for block in model.get_submodule("blocks").children():
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def all_statistics(model: nn.Module, numbers: Sequence[int], ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Whatever calibration gathers from these batches, and scores and plans."""
+    batches = [batch(number) for number in numbers]
+    stats = pk.collect(model, batches, groups=groups(), needs=NEEDS, loss=loss, ranks=ranks)
+    return told(stats) | _scored(model, stats)
 
 
 def _scored(model: nn.Module, stats: Any) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from tests.distributed.gathering import Block
+from tests.distributed.gathering import Block, told
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import prunekit as pk
+from prunekit.importance import NEEDS
+from prunekit.importance.observe import AT_ONCE
 from prunekit.plan import Goal, allocate
-from prunekit.ranks import Ranks, whole
+from prunekit.ranks import Ranks, is_parted, whole
 
 
 class Tower(nn.Module):
@@ -135,3 +137,56 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
         name: whole(tensor.detach()).clone()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
+
+
+def statistics(ranks: Ranks) -> dict[str, Any]:
+    """Of a tower whose groups were found without values, whole in one process, in parts in several."""
+    model = tower()
+    if ranks.size > 1:
+        shard(model)
+        model.eval()(words())  # The root holds whole tensors afterwards.
+    batches = [pk.Batch(args=(words(seed),)) for seed in range(6)][ranks.rank :: ranks.size]
+    stats = pk.collect(
+        model, batches, groups=on_meta()[1], needs=NEEDS - BY_SORTING, loss=energy, ranks=ranks
+    )
+    return told(stats) | {"parted": all(map(is_parted, model.parameters()))}
+
+
+BY_SORTING = {"expert_output"}
+"""What a tower has nothing of."""
+
+
+def energy(outputs: torch.Tensor, batch: pk.Batch) -> torch.Tensor:
+    """A loss without labels."""
+    return outputs.square().mean()
+
+
+class Deep(nn.Module):
+    """Eight weights of the same size, and little else."""
+
+    WIDTH = 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(self.WIDTH, self.WIDTH, bias=False) for _ in range(8))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+def held(ranks: Ranks) -> dict[str, Any]:
+    """How many weights' worth of bytes are held at once, by statistic."""
+    torch.manual_seed(0)
+    model, x = Deep(), torch.randn(2, Deep.WIDTH)
+    groups = pk.find_groups(pk.trace(model, (x,)))
+    if ranks.size > 1:
+        shard(model)
+    found = {}
+    for need in ("readings", "sensitivity"):
+        stats = pk.collect(
+            model, [pk.Batch(args=(x,))], groups=groups, needs={need}, loss=energy, ranks=ranks
+        )
+        found[need] = (stats.peak_bytes - 3 * 8 * AT_ONCE) / (4 * Deep.WIDTH**2)
+    return found

@@ -17,6 +17,16 @@ EXPECTED = {
     "other call": ("RankError", "The processes are not about to do the same", "rank 1: something else"),
     "plans": ("RankError", "the plan: ", "rank 1 differs from rank 0"),
     "weights": ("RankError", "the smaller model: ", "rank 1 differs from rank 0"),
+    "parts, nan": ("CalibrationError", "rank 1, ", "NaN or infinity"),
+    "parts, gradient": ("CalibrationError", "rank 1, loss of calibration batch 1: ", "It is nan"),
+    "parts, user": ("RankError", "rank 1: ", "It stopped with ValueError: the user's own"),
+    "parts, shape": ("CalibrationError", "rank 1, calibration: ", "cannot be traced again"),
+    "parts, alone": ("CalibrationError", "", "2 processes hold parts of it, and ranks= has 1"),
+    "parts, other call": (
+        "RankError",
+        "The processes are not about to do the same",
+        "tensors of the sharded",
+    ),
     "right": ("", "", ""),
 }
 """By mistake: the error, how its text begins, and what it says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -43,13 +43,14 @@ def check_batches(batches: object) -> None:
 
 
 def checked_batches(
-    batches: Iterable[ModelInputs], ranks: Ranks = ALONE
+    batches: Iterable[ModelInputs], ranks: Ranks = ALONE, at_end: Callable[[], None] | None = None
 ) -> Iterator[tuple[int, ModelInputs]]:
     """Each batch with its number, checked when its turn comes.
 
     Args:
         batches: those of this process.
         ranks: the processes that give batches; some may have none. They wait for each other at the end.
+        at_end: what a process does that is through, before it waits.
 
     Raises:
         CalibrationError: something else than a series of batches, a batch without examples, or no batch
@@ -60,6 +61,8 @@ def checked_batches(
     for number, batch in enumerate(batches):
         _check_batch(batch, number)
         yield number, batch
+    if at_end is not None:
+        at_end()
     if not sum(ranks.gather(number + 1, "number of calibration batches")):
         raise CalibrationError(
             "There are no calibration batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CalibrationError, SelectionError
+from prunekit.graph import Groups
 from prunekit.importance.batches import ModelInputs, check_batches, checked_batches
 from prunekit.importance.criteria import CRITERIA, Criterion
 from prunekit.importance.derivatives import Derivatives
 from prunekit.importance.experts import EXPERT_OUTPUT
 from prunekit.importance.gradient import OF_THE_LOSS
 from prunekit.importance.layers import BYPASS_LOSS, LAYER_GATE, OF_LAYERS
+from prunekit.importance.lending import Lending, lending_of
 from prunekit.importance.observe import Observer, check_traced
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.replay import Ledger
 from prunekit.importance.untouched import untouched
 from prunekit.importance.view import ELSEWHERE, READINGS, ROLES, Role, Statistics, check_roles
-from prunekit.ranks import ALONE, Ranks, is_parted
+from prunekit.ranks import ALONE, Ranks
 from prunekit.types import Group
 
 OF_ACTIVATIONS = frozenset({READINGS, EXPERT_OUTPUT, *OF_LAYERS})
@@ -73,6 +75,10 @@ def collect(
     and the mean loss are exactly those, and everything is where no process has more than one batch. An error
     of one process is raised on all of them.
 
+    A model that FSDP2 shards stays sharded: its graph, which may have been traced on the meta device, runs on
+    one whole parameter at a time, lent by all processes, and each parameter's gradient is held alone.
+    Batches then have the shape of the example, but for the number of examples.
+
     Args:
         model: the model the groups were found on.
         calibration: batches, on the model's device; never test data.
@@ -112,7 +118,6 @@ def _collect(
     if not needs:
         return Statistics(values={}, roles=taking_part, batches=0, loss=math.nan)
     check_batches(calibration)
-    _check_whole(model)
     if set(needs) & {*OF_THE_LOSS, LAYER_GATE, BYPASS_LOSS}:
         _check_loss(loss, needs)
     with torch.inference_mode(False):  # sums made in that mode could not be added to later
@@ -130,18 +135,19 @@ def _gather(
     ranks: Ranks,
 ) -> Statistics:
     """The pass itself, once everything is checked."""
-    traced = check_traced(groups, needs) if set(needs) & OF_ACTIVATIONS else None
+    lending = lending_of(model, ranks)
+    traced = _traced(groups, needs, lending)
     groups = tuple(groups)
     differentiated = set(needs) - OF_ACTIVATIONS or LAYER_GATE in needs
-    derivatives = Derivatives(model, groups, needs, roles) if differentiated else None
+    derivatives = Derivatives(model, groups, needs, roles, lending) if differentiated else None
     ledger = Ledger(memory_bytes, (*model.parameters(), *model.buffers()))
-    observer = None if traced is None else Observer(model, traced, needs, ledger)
+    observer = None if traced is None else Observer(model, traced, needs, ledger, lending)
     seen = 0
     with untouched(model, () if derivatives is None else derivatives.parameters.values()):
-        for number, batch in checked_batches(calibration, ranks):
+        for number, batch in checked_batches(calibration, ranks, None if lending is None else lending.serve):
             ledger.ignore((batch.args, batch.kwargs))
             if derivatives is not None:
-                _differentiate(model, observer, derivatives, ledger, batch, loss, number)
+                _differentiate(model, observer, derivatives, ledger, batch, loss, number, lending)
             elif observer is not None:
                 observer.look(tuple(batch.args), batch.kwargs)
             if observer is not None:
@@ -175,10 +181,15 @@ def _differentiate(
     batch: ModelInputs,
     loss: Callable[[Any, Any], Tensor] | None,
     number: int,
+    lending: Lending | None,
 ) -> None:
     """One forward and backward pass over a whole batch."""
     ledger.start(derivatives.state_bytes + (0 if observer is None else observer.state_bytes))
-    with nullcontext() if ledger.limit is None else ledger.saving():
+    with ExitStack() as saving:
+        if lending is not None:
+            saving.enter_context(lending.saving(ledger.save))
+        elif ledger.limit is not None:
+            saving.enter_context(ledger.saving())
         if observer is None:
             outputs = model(*batch.args, **batch.kwargs)
         else:
@@ -199,15 +210,13 @@ def _checked(needs: Collection[str], roles: Collection[str], memory_bytes: objec
     return check_roles(roles)
 
 
-def _check_whole(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_parted(parameter):
-            raise CalibrationError(
-                "The model is sharded: no process holds the whole parameter",
-                where=name,
-                remedy="Score by weights, or by 'movement', which is gathered while the model trains; or "
-                "collect before the model is sharded",
-            )
+def _traced(groups: object, needs: Collection[str], lending: Lending | None) -> Groups | None:
+    """The groups with their graph, where it is what runs."""
+    if lending is not None:
+        return check_traced(groups, "A sharded model runs as its traced graph")
+    if set(needs) & OF_ACTIVATIONS:
+        return check_traced(groups, f"The statistics {sorted(needs)} look at activations")
+    return None
 
 
 def _check_loss(loss: object, needs: Collection[str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from prunekit.importance.gradient import (
     first_order_change,
 )
 from prunekit.importance.layers import LAYER_GATE
+from prunekit.importance.lending import Lending, Taking
 from prunekit.importance.output_variance import OUTPUT_VARIANCE
 from prunekit.importance.view import Role, has_magnitude, scored_slices
 from prunekit.ranks import Ranks
@@ -40,6 +42,23 @@ _ROW: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """What one batch adds to the row of a slice, from ``[units, k]`` weights and gradients."""
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A slice of a parameter, and the statistics that its gradient has a part in.
+
+    Attributes:
+        group: whose slice it is.
+        part: the slice.
+        place: its number among the slices of the statistic.
+        needs: the statistics.
+    """
+
+    group: Group
+    part: Slice
+    place: int
+    needs: tuple[str, ...]
+
+
 class Derivatives:
     """Gathers everything that is computed from gradients, batch by batch.
 
@@ -51,6 +70,7 @@ class Derivatives:
         needs: the statistics, among :data:`OF_THE_LOSS` and the variance of the output; for the gates of
             layers the loss is differentiated, and those who watch see its gradients.
         roles: the roles of the slices that take part.
+        lending: of a sharded model, what lends its parameters whole; each one's gradient is then held alone.
 
     Raises:
         SelectionError: a group without a float parameter in these roles.
@@ -58,7 +78,12 @@ class Derivatives:
     """
 
     def __init__(
-        self, model: nn.Module, groups: Iterable[Group], needs: Collection[str], roles: tuple[Role, ...]
+        self,
+        model: nn.Module,
+        groups: Iterable[Group],
+        needs: Collection[str],
+        roles: tuple[Role, ...],
+        lending: Lending | None = None,
     ) -> None:
         self.losses: list[float] = []
         self._batches = 0
@@ -70,10 +95,9 @@ class Derivatives:
         buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self._parts = {g.name: scored_slices(g, parameters, buffers, roles) for g in self._groups}
         self._gates = {g.name: _consumers(g, parameters) for g in self._groups}
-        used = {part.tensor: None for parts in self._parts.values() for part in parts}
-        if GATE in needs or OUTPUT_VARIANCE in needs:
-            used |= {part.tensor: None for parts in self._gates.values() for part in parts}
-        self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in used}
+        self._uses = self._used()
+        self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in self._uses}
+        self._lending = lending
         self._sums: dict[str, dict[str, Tensor]] = {
             need: {g.name: torch.zeros(self._shape(need, g), dtype=torch.float64) for g in self._groups}
             for need in self._needs
@@ -86,9 +110,27 @@ class Derivatives:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the sums, and of one gradient per parameter that takes part."""
+        """Bytes of the sums, and of one gradient per parameter that takes part.
+
+        Of a sharded model, of the largest parameter with its gradient.
+        """
         sums = sum(8 * total.numel() for named in self._sums.values() for total in named.values())
-        return sums + sum(p.numel() * p.element_size() for p in self.parameters.values())
+        gradients = [p.numel() * p.element_size() for p in self.parameters.values()]
+        return sums + (sum(gradients) if self._lending is None else 2 * max(gradients, default=0))
+
+    def _used(self) -> dict[str, list[_Use]]:
+        """What is computed from the gradient of each parameter."""
+        uses: dict[str, list[_Use]] = {}
+        for group in self._groups:
+            for parts, needs in (
+                (self._parts[group.name], (*_ROW, FIRST_ORDER)),
+                (self._gates[group.name], (GATE, OUTPUT_VARIANCE)),
+            ):
+                wanted = tuple(need for need in needs if need in self._needs)
+                for place, part in enumerate(parts):
+                    if wanted or parts is self._parts[group.name]:
+                        uses.setdefault(part.tensor, []).append(_Use(group, part, place, wanted))
+        return uses
 
     def _shape(self, need: str, group: Group) -> tuple[int, ...]:
         return (len(self._parts[group.name]), group.size) if need in _ROW else (group.size,)
@@ -105,18 +147,23 @@ class Derivatives:
             assert loss is not None
             value = checked_loss(loss(outputs, batch), number)
             self.losses.append(float(value.detach()))
-            gradients = self._gradients(value, f"loss of calibration batch {number}", number, keep=both)
+            changes = self._changes(
+                value, self.of_the_loss, f"loss of calibration batch {number}", number, both
+            )
             for need in self.of_the_loss:
                 for group in self._groups:
-                    self._sums[need][group.name] += self._of_batch(need, group, gradients)
+                    rows = changes[need, group.name]
+                    added = torch.stack(rows) if need in _ROW else _summed(rows, group).abs()
+                    self._sums[need][group.name] += added
         if OUTPUT_VARIANCE in self._needs:
             spread, rounding = _spread(outputs, number)
             self._variance += float(spread.detach())
             self._rounding += rounding
-            gradients = self._gradients(spread, f"variance of calibration batch {number}", number, keep=False)
+            where = f"variance of calibration batch {number}"
+            changes = self._changes(spread, [OUTPUT_VARIANCE], where, number, False)
             for group in self._groups:
-                gate = self._change(self._gates[group.name], group, gradients)
-                self._sums[OUTPUT_VARIANCE][group.name] += gate / 2
+                rows = changes[OUTPUT_VARIANCE, group.name]
+                self._sums[OUTPUT_VARIANCE][group.name] += _summed(rows, group) / 2
 
     def pool(self, ranks: Ranks) -> None:
         """Add what the other processes took in, from rank 0 upwards."""
@@ -156,57 +203,70 @@ class Derivatives:
             found[OUTPUT_VARIANCE] = {n: np.abs(values) for n, values in found[OUTPUT_VARIANCE].items()}
         return found
 
-    def _of_batch(self, need: str, group: Group, gradients: Mapping[str, Tensor | None]) -> Tensor:
-        """What one batch adds to a statistic of the loss."""
-        if need == FIRST_ORDER:
-            return self._change(self._parts[group.name], group, gradients).abs()
-        if need == GATE:
-            return self._change(self._gates[group.name], group, gradients).abs()
-        rows = []
-        for part in self._parts[group.name]:
-            row = torch.zeros(group.size, dtype=torch.float64)
-            if gradients[part.tensor] is not None:
-                weight, gradient, present = self._gathered(part, group, gradients)
-                row[present] = _ROW[need](weight, gradient).cpu()
-            rows.append(row)
-        return torch.stack(rows)
+    def _changes(
+        self, value: Tensor, needs: Sequence[str], where: str, number: int, keep: bool
+    ) -> dict[tuple[str, str], list[Tensor]]:
+        """What a value's gradients say: by need and group ``[units]`` float64 for each slice, on the CPU."""
+        changes = {
+            (need, group.name): [
+                torch.zeros(group.size, dtype=torch.float64)
+                for _ in (self._parts if need in (*_ROW, FIRST_ORDER) else self._gates)[group.name]
+            ]
+            for need in needs
+            for group in self._groups
+        }
+        taken: list[str] = []
 
-    def _change(
-        self, parts: tuple[Slice, ...], group: Group, gradients: Mapping[str, Tensor | None]
-    ) -> Tensor:
-        """First-order change over some slices together, ``[units]`` float64 on the CPU, signed."""
-        change = torch.zeros(group.size, dtype=torch.float64)
-        for part in parts:
-            if gradients[part.tensor] is not None:
-                weight, gradient, present = self._gathered(part, group, gradients)
-                change[present] += first_order_change(weight, gradient).cpu()
-        return change
+        def take(name: str, gradient: Tensor) -> None:
+            taken.append(name)
+            _check_finite(gradient, name, number)
+            self._take(name, gradient, changes)
 
-    def _gathered(
-        self, part: Slice, group: Group, gradients: Mapping[str, Tensor | None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights and gradients, ``[present units, k]`` float64; and ``[units]`` bool, which those are."""
-        gradient = gradients[part.tensor]
-        assert gradient is not None
-        weight, present = gather_present(self.parameters[part.tensor].detach(), part, group)
-        rows, _ = gather_present(gradient, part, group)
-        return weight.double(), rows.double(), torch.from_numpy(present)
+        self._differentiate(value, take, keep)
+        if not taken:
+            raise CalibrationError("It does not depend on any parameter of the groups", where=where)
+        return changes
 
-    def _gradients(self, value: Tensor, where: str, number: int, *, keep: bool) -> dict[str, Tensor | None]:
+    def _differentiate(self, value: Tensor, take: Taking, keep: bool) -> None:
+        """Call ``take`` with each parameter that the value depends on."""
+        if self._lending is not None:
+            self._lending.differentiate(value, take, among=self.parameters, keep=keep)
+            return
         found = torch.autograd.grad(
             value, list(self.parameters.values()), allow_unused=True, retain_graph=keep
         )
-        if all(gradient is None for gradient in found):
-            raise CalibrationError("It does not depend on any parameter of the groups", where=where)
-        named: dict[str, Tensor | None] = dict(zip(self.parameters, found, strict=True))
-        for name, gradient in named.items():
-            if gradient is not None and not torch.isfinite(gradient).all():
-                raise CalibrationError(
-                    f"The gradient of the parameter '{name}' holds NaN or infinity",
-                    where=f"calibration batch {number}",
-                    remedy="Look for a division by zero or an overflow in the model, or calibrate in float32",
-                )
-        return named
+        for name, gradient in zip(self.parameters, found, strict=True):
+            if gradient is not None:
+                take(name, gradient)
+
+    def _take(self, name: str, gradient: Tensor, changes: dict[tuple[str, str], list[Tensor]]) -> None:
+        """Fill in what follows from the gradient of one parameter."""
+        parameter = self.parameters[name].detach()
+        whole = parameter if self._lending is None else self._lending.put_together(name)
+        for use in self._uses[name]:
+            needs = [need for need in use.needs if (need, use.group.name) in changes]
+            if not needs:
+                continue
+            weight, present = gather_present(whole, use.part, use.group)
+            rows, _ = gather_present(gradient, use.part, use.group)
+            weight, rows, units = weight.double(), rows.double(), torch.from_numpy(present)
+            for need in needs:
+                found = _ROW.get(need, first_order_change)(weight, rows)
+                changes[need, use.group.name][use.place][units] = found.cpu()
+
+
+def _summed(rows: Sequence[Tensor], group: Group) -> Tensor:
+    """The change over some slices together, ``[units]`` float64, signed."""
+    return sum(rows, torch.zeros(group.size, dtype=torch.float64))
+
+
+def _check_finite(gradient: Tensor, name: str, number: int) -> None:
+    if not torch.isfinite(gradient).all():
+        raise CalibrationError(
+            f"The gradient of the parameter '{name}' holds NaN or infinity",
+            where=f"calibration batch {number}",
+            remedy="Look for a division by zero or an overflow in the model, or calibrate in float32",
+        )
 
 
 def _consumers(group: Group, parameters: Mapping[str, Tensor]) -> tuple[Slice, ...]:

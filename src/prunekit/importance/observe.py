@@ -17,6 +17,7 @@ from prunekit.errors import CalibrationError, SelectionError
 from prunekit.graph import Groups, find_groups, trace
 from prunekit.importance.experts import EXPERT_OUTPUT, ExpertOutputs, Mixture, mixtures_of
 from prunekit.importance.layers import BYPASS_LOSS, LayerEffects
+from prunekit.importance.lending import Lending
 from prunekit.importance.reads import Point, points_of
 from prunekit.importance.replay import Ledger, Replay, Watcher, leaves_of
 from prunekit.importance.view import READINGS, Reading
@@ -112,14 +113,22 @@ class Observer:
         groups: the groups that will be scored.
         needs: the statistics, among ``readings``, ``expert_output`` and those of layers.
         ledger: counts what is held.
+        lending: of a sharded model, what lends its parameters whole.
 
     Raises:
         ShapeError: the groups were found on another model.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, needs: Collection[str], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        needs: Collection[str],
+        ledger: Ledger,
+        lending: Lending | None = None,
+    ) -> None:
         self.ledger = ledger
-        self._model, self._groups = model, groups
+        self._model, self._groups, self._lending = model, groups, lending
         points = points_of(groups)
         self._layout = _layout(points)
         sizes = [next(iter(point.units.values())).size for point in points]
@@ -205,7 +214,7 @@ class Observer:
             keep |= dict.fromkeys(mixture.needs, mixture.end)
             if mixture.ends is not None:
                 keep[mixture.ends] = mixture.end
-        return Replay(groups.graph, _tensors(self._model, groups), watchers, keep)
+        return Replay(groups.graph, _tensors(self._model, groups), watchers, keep, self._lending)
 
     def _watch(self, moments: Moments, point: Point) -> Watcher:
         def watch(values: Mapping[Node, Any]) -> None:
@@ -227,6 +236,13 @@ class Observer:
             leaves = leaves_of(scene.groups.graph, args, kwargs)
             if leaves is not None:
                 return scene, leaves
+        if self._lending is not None:
+            raise CalibrationError(
+                f"A batch has the shapes {_shapes(args, kwargs)}, and a sharded model cannot be traced again",
+                expected="batches of the example's shape, with any number of examples",
+                where="calibration",
+                remedy="Pad or cut the batches, or trace with an example as long or as large as they are",
+            )
         graph = self._groups.graph
         released = [glob.escape(graph.outputs[place]) for place in sorted(graph.released)]
         found = find_groups(trace(self._model, args, kwargs, release=released))
@@ -237,17 +253,18 @@ class Observer:
         points = points_of(found)
         leaves = leaves_of(found.graph, args, kwargs)
         if leaves is None or not _same(self._groups, found) or _layout(points) != self._layout:
-            shapes = [
-                tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-            ]
             raise CalibrationError(
-                f"A batch of the shapes {shapes} leads to other groups than those that were found",
+                f"A batch of the shapes {_shapes(args, kwargs)} leads to other groups",
                 expected="batches like the example that the groups were found with",
                 where="calibration",
                 remedy="Trace the model with an example as long or as large as the calibration data",
             )
         self._scenes.append(_Scene(found, self._replay(found, points)))
         return self._scenes[-1], leaves
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _tensors(model: nn.Module, groups: Groups) -> dict[str, Tensor]:
@@ -304,8 +321,12 @@ def _described(group: Group) -> tuple[Any, ...]:
     return group.name, group.size, group.blocks, slices
 
 
-def check_traced(groups: object, needs: Collection[str]) -> Groups:
+def check_traced(groups: object, why: str) -> Groups:
     """Return groups that know the graph they were found in.
+
+    Args:
+        groups: what was given.
+        why: what needs the graph.
 
     Raises:
         SelectionError: they are groups alone.
@@ -313,7 +334,7 @@ def check_traced(groups: object, needs: Collection[str]) -> Groups:
     if isinstance(groups, Groups):
         return groups
     raise SelectionError(
-        f"The statistics {sorted(needs)} look at activations, and a {type(groups).__name__} was given",
+        f"{why}, and a {type(groups).__name__} was given",
         expected="the groups as find_groups gives them, with the graph they were found in",
         where="groups",
         remedy="Narrow them with select() or freeze(), not with a list",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from prunekit.errors import CalibrationError, ShapeError
 from prunekit.graph import Graph
 from prunekit.graph.nodes import tensors_of
+from prunekit.importance.lending import Lending
+from prunekit.ranks import own_part
 
 Watcher = Callable[[Mapping[Node, Any]], None]
 """Called once a node has run, with the values that are alive."""
@@ -90,11 +92,15 @@ class Ledger:
         """Count what autograd saves in this block; it stays held until the next :meth:`start`."""
 
         def pack(tensor: Tensor) -> Tensor:
-            self.add(tensor, "what autograd saves")
+            self.save(tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
+
+    def save(self, tensor: Tensor) -> None:
+        """Autograd saves a tensor; it stays held until the next :meth:`start`."""
+        self.add(tensor, "what autograd saves")
 
     def _note(self, where: object) -> None:
         self.peak = max(self.peak, self._bytes)
@@ -109,8 +115,12 @@ class Ledger:
             )
 
 
+def _is_meta(item: Any) -> bool:
+    return isinstance(item, torch.device) and item.type == "meta"
+
+
 def _storage(tensor: Tensor) -> tuple[int, int]:
-    storage = tensor.untyped_storage()
+    storage = own_part(tensor).untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 
 
@@ -124,9 +134,11 @@ class Replay(Interpreter):
         tensors: the model's parameters and buffers by every qualified name.
         watchers: what to call after which node.
         keep: nodes to keep until another has run.
+        lending: where each process holds parts of some parameters, what lends them whole.
 
     Raises:
         ShapeError: the graph was traced from another model.
+        CalibrationError: it was traced on the meta device and has a constant, whose values nobody knows.
     """
 
     def __init__(
@@ -135,11 +147,23 @@ class Replay(Interpreter):
         tensors: Mapping[str, Tensor],
         watchers: Mapping[Node, list[Watcher]],
         keep: Mapping[Node, Node],
+        lending: Lending | None = None,
     ) -> None:
         super().__init__(graph.program.graph_module)
         self._nodes = graph.nodes
         self._watchers = watchers
         self._tensors = own_tensors(graph, tensors.get)
+        self._check_values(graph)
+        self._lending = lending
+        lent = [n for n in graph.nodes if lending is not None and graph.tensors.get(n.name) in lending]
+        self._names = {node: graph.tensors[node.name] for node in lent}
+        self._due = _first_uses(graph, lent)
+        self._device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+        self._placed = {
+            node
+            for node in graph.nodes
+            if any(map(_is_meta, pytree.arg_tree_leaves(*node.args, **node.kwargs)))
+        }
         self._inputs = [
             spec.arg.name
             for spec in graph.program.graph_signature.input_specs
@@ -147,7 +171,7 @@ class Replay(Interpreter):
         ]
         self._outputs = len(graph.outputs)
         self._spec = graph.program.call_spec.out_spec
-        self._dead_after = _last_uses(graph, keep)
+        self._dead_after = _last_uses(graph, keep, lent)
 
     def forward_on(
         self,
@@ -173,8 +197,10 @@ class Replay(Interpreter):
         before: dict[Node, Tensor] = {}
         for node in self._nodes:
             if node.op == "placeholder":
-                self.env[node] = values.get(node.name)
+                if node not in self._names:
+                    self.env[node] = values.get(node.name)
                 continue
+            self._borrow(node, ledger)
             if node.op == "output":
                 outputs: Any = node.args[0]
                 given = [self.env[item] if isinstance(item, Node) else item for item in outputs]
@@ -192,8 +218,34 @@ class Replay(Interpreter):
             for watcher in self._watchers.get(node, ()) if watched else ():
                 watcher(self.env)
             for dead in self._dead_after.get(node, ()):
+                if dead in self._names:
+                    assert self._lending is not None
+                    self._lending.give_back(self.env[dead])
                 ledger.remove(self.env.pop(dead))
         raise AssertionError("a graph ends with its outputs")
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What an operator is called with; what it made on the meta device it makes beside the weights."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n not in self._placed:
+            return args, kwargs
+        return pytree.tree_map(lambda item: self._device if _is_meta(item) else item, (args, kwargs))
+
+    def _borrow(self, node: Node, ledger: Ledger) -> None:
+        """Have the parameters whole that are read here for the first time."""
+        for tensor in self._due.get(node, ()):
+            assert self._lending is not None
+            self.env[tensor] = self._lending.lend(self._names[tensor])
+            ledger.add(self.env[tensor], self._names[tensor])
+
+    def _check_values(self, graph: Graph) -> None:
+        for placeholder, tensor in self._tensors.items():
+            if tensor.is_meta:
+                raise CalibrationError(
+                    "It has no values: it is on the meta device",
+                    where=graph.tensors[placeholder],
+                    remedy="Register it as a buffer: then the model has its values, where the trace has none",
+                )
 
 
 def own_tensors(graph: Graph, find: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
@@ -223,12 +275,22 @@ def own_tensors(graph: Graph, find: Callable[[str], Tensor | None]) -> dict[str,
     return own
 
 
-def _last_uses(graph: Graph, keep: Mapping[Node, Node]) -> dict[Node, list[Node]]:
-    """The values that are not needed once a node has run."""
+def _first_uses(graph: Graph, nodes: Iterable[Node]) -> dict[Node, list[Node]]:
+    """The nodes by the one that reads them first."""
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    due: dict[Node, list[Node]] = {}
+    for node in nodes:
+        if node.users:
+            due.setdefault(min(node.users, key=place.__getitem__), []).append(node)
+    return due
+
+
+def _last_uses(graph: Graph, keep: Mapping[Node, Node], lent: Collection[Node]) -> dict[Node, list[Node]]:
+    """The values that are not needed once a node has run; of what the model holds, those that are lent."""
     place = {node: number for number, node in enumerate(graph.nodes)}
     dead: dict[Node, list[Node]] = {}
     for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node.op == "output" or (node.op == "placeholder" and (node not in lent or not node.users)):
             continue
         last = max([node, *node.users], key=place.__getitem__)
         if node in keep:
