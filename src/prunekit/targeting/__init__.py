@@ -1,5 +1,7 @@
 """Pruning to a measured target: time what there is to choose from, choose, export, measure, correct."""
 
+from prunekit.targeting.attempts import Attempt as Attempt
+from prunekit.targeting.attempts import Reached as Reached
 from prunekit.targeting.costs import Costs as Costs
 from prunekit.targeting.front import MeasuredFront as MeasuredFront
 from prunekit.targeting.front import MeasuredPoint as MeasuredPoint
@@ -9,8 +11,6 @@ from prunekit.targeting.front import predicted_front as predicted_front
 from prunekit.targeting.latency_model import LatencyModel as LatencyModel
 from prunekit.targeting.planner import Planner as Planner
 from prunekit.targeting.planner import measure_target as measure_target
-from prunekit.targeting.reach import Attempt as Attempt
-from prunekit.targeting.reach import Reached as Reached
 from prunekit.targeting.rig import Rig as Rig
 from prunekit.targeting.search import Refined as Refined
 from prunekit.targeting.search import refine as refine

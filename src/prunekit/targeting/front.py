@@ -16,9 +16,9 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import choose
 from prunekit.surgery import reduced_graph
 from prunekit.surgery.sensitivity import loss_of
+from prunekit.targeting.attempts import Reached
 from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
-from prunekit.targeting.reach import Reached
 from prunekit.types import IntArray
 
 SECONDS = 2.0

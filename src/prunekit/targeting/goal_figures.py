@@ -160,6 +160,11 @@ class GoalFigures:
             return self._memory_beside() + costs.param_bytes.at(levels)
         return self._figure(goal).at(levels) / self._counted_at_once(goal)
 
+    def wrong(self, goal: Goal, measured: float, levels: IntArray) -> float:
+        """How many times its prediction a goal's figure measured; above 1 it was worse than predicted."""
+        predicted = self.predicted(goal, levels)
+        return predicted / measured if goal.kind in AT_LEAST else measured / max(predicted, 1e-300)
+
     def surplus(self, goal: Goal, measured: float) -> float:
         """How much better than asked, relative to what was asked; below 0 it is missed."""
         asked = self._asked(goal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.optimize import lsq_linear
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.operation import TIMED, Operation
+from prunekit.targeting.deviations import Deviations, Residuals
 from prunekit.targeting.operator_times import OperatorTimes
 
 Vector = npt.NDArray[np.float64]
@@ -40,12 +41,13 @@ class WholeModel:
 
 @dataclass(frozen=True, eq=False)
 class LatencyModel:
-    """``ms = rest + sum over operations of (scale[kind] * timed ms + rate[kind] * numbers moved)``.
+    """``ms = rest + sum over operations of (scale[kind] * timed ms + rate[kind] * numbers moved) * (1 + d)``.
 
     Operations of the kinds in :data:`TIMED` have times of their own; what they take in the model differs,
     because runtimes fuse operators, keep values in caches and change layouts where an operation alone has to
     change them back. So the rate of such a kind may be negative. All other operators count with the
-    numbers that they move alone.
+    numbers that they move alone. What is still left is put down to single operations: ``d``, which similar
+    operations share, is 0 for those that are not timed (:class:`prunekit.targeting.deviations.Deviations`).
 
     Source: the sum of times of operators from a table: Wu et al., 2019, FBNet,
     https://arxiv.org/abs/1812.03443. Deviation: scales, rates and a rest, fitted to whole models. They stand
@@ -57,6 +59,7 @@ class LatencyModel:
         scales: by kind, >= 0; 0 for kinds that are not timed.
         rates: by kind, milliseconds for each number moved.
         rest: milliseconds that no width changes, >= 0.
+        deviations: of timed operations.
         errors: relative errors on the whole models, each predicted by a fit without it; in their order.
         models: what it was fitted to.
     """
@@ -65,6 +68,7 @@ class LatencyModel:
     scales: dict[str, float]
     rates: dict[str, float]
     rest: float
+    deviations: Deviations
     errors: tuple[float, ...]
     models: tuple[WholeModel, ...]
 
@@ -75,7 +79,8 @@ class LatencyModel:
         if not operation.is_timed:
             return moving
         alone = self.times.net_ms(operation)
-        return max(self.scales.get(kind, 1.0) * alone + moving, LEAST * alone)
+        expected = max(self.scales.get(kind, 1.0) * alone + moving, LEAST * alone)
+        return max(expected * (1 + self.deviations.of(operation)), LEAST * alone)
 
     def ms(self, operations: Sequence[Operation]) -> float:
         """Milliseconds of a whole model."""
@@ -88,7 +93,7 @@ class LatencyModel:
 
 
 def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> LatencyModel:
-    """Fit scales and rates to whole models: least squares of the relative errors.
+    """Fit scales and rates to whole models: least squares of the relative errors; and deviations to the rest.
 
     A weak prior draws the scales to 1 and the rates to 0, which decides where the models do not. The error of
     each model is that of a fit to the others.
@@ -111,15 +116,17 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
     errors = []
     for place, model in enumerate(models):
         if len(models) > 2:
-            without = LatencyModel(times, *fit.solve([other for other in every if other != place]), (), ())
+            without = fit.fitted([other for other in every if other != place])
             errors.append(without.ms(model.operations) / model.ms - 1)
-    return LatencyModel(times, *fit.solve(every), tuple(errors), tuple(models))
+    return replace(fit.fitted(every), errors=tuple(errors), models=tuple(models))
 
 
 class _Fit:
     """The least squares problem; every row is one model, in units of its measured time."""
 
     def __init__(self, times: OperatorTimes, models: Sequence[WholeModel]) -> None:
+        self._known, self._models = times, models
+        self._residuals = Residuals(model.operations for model in models)
         self._kinds = sorted({operation.kind for model in models for operation in model.operations})
         self._timed = [kind for kind in self._kinds if kind in TIMED]
         rows = [[*self._times(model, times), *self._moves(model), 1.0] for model in models]
@@ -129,8 +136,17 @@ class _Fit:
             [0.0] * len(self._timed) + [-np.inf if kind in TIMED else 0.0 for kind in self._kinds] + [0.0]
         )
 
-    def solve(self, rows: Sequence[int]) -> tuple[dict[str, float], dict[str, float], float]:
-        """Scales and rates by kind, and the rest, that fit these models best; no other model counts."""
+    def fitted(self, rows: Sequence[int]) -> LatencyModel:
+        """The model that these whole models tell of, without its errors; no other whole model counts."""
+        scales, rates, rest = self._solved(rows)
+        plain = LatencyModel(self._known, scales, rates, rest, Deviations({}), (), ())
+        some = [self._models[row] for row in rows]
+        measured = np.array([model.ms for model in some])
+        predicted = np.array([plain.ms(model.operations) for model in some])
+        return replace(plain, deviations=self._residuals.fit(rows, plain.ms_of, measured, predicted))
+
+    def _solved(self, rows: Sequence[int]) -> tuple[dict[str, float], dict[str, float], float]:
+        """Scales and rates by kind, and the rest, that fit these models best."""
         matrix = self._matrix[list(rows)]
         # Columns of equal weight: 1 = the whole time of the model in which it matters most.
         unit = np.maximum(np.abs(matrix).max(axis=0), 1e-12)

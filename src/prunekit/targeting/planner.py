@@ -22,10 +22,11 @@ from prunekit.plan.figures import Figure, loss_figure
 from prunekit.plan.levers import Levers
 from prunekit.plan.losses import LossCurve, loss_curves
 from prunekit.surgery import Proof, Removal, measure_unit_sensitivity, remove, verify
+from prunekit.targeting.attempts import Reached
 from prunekit.targeting.costs import Costs, Progress, measure_costs, spread_plans
 from prunekit.targeting.identity import model_digest, timing_digest
 from prunekit.targeting.operator_times import load_operator_times
-from prunekit.targeting.reach import ATTEMPTS, Reached, reach
+from prunekit.targeting.reach import ATTEMPTS, reach
 from prunekit.targeting.rig import Rig, rig_for
 from prunekit.targeting.space import Space
 from prunekit.targeting.timing import Timing

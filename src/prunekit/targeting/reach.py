@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +11,15 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
-from prunekit.measure import LatencyComparison
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
-from prunekit.plan.knapsack import SECONDS, By, Chosen, choose
+from prunekit.plan.knapsack import SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
+from prunekit.targeting.attempts import Attempt, Reached
+from prunekit.targeting.bracket import bracket_of
 from prunekit.targeting.costs import Costs, tag
-from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
-from prunekit.targeting.intervals import Interval
+from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
 from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
 from prunekit.targeting.together import Beyond, why_beyond
@@ -31,63 +30,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 
-
-@dataclass(frozen=True, eq=False)
-class Attempt:
-    """One plan that was carried out and measured.
-
-    Attributes:
-        levels: of the levers.
-        by: what chose it: ``milp``, ``descent`` or a baseline.
-        predicted: by goal, as the model of cost saw it.
-        measured: by goal.
-        intervals: by goal of a time, what was measured with its interval.
-        objective: the loss predicted; with a goal of ``quality_drop`` the milliseconds.
-        comparison: beside the dense model.
-        choosing_s: that choosing took.
-        seconds: that the attempt took altogether.
-    """
-
-    levels: IntArray
-    by: By
-    predicted: Mapping[str, float]
-    measured: Mapping[str, float]
-    intervals: Mapping[str, Interval]
-    objective: float
-    comparison: LatencyComparison
-    choosing_s: float
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class Reached:
-    """How goals were reached.
-
-    Attributes:
-        plan: what to remove.
-        goals: what was asked.
-        attempts: in order; the last is the plan's.
-        overdone: every goal is more than met, and all nearer plans that were tried missed one.
-        costs: as they are known after the attempts; None where they are not kept.
-        limits: what the last choice was kept within, one for each goal; corrected by the attempts before.
-    """
-
-    plan: PruningPlan
-    goals: tuple[Goal, ...]
-    attempts: tuple[Attempt, ...]
-    overdone: bool = False
-    costs: Costs | None = None
-    limits: tuple[Limit, ...] = ()
-
-    @property
-    def measured(self) -> Mapping[str, float]:
-        """What was measured, by goal."""
-        return self.attempts[-1].measured
-
-    @property
-    def comparison(self) -> LatencyComparison:
-        """The plan's model beside the dense one."""
-        return self.attempts[-1].comparison
+LEARNING = 3
+"""Attempts that choose among all plans; later ones among those between the nearest two."""
 
 
 def reach(
@@ -100,7 +44,8 @@ def reach(
     """Find the plan of least loss that measurably meets all goals, one of them to its tolerance.
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
-    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. A goal
+    exports the pruned graph, measures it beside the dense model and fits the latency model to it too. After
+    :data:`LEARNING` attempts of which some went too far, plans are chosen between the nearest two. A goal
     of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that
     bound.
 
@@ -213,7 +158,7 @@ class _Search:
         correction = {str(goal): 1.0 for goal in self.goals}
         beyond, nearest = None, None
         while len(tried) < most:
-            chosen, spent, beyond = *self._chosen(correction), None
+            chosen, spent, beyond = *self._chosen(correction, tried), None
             if chosen is None:
                 if self.allocation != "knapsack" or self._enough(tried):
                     break
@@ -266,11 +211,23 @@ class _Search:
         levels = beyond.nearest
         return Chosen(levels, objective.at(levels), "descent", proven=False), beyond
 
-    def _chosen(self, correction: Mapping[str, float]) -> tuple[Chosen | None, float]:
-        begin = time.perf_counter()
-        objective, limits = self.figures.problem(self.goals, correction)
-        self.limits = tuple(limits)
-        chosen = self._choose(objective, limits)
+    def _chosen(
+        self, correction: Mapping[str, float], tried: Sequence[Attempt]
+    ) -> tuple[Chosen | None, float]:
+        """What to try: the best plan of all, once enough are known the best between the two nearest."""
+        begin, chosen = time.perf_counter(), None
+        bracket = bracket_of(tried, self.goals, self.figures) if len(tried) >= LEARNING else None
+        if bracket is not None:
+            objective, limits = self.figures.problem(self.goals, bracket.correction(self.goals, self.figures))
+            self.limits = tuple(limits)
+            if self.allocation == "knapsack":
+                chosen = bracket.choose(objective, limits, seconds=SECONDS, tried=tried)
+            else:
+                chosen = self._choose(objective, limits)
+        if chosen is None:
+            objective, limits = self.figures.problem(self.goals, correction)
+            self.limits = tuple(limits)
+            chosen = self._choose(objective, limits)
         return chosen, time.perf_counter() - begin
 
     def _again(self, attempt: Attempt) -> Chosen:
@@ -340,8 +297,8 @@ class _Search:
         )
         found = {}
         for goal in self.goals:
-            measured, predicted = last.measured[str(goal)], self.figures.predicted(goal, last.levels)
-            wrong = predicted / measured if goal.kind in AT_LEAST else measured / max(predicted, 1e-300)
+            measured = last.measured[str(goal)]
+            wrong = self.figures.wrong(goal, measured, last.levels)
             # A plan that comes up again would be measured again: aim a little beside it.
             again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1
             aside = 1 + again * goal.tolerance / 2 * (-1 if self.figures.surplus(goal, measured) > 0 else 1)

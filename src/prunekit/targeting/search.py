@@ -18,9 +18,10 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.moves import moved_back, moved_on
 from prunekit.surgery import reduced_graph
 from prunekit.surgery.sensitivity import loss_of
+from prunekit.targeting.attempts import Reached
 from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
-from prunekit.targeting.reach import Reached, plan_at
+from prunekit.targeting.reach import plan_at
 from prunekit.types import IntArray
 
 TRIALS = 60

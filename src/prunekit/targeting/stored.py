@@ -13,6 +13,7 @@ from prunekit.graph import Groups
 from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import LossCurve
 from prunekit.targeting.costs import Computation, costs_of
+from prunekit.targeting.deviations import Deviations
 from prunekit.targeting.identity import model_digest
 from prunekit.targeting.latency_model import LatencyModel, WholeModel
 from prunekit.targeting.operator_times import OperatorTimes, operation_from, plain_operation
@@ -20,7 +21,7 @@ from prunekit.targeting.planner import Planner
 from prunekit.targeting.rig import Rig
 from prunekit.types import Scores
 
-SCHEMA = "prunekit.target/2"
+SCHEMA = "prunekit.target/3"
 
 
 def stored_planner(planner: Planner) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def stored_planner(planner: Planner) -> dict[str, Any]:
             "scales": dict(latency.scales),
             "rates": dict(latency.rates),
             "rest": latency.rest,
+            "deviations": [[known[each], weight] for each, weight in latency.deviations.weights.items()],
             "errors": list(latency.errors),
             "models": [
                 {"name": model.name, "ms": model.ms, "operations": [known[each] for each in model.operations]}
@@ -157,6 +159,7 @@ def _latency(content: dict[str, Any], times: OperatorTimes) -> LatencyModel:
         content["scales"],
         content["rates"],
         content["rest"],
+        Deviations({operations[place]: weight for place, weight in content["deviations"]}),
         tuple(content["errors"]),
         tuple(
             WholeModel(tuple(operations[place] for place in item["operations"]), item["ms"], item["name"])

@@ -1,0 +1,72 @@
+"""What an attempt at goals measured, and how goals were reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prunekit.measure import LatencyComparison
+from prunekit.plan import Goal, PruningPlan
+from prunekit.plan.figures import Limit
+from prunekit.plan.knapsack import By
+from prunekit.targeting.costs import Costs
+from prunekit.targeting.intervals import Interval
+from prunekit.types import IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One plan that was carried out and measured.
+
+    Attributes:
+        levels: of the levers.
+        by: what chose it: ``milp``, ``descent`` or a baseline.
+        predicted: by goal, as the model of cost saw it.
+        measured: by goal.
+        intervals: by goal of a time, what was measured with its interval.
+        objective: the loss predicted; with a goal of ``quality_drop`` the milliseconds.
+        comparison: beside the dense model.
+        choosing_s: that choosing took.
+        seconds: that the attempt took altogether.
+    """
+
+    levels: IntArray
+    by: By
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    objective: float
+    comparison: LatencyComparison
+    choosing_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """How goals were reached.
+
+    Attributes:
+        plan: what to remove.
+        goals: what was asked.
+        attempts: in order; the last is the plan's.
+        overdone: every goal is more than met, and all nearer plans that were tried missed one.
+        costs: as they are known after the attempts; None where they are not kept.
+        limits: what the last choice was kept within, one for each goal; corrected by the attempts before.
+    """
+
+    plan: PruningPlan
+    goals: tuple[Goal, ...]
+    attempts: tuple[Attempt, ...]
+    overdone: bool = False
+    costs: Costs | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """What was measured, by goal."""
+        return self.attempts[-1].measured
+
+    @property
+    def comparison(self) -> LatencyComparison:
+        """The plan's model beside the dense one."""
+        return self.attempts[-1].comparison
