@@ -16,7 +16,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.measure import LatencyComparison, Target
 from prunekit.measure.latency import Noise, paired_speedup, percentiles
 from prunekit.measure.operation import Operation, frame_of
-from prunekit.targeting import Timing, costs, operator_times, planner
+from prunekit.targeting import Timing, costs, measuring, operator_times, planner
 
 REST_MS = 0.2
 MS_PER_MAC = 4e-5
@@ -55,6 +55,8 @@ class PlantedRig:
         opened: the operations that were opened, in order.
     """
 
+    seconds = 0.0
+
     def __init__(self, inputs: Any, *, drift: float = 1.0) -> None:
         self.target = Target("torch_eager", threads=1, batch=len(inputs[0]))
         self.inputs, self.drift, self.batch = inputs, drift, len(inputs[0])
@@ -90,7 +92,7 @@ def compared(dense: Runner, pruned: Runner, **_: Any) -> LatencyComparison:
     return LatencyComparison(
         dense=percentiles(times[0]),
         pruned=percentiles(times[1]),
-        speedup=paired_speedup(*times, resamples=2),
+        speedup=paired_speedup(*times),
         noise=Noise(0.0, 0.0, 0.0, True, "planted"),
         warmup=1,
         seconds=0.0,
@@ -99,6 +101,12 @@ def compared(dense: Runner, pruned: Runner, **_: Any) -> LatencyComparison:
         pruned_ms=times[1],
         dense_first=np.zeros(20, dtype=np.bool_),
     )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Real measurements take no longer than their pairs do."""
+    monkeypatch.setattr(measuring, "LEAST_SECONDS", 0.05)
 
 
 def in_rounds(runners, *, rounds: int = 3, **_: Any):

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
-from prunekit.measure import LatencyComparison
+from prunekit.measure import Interval, LatencyComparison
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
@@ -20,7 +20,6 @@ from prunekit.plan.knapsack import SECONDS, By, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import AT_LEAST, TIMED_KINDS, GoalFigures, check_goals
-from prunekit.targeting.intervals import Interval
 from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
 from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
 from prunekit.targeting.together import Beyond, why_beyond

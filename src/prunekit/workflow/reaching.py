@@ -97,7 +97,11 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
                 scores=scores,
                 criterion=job.recipe.importance.criterion,
                 timing=Timing(
-                    real_time=section.real_time, variants=section.variants, folder=folder, tables=kept
+                    real_time=section.real_time,
+                    variants=section.variants,
+                    seconds=section.seconds,
+                    folder=folder,
+                    tables=kept,
                 ),
                 groups=groups,
                 progress=lambda phase, done, of: job.progress(*_overall(phase, done, of)),
