@@ -7,6 +7,7 @@ from math import prod
 import pytest
 
 from prunekit.plan import PruningPlan
+from prunekit.targeting import measuring
 from prunekit.workflow.opening import read_run
 from prunekit.workflow.order import stages_of
 from prunekit.workflow.run import _inputs
@@ -26,7 +27,9 @@ def run_once(tmp_path_factory):
     project.edit("goal: {kind: macs, remove: 0.5, tolerance: 0.05}", f"{GOAL}\n{TARGET}")
     project.edit("parent: {epochs: 3", "parent: {epochs: 1")
     project.edit("criterion: taylor", "criterion: l2")
-    return project, *project.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "LEAST_SECONDS", 0.05)
+        return project, *project.run()
 
 
 def result(project: Project, stage: str) -> dict:
