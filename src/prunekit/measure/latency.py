@@ -161,18 +161,8 @@ def compare_latency(
         with held(dense, pruned):
             begin = time.perf_counter()
             warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
-            until = begin + max_seconds
-            least = min(until, time.perf_counter() + min_seconds) if min_seconds > 0 else begin
-
-            def is_enough(done: int) -> bool:
-                if progress is not None:
-                    progress(done, max(done, pairs))
-                if done < min(pairs, min_pairs):
-                    return False
-                now = time.perf_counter()
-                return now > until or (done >= pairs and now >= least)
-
-            times = _time_pairs(dense, pruned, order, is_enough)
+            length = _Length(pairs, min_pairs, time.perf_counter() + min_seconds, begin + max_seconds)
+            times = _time_pairs(dense, pruned, order, length, progress)
             seconds = time.perf_counter() - begin
     finally:
         if collecting:
@@ -240,7 +230,25 @@ def _warm_up(dense: Runner, pruned: Runner, calls: int, until: float) -> int:
     return calls
 
 
-def _time_pairs(dense: Runner, pruned: Runner, order: np.ndarray, is_enough: Callable[[int], bool]) -> Times:
+@dataclass(frozen=True)
+class _Length:
+    """When there are pairs enough: as many as asked and as late as asked; sooner where the time is up."""
+
+    pairs: int
+    min_pairs: int
+    not_before: float
+    until: float
+
+    def is_reached(self, done: int) -> bool:
+        if done < min(self.pairs, self.min_pairs):
+            return False
+        now = time.perf_counter()
+        return now > self.until or (done >= self.pairs and now >= self.not_before)
+
+
+def _time_pairs(
+    dense: Runner, pruned: Runner, order: np.ndarray, length: _Length, progress: Progress | None
+) -> Times:
     """``[2, pairs done]`` milliseconds: dense, pruned."""
     times_ns = np.empty((2, len(order)), dtype=np.int64)
     clock, done = time.perf_counter_ns, 0
@@ -254,7 +262,9 @@ def _time_pairs(dense: Runner, pruned: Runner, order: np.ndarray, is_enough: Cal
         spent = (middle - begin, end - middle)
         times_ns[:, pair] = spent if dense_goes_first else spent[::-1]
         done = pair + 1
-        if is_enough(done):
+        if progress is not None:
+            progress(done, max(done, length.pairs))
+        if length.is_reached(done):
             break
     return times_ns[:, :done] / 1e6
 
