@@ -161,7 +161,7 @@ def table(rows: dict[str, dict[str, float]], load: float) -> str:
     return (
         "# What masks cost in training\n\nForward, backward and SGD with momentum; plain and masked model "
         "take turns in one process on one thread, and the median of the paired quotients is shown with its "
-        f"bootstrap interval. The limit is {LIMIT}. The last column adds one change of the masks with "
+        f"interval. The limit is {LIMIT}. The last column adds one change of the masks with "
         f"regrowth by gradient every {EVERY} steps (`python benchmarks/masked_step.py`; the environment "
         f"is in `masked_step.json`; {load:.1f} processes wanted {os.cpu_count()} cores when it began).\n\n"
         f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n" + "".join(lines)

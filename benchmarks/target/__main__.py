@@ -28,6 +28,7 @@ OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 RUNTIMES = ("onnxruntime", "openvino")
 BATCHES = (1, 8)
 ASKED = (1.5, 2.0, 3.0, 4.0)
+TOLERANCE = 0.03
 HOURS = 1
 
 Cell = dict[str, Any]
@@ -75,8 +76,9 @@ def page(cells: Sequence[Cell]) -> str:
     """The tables as Markdown."""
     cells = sorted(cells, key=lambda cell: (*SUBJECTS,).index(cell["model"]))
     goals = [goal for cell in cells for goal in cell["goals"]]
-    met = sum(goal["met"] for goal in goals)
-    first = [goal for goal in goals if goal["met"] and abs(goal["first"] / goal["asked"] - 1) <= 0.03]
+    met = sum(_is_near(goal) for goal in goals)
+    over = sum(goal["met"] and goal["measured"] > goal["asked"] and not _is_near(goal) for goal in goals)
+    first = [goal for goal in goals if goal["met"] and abs(goal["first"] / goal["asked"] - 1) <= TOLERANCE]
     slower = [goal for goal in goals if goal["met"] and goal["low"] < 1]
     environment = cells[-1]["environment"] if cells else {}
     lines = [
@@ -87,8 +89,8 @@ def page(cells: Sequence[Cell]) -> str:
         "chosen, exported, timed in pairs beside the dense model, corrected and chosen again. Losses follow",
         "from weight norms, because only speed is in question here.",
         "",
-        f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} of them at the first attempt; "
-        f"{len(slower)} were slower than dense.",
+        f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} at the first attempt; {over} more were",
+        f"exceeded by more than that, no plan that was tried being nearer. {len(slower)} were slower than dense.",
         f"The model of cost, fitted to 8 whole models, was wrong by {_share(_median(cells))} (median over",
         "the cells of the median error on a whole model it was not fitted to).",
         "",
@@ -103,9 +105,9 @@ def page(cells: Sequence[Cell]) -> str:
     lines += [
         "",
         "A goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
-        "efficiency (measured speed-up over the factor by which the MACs fell). What is not met says the",
-        "best figure that was measured. A star: measured before a plan that meets its goal was measured once",
-        "more, and with channels alone where layers may go now.",
+        "efficiency (measured speed-up over the factor by which the MACs fell). `>`: exceeded by more than 3 %.",
+        "What is not met says the best figure that was measured. A star: measured with an earlier way of timing,",
+        "for less than five seconds, and an earlier way of closing in on a goal.",
         "",
         "## What the model of cost took, and what it was worth",
         "",
@@ -134,11 +136,16 @@ def _goal(goal: dict[str, Any]) -> str:
         return f"not met: {best[1]}" if best else "not met"
     efficiency = goal["measured"] / goal["macs_removed"]
     speedup = f"{goal['measured']:.2f} ({goal['low']:.2f} to {goal['high']:.2f})"
+    speedup = speedup if _is_near(goal) else f"> {speedup}"
     return f"{speedup}, {goal['attempts']}, {efficiency:.2f}"
 
 
+def _is_near(goal: dict[str, Any]) -> bool:
+    return goal["met"] and abs(goal["measured"] / goal["asked"] - 1) <= TOLERANCE
+
+
 def _name(cell: Cell) -> str:
-    return cell["model"] + ("" if cell.get("confirmed") else " *")
+    return cell["model"] + ("" if cell.get("seconds") else " *")
 
 
 def _seconds(goals: Sequence[dict[str, Any]]) -> str:

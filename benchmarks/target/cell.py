@@ -42,7 +42,7 @@ def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Pat
         "weights": subject.weights,
         "runtime": runtime,
         "batch": batch,
-        "confirmed": True,
+        "seconds": planner.rig.seconds,
         "environment": environment(THREADS),
         "dense_ms": planner.costs.dense_ms,
         "table_s": round(built, 1),

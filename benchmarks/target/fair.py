@@ -101,6 +101,9 @@ def as_fast(planner: Planner, speedup: float, way: str, example: Tensor | None =
         return _torch_pruning(planner, example, speedup)
     goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
     found = planner.reach(goal, allocation=way)  # pyright: ignore[reportArgumentType]
+    measured = found.comparison.speedup.median
+    if abs(measured / speedup - 1) > TOLERANCE:
+        raise GoalError(f"The nearest that was tried is {measured:.3g}x", where=way)
     left = found.plan.after.macs / found.plan.before.macs
     return Equal(planner.remove(found)[0].model, found.comparison, left)
 

@@ -177,8 +177,8 @@ class Speedup:
 
     Attributes:
         median: of the paired figures.
-        low: lower end of its bootstrap interval.
-        high: upper end of its bootstrap interval.
+        low: lower end of its interval.
+        high: upper end of its interval.
         confidence: of the interval.
         pairs: number of timed pairs.
     """

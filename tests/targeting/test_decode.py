@@ -65,7 +65,7 @@ def test_half_the_cache_is_reached(batch, tmp_path: Path, monkeypatch):
         step(1),
         target=pk.Target("torch_eager", threads=1, batch=batch),
         space=pk.Space("head"),
-        timing=pk.Timing(variants=2, folder=tmp_path, tables=tmp_path),
+        timing=pk.Timing(variants=2, seconds=0.05, folder=tmp_path, tables=tmp_path),
     )
     whole = LAYERS * 2 * batch * KV * (PAST + 1) * WIDTH * 4
     assert found.costs.cache_bytes.at([0] * len(found.costs.levers)) == whole

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from prunekit.errors import MeasurementError
-from prunekit.measure import LatencyComparison
+from prunekit.measure import LatencyComparison, fewest_runs, interval_of_percentile
 from prunekit.measure.latency import _noise, paired_speedup, percentiles
 from prunekit.plan import Goal
 from prunekit.targeting import measuring
-from prunekit.targeting.intervals import fewest_runs, interval_of_percentile
-from prunekit.targeting.measuring import MOST_PAIRS, check_steady, measure_beside, timed_interval
+from prunekit.targeting.measuring import (
+    MOST_PAIRS,
+    check_steady,
+    measure_beside,
+    timed_interval,
+)
 
 SPEEDUP = Goal("speedup", reach=2, tolerance=0.02)
 MEDIAN = Goal("latency_ms", reach=1, tolerance=0.02)
@@ -23,7 +27,7 @@ def comparison(dense_ms: np.ndarray, pruned_ms: np.ndarray, *, stopped: bool = F
     return LatencyComparison(
         dense=percentiles(dense_ms),
         pruned=percentiles(pruned_ms),
-        speedup=paired_speedup(dense_ms, pruned_ms, resamples=200),
+        speedup=paired_speedup(dense_ms, pruned_ms),
         noise=_noise(dense_ms, pruned_ms),
         warmup=1,
         seconds=1.0,
@@ -90,6 +94,33 @@ def test_a_throughput_is_that_of_the_median_with_the_ends_turned_round():
     latency, rate = (timed_interval(goal, found, batch=8) for goal in (MEDIAN, RATE))
     assert rate.value == pytest.approx(8000 / latency.value)
     assert (rate.low, rate.high) == pytest.approx((8000 / latency.high, 8000 / latency.low))
+
+
+@pytest.mark.parametrize(
+    ("goals", "given", "least"),
+    [([SPEEDUP], 3.0, 3.0), ([MEDIAN], 7.0, 7.0), ([], 7.0, 0.0)],
+)
+def test_only_a_goal_of_a_time_takes_a_least_time(monkeypatch, goals, given, least):
+    """Oracle: what the comparison is asked for."""
+    lengths = []
+
+    def planted(dense, pruned, *, pairs, min_seconds, **_):
+        lengths.append(min_seconds)
+        return times(pairs)
+
+    monkeypatch.setattr(measuring, "compare_latency", planted)
+    measure_beside(None, None, tolerance=0.02, goals=goals, least_seconds=given)
+    assert lengths == [least]
+
+
+def test_drift_of_the_quotient_takes_more_pairs_and_is_told():
+    """Oracle: the speed-up is 2 in one half of the time and 2.4 in the other."""
+    steady = np.random.default_rng(0).normal(1, 0.01, 400)
+    found = comparison(np.concatenate([2 * steady[:200], 2.4 * steady[200:]]), np.ones(400))
+    assert found.speedup.low < 2.05
+    assert found.speedup.high > 2.35
+    with pytest.raises(MeasurementError, match="the speed-up is known"):
+        check_steady(found, SPEEDUP)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.errors import GoalError, MeasurementError, SelectionError
 from prunekit.measure import file_size
-from prunekit.targeting.intervals import interval_of_speedup
-from prunekit.targeting.measuring import check_steady, precision
+from prunekit.targeting.measuring import check_steady, precision, timed_interval
 
 
 class Network(nn.Module):
@@ -30,7 +29,7 @@ class Network(nn.Module):
 
 def in_one(folder: Path, *, variants: int = 2) -> pk.Timing:
     """Few variants, and everything that is kept in one folder."""
-    return pk.Timing(variants=variants, folder=folder, tables=folder)
+    return pk.Timing(variants=variants, seconds=0.05, folder=folder, tables=folder)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,10 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> pk.Planner:
         target=pk.Target("onnxruntime", threads=1, batch=4),
         space=pk.Space(most_levels=5),
         timing=pk.Timing(
-            variants=3, folder=tmp_path_factory.mktemp("exports"), tables=tmp_path_factory.mktemp("tables")
+            variants=3,
+            seconds=0.05,
+            folder=tmp_path_factory.mktemp("exports"),
+            tables=tmp_path_factory.mktemp("tables"),
         ),
     )
 
@@ -155,7 +157,7 @@ def test_noise_is_told_with_the_pairs_it_takes(planner):
     goal = pk.Goal("speedup", reach=2, tolerance=1e-9)
     with pytest.raises(MeasurementError, match="pairs would be needed"):
         check_steady(comparison, goal)
-    known = precision(interval_of_speedup(comparison.speedup), 0.01)
+    known = precision(timed_interval(goal, comparison, batch=4), 0.01)
     assert known.needed == pytest.approx(known.runs * (known.half_width / 0.01) ** 2, abs=1)
 
 

@@ -42,6 +42,12 @@ def test_so_is_a_timing(variants):
         pk.Timing(variants=variants)
 
 
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), True, "3"])
+def test_nor_may_the_seconds_be_anything(seconds):
+    with pytest.raises(MeasurementError, match="seconds"):
+        pk.Timing(seconds=seconds)
+
+
 @pytest.mark.parametrize("limits", [pk.Limits(), pk.Limits(round_to=8), pk.Limits(max_sparsity=0.5)])
 def test_a_group_keeps_a_tenth_unless_a_limit_says_otherwise(groups, limits):
     """Oracle: the counts that the same limits allow, over 0.9."""

@@ -27,7 +27,7 @@ def planner(tmp_path_factory):
         target=Target("torch_eager"),
         space=Space("channel", most_levels=3),
         loss=lambda model: float(sum(each.detach().abs().sum() for each in model.parameters())),
-        timing=Timing(variants=2, tables=tmp_path_factory.mktemp("tables")),
+        timing=Timing(variants=2, seconds=0.05, tables=tmp_path_factory.mktemp("tables")),
     )
 
 

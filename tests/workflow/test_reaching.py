@@ -15,7 +15,7 @@ from prunekit.workflow.source import open_source, read_given
 from .conftest import Project, make_project
 
 GOAL = "goal: {kind: speedup, reach: 1.5, tolerance: 0.25}"
-TARGET = "target: {batch: 32, most_levels: 3, variants: 1}\ngroups: {max_sparsity: 0.5}"
+TARGET = "target: {batch: 32, most_levels: 3, variants: 1, seconds: 0.05}\ngroups: {max_sparsity: 0.5}"
 CYCLE = ("score", "target", "plan", "prune", "recover")
 AFTER = ("export", "validate", "evaluate", "gate")
 

@@ -3,6 +3,7 @@
 from prunekit.measure.batches import Batches
 from prunekit.measure.energy import Energy, EnergyReading, measure_energy
 from prunekit.measure.environment import available_cores, check_threads, environment
+from prunekit.measure.intervals import Interval, fewest_runs, independent_runs, interval_of_percentile
 from prunekit.measure.latency import (
     LatencyComparison,
     Noise,
@@ -60,6 +61,7 @@ __all__ = [
     "Energy",
     "EnergyReading",
     "FoundRuntime",
+    "Interval",
     "LatencyComparison",
     "LoadComparison",
     "LoadLatency",
@@ -97,8 +99,11 @@ __all__ = [
     "einsum_macs",
     "environment",
     "external_files",
+    "fewest_runs",
     "file_size",
     "find_meters",
+    "independent_runs",
+    "interval_of_percentile",
     "load_loadgen",
     "make_inputs",
     "max_throughput",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from prunekit.errors import MeasurementError
+from prunekit.measure.intervals import CONFIDENCE, Times, interval_of_percentile
 from prunekit.measure.runtimes import Runner, held
 from prunekit.types import Speedup
 
-Times = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
+MOST_PAIRS = 4000
+"""That are timed to fill a time."""
+
 STEADY = 0.05
 """Above this relative median absolute deviation of the speed-ups a measurement is called noisy."""
 
 _WARMUP_SHARE = 0.2
-_CELLS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ def compare_latency(
     warmup: int = 20,
     seed: int = 0,
     min_pairs: int = 20,
+    min_seconds: float = 0.0,
     max_seconds: float = 120.0,
     progress: Progress | None = None,
 ) -> LatencyComparison:
     """Time two runners in pairs, one call of each, in an order drawn anew for every pair.
 
     Both are open at the same time and alternate, so whatever slows the machine for longer than one pair
-    slows both; the garbage collector rests meanwhile. The speed-up is the median of the paired figures
-    ``dense_ms / pruned_ms``, its interval a bootstrap over pairs.
+    slows both; the garbage collector rests meanwhile. The speed-up is that of :func:`paired_speedup`.
 
     Args:
         dense: the parent.
@@ -136,8 +137,10 @@ def compare_latency(
         pairs: how many to time.
         warmup: untimed calls of each beforehand; fewer (at least one) where they would take more than a
             fifth of ``max_seconds``.
-        seed: of the orders and of the bootstrap.
+        seed: of the orders.
         min_pairs: timed even when the time is up.
+        min_seconds: before which, after warm-up, timing goes on beyond ``pairs``, to :data:`MOST_PAIRS` at
+            most: what drifts over seconds is only seen in seconds.
         max_seconds: after which no further pair is begun.
         progress: called with (pairs done, pairs asked for) between pairs.
 
@@ -150,7 +153,7 @@ def compare_latency(
             expected="two pairs or more and one warm-up call or more",
         )
     rng = np.random.default_rng(seed)
-    order = rng.random(pairs) < 0.5
+    order = rng.random(max(pairs, MOST_PAIRS) if min_seconds > 0 else pairs) < 0.5
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -158,7 +161,8 @@ def compare_latency(
         with held(dense, pruned):
             begin = time.perf_counter()
             warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
-            times = _time_pairs(dense, pruned, order, min_pairs, begin + max_seconds, progress)
+            length = _Length(pairs, min_pairs, time.perf_counter() + min_seconds, begin + max_seconds)
+            times = _time_pairs(dense, pruned, order, length, progress)
             seconds = time.perf_counter() - begin
     finally:
         if collecting:
@@ -173,7 +177,7 @@ def compare_latency(
     return LatencyComparison(
         dense=percentiles(dense_ms),
         pruned=percentiles(pruned_ms),
-        speedup=paired_speedup(dense_ms, pruned_ms, seed=seed),
+        speedup=paired_speedup(dense_ms, pruned_ms),
         noise=_noise(dense_ms, pruned_ms),
         warmup=warmed,
         seconds=round(seconds, 3),
@@ -190,37 +194,31 @@ def percentiles(times_ms: Times) -> Percentiles:
     return Percentiles(float(p50), float(p90), float(p99), float(times_ms.mean()))
 
 
-def paired_speedup(
-    dense_ms: Times,
-    pruned_ms: Times,
-    *,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Speedup:
-    """Median of ``dense_ms / pruned_ms`` over pairs, with its bootstrap percentile interval.
+def paired_speedup(dense_ms: Times, pruned_ms: Times, *, confidence: float = CONFIDENCE) -> Speedup:
+    """Median of ``dense_ms / pruned_ms`` over pairs, with its interval.
+
+    What slows both models of a pair alike cancels; neighbours on the machine slow one that waits for memory
+    and one that computes differently, slowly over seconds, and that does not. So pairs that resemble their
+    neighbours count for less (:func:`prunekit.measure.interval_of_percentile`). Drift slower than the
+    measurement is not seen: time for seconds.
+
+    With too few pairs for an end the interval goes to the least or the largest quotient: up to eight pairs,
+    such as rounds of a load test, give their range, which of n independent ones holds the true median with
+    ``1 - 2 ** (1 - n)``, so two pairs with one half.
 
     Args:
-        dense_ms: ``[pairs]`` milliseconds, > 0.
+        dense_ms: ``[pairs]`` milliseconds, > 0, in the order in which they were measured.
         pruned_ms: ``[pairs]`` milliseconds, > 0, of the same pairs.
         confidence: in (0, 1).
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
 
-    Source: Efron, Tibshirani, 1993, An Introduction to the Bootstrap, section 13.3 (percentile interval);
-    pairs are resampled whole. Deviation: none; pairs are taken as independent, which drift that is slower
-    than a pair does not break, because it cancels within the pair.
+    Source: as of :func:`prunekit.measure.interval_of_percentile`, at the 50th. Deviation: the range, where
+    that has no end.
     """
     paired = dense_ms / pruned_ms
-    rng = np.random.default_rng(seed)
-    medians = np.empty(resamples)
-    step = max(1, _CELLS_AT_ONCE // len(paired))
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = paired[rng.integers(len(paired), size=(rows, len(paired)))]
-        medians[start : start + rows] = np.median(drawn, axis=1)
-    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Speedup(float(np.median(paired)), float(low), float(high), confidence, len(paired))
+    found = interval_of_percentile(paired, 50.0, confidence=confidence)
+    low = found.low if found.low > 0 else float(paired.min())
+    high = found.high if math.isfinite(found.high) else float(paired.max())
+    return Speedup(found.value, low, high, confidence, len(paired))
 
 
 def _warm_up(dense: Runner, pruned: Runner, calls: int, until: float) -> int:
@@ -232,8 +230,24 @@ def _warm_up(dense: Runner, pruned: Runner, calls: int, until: float) -> int:
     return calls
 
 
+@dataclass(frozen=True)
+class _Length:
+    """When there are pairs enough: as many as asked and as late as asked; sooner where the time is up."""
+
+    pairs: int
+    min_pairs: int
+    not_before: float
+    until: float
+
+    def is_reached(self, done: int) -> bool:
+        if done < min(self.pairs, self.min_pairs):
+            return False
+        now = time.perf_counter()
+        return now > self.until or (done >= self.pairs and now >= self.not_before)
+
+
 def _time_pairs(
-    dense: Runner, pruned: Runner, order: np.ndarray, least: int, until: float, progress: Progress | None
+    dense: Runner, pruned: Runner, order: np.ndarray, length: _Length, progress: Progress | None
 ) -> Times:
     """``[2, pairs done]`` milliseconds: dense, pruned."""
     times_ns = np.empty((2, len(order)), dtype=np.int64)
@@ -249,8 +263,8 @@ def _time_pairs(
         times_ns[:, pair] = spent if dense_goes_first else spent[::-1]
         done = pair + 1
         if progress is not None:
-            progress(done, len(order))
-        if done >= least and time.perf_counter() > until:
+            progress(done, max(done, length.pairs))
+        if length.is_reached(done):
             break
     return times_ns[:, :done] / 1e6
 

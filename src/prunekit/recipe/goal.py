@@ -172,3 +172,7 @@ class TargetSection(Section):
         default=8,
         description="whole models that the model of latency is fitted to, a whole number from 1 to 100",
     )
+    seconds: Annotated[float, Field(ge=0, le=600)] = Field(
+        default=5.0,
+        description="that timing a model beside the dense one takes at least, from 0 to 600",
+    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prunekit.measure import LatencyComparison
+from prunekit.measure import Interval, LatencyComparison
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Limit
 from prunekit.plan.knapsack import By
 from prunekit.targeting.costs import Costs
-from prunekit.targeting.intervals import Interval
 from prunekit.types import IntArray
 
 

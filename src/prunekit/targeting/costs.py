@@ -36,7 +36,7 @@ SMALLEST = 0.15
 """The share of the MACs that the smallest variant keeps, where it can go so far."""
 
 PAIRS, LEAST_PAIRS, SECONDS = 40, 8, 5.0
-"""Of timing one of them beside the dense model."""
+"""Of timing one of them beside the dense model; for as long as the rig says where that is longer."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -231,7 +231,13 @@ def _compare(
             pruned = fitted.open_artifact(artifact)
             compared.append(
                 compare_latency(
-                    dense, pruned, pairs=PAIRS, min_pairs=LEAST_PAIRS, max_seconds=SECONDS, warmup=3
+                    dense,
+                    pruned,
+                    pairs=PAIRS,
+                    min_pairs=LEAST_PAIRS,
+                    min_seconds=rig.seconds,
+                    max_seconds=max(SECONDS, rig.seconds),
+                    warmup=3,
                 )
             )
     return compared, exporting

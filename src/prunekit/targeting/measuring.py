@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunekit.errors import MeasurementError
-from prunekit.measure import LatencyComparison, Runner, compare_latency
-from prunekit.plan import Goal
-from prunekit.targeting.intervals import (
+from prunekit.measure import (
     Interval,
+    LatencyComparison,
+    Runner,
+    compare_latency,
     fewest_runs,
     interval_of_percentile,
-    interval_of_speedup,
 )
+from prunekit.measure.latency import MOST_PAIRS
+from prunekit.plan import Goal
 
 FIRST_PAIRS = 40
-MOST_PAIRS = 2000
 SECONDS = 30.0
 """That one measurement may take."""
 
@@ -70,6 +71,7 @@ def measure_beside(
     tolerance: float,
     goals: Sequence[Goal] = (),
     seconds: float = SECONDS,
+    least_seconds: float = 0.0,
     seed: int = 0,
 ) -> LatencyComparison:
     """Compare two models with as many pairs as the tolerances need, within the time given.
@@ -81,6 +83,8 @@ def measure_beside(
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
             enough calls lie beyond it, and the first measurement may take all of the time.
         seconds: after which no further pair is begun.
+        least_seconds: that timing takes where there are goals, in at most
+            :data:`prunekit.measure.latency.MOST_PAIRS` pairs and within half of ``seconds``.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
@@ -91,20 +95,22 @@ def measure_beside(
         pairs=pairs,
         min_pairs=8,
         warmup=5,
+        min_seconds=least_seconds if goals else 0.0,
         max_seconds=seconds if asked else seconds / 2,
         seed=seed,
     )
-    needed = [precision(interval_of_speedup(first.speedup), SHARE * tolerance).needed]
+    needed = [precision(_interval_of_speedup(first), SHARE * tolerance).needed]
     for goal in goals:
         found = timed_interval(goal, first, batch=1)
         if found is not None:
             needed.append(precision(found, SHARE * goal.tolerance, goal.percentile).needed)
-    if max(needed) <= first.speedup.pairs or first.stopped_early:
+    done, most = first.speedup.pairs, max(MOST_PAIRS, pairs)
+    if done >= min(most, max(needed)) or first.stopped_early:
         return first
     return compare_latency(
         dense,
         pruned,
-        pairs=min(max(MOST_PAIRS, pairs), max(*needed, pairs)),
+        pairs=min(most, max(*needed, pairs)),
         min_pairs=8,
         warmup=1,
         max_seconds=seconds / 2,
@@ -147,7 +153,7 @@ def timed_interval(goal: Goal, comparison: LatencyComparison, batch: int) -> Int
         batch: examples in a call.
     """
     if goal.kind == "speedup":
-        return interval_of_speedup(comparison.speedup)
+        return _interval_of_speedup(comparison)
     if goal.kind == "latency_ms":
         asked = MEDIAN if goal.percentile is None else goal.percentile
         return interval_of_percentile(comparison.pruned_ms, asked)
@@ -160,6 +166,11 @@ def timed_figure(goal: Goal, comparison: LatencyComparison, batch: int) -> float
     """The figure of :func:`timed_interval` alone."""
     found = timed_interval(goal, comparison, batch)
     return None if found is None else found.value
+
+
+def _interval_of_speedup(comparison: LatencyComparison) -> Interval:
+    """As :func:`prunekit.measure.paired_speedup` has it, but that an end may be missing."""
+    return interval_of_percentile(comparison.dense_ms / comparison.pruned_ms, MEDIAN)
 
 
 def _enough_beyond(percentile: float) -> int:
@@ -181,9 +192,9 @@ def _how_well(found: Interval, goal: Goal, runs: str) -> str:
 
 
 def _how_noisy(comparison: LatencyComparison, goal: Goal, found: Interval) -> str:
-    if goal.kind == "speedup":
-        return comparison.noise.statement
     said = f"half of the calls lie within {comparison.noise.pruned:.1%} of their median"
+    if goal.kind == "speedup":
+        said = comparison.noise.statement
     if found.independent < found.runs:
         said += f", and neighbours are so alike that all count as {found.independent:,} independent ones"
     return said

@@ -155,7 +155,12 @@ def measure_target(
         raw = score(model, chosen, criterion, normalization="none")
         scores = score(model, chosen, criterion)
     rig = rig_for(
-        groups.graph, target, timing.folder, of=model_digest(model, groups), real_time=timing.real_time
+        groups.graph,
+        target,
+        timing.folder,
+        of=model_digest(model, groups),
+        real_time=timing.real_time,
+        seconds=timing.seconds,
     )
     digest = timing_digest(target, real_time=timing.real_time)
     times = load_operator_times(digest, timing.table(digest))

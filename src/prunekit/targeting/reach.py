@@ -163,10 +163,10 @@ class _Search:
                 if self.allocation != "knapsack" or self._enough(tried):
                     break
                 chosen, beyond = self._instead(correction)
-                if beyond is not None and nearest is not None:  # What was measured there changed nothing.
+                if beyond is not None and _is_among(chosen.levels, tried):  # Nothing was learnt there.
                     break
             tried.append(self._attempt(chosen, spent))
-            nearest = nearest if beyond is None else tried[-1]
+            nearest = tried[-1] if beyond is not None else nearest
             if self._is_met(tried[-1]):
                 # Chosen because it measured well, so it is measured once more before that counts.
                 tried[-1] = self._attempt(self._again(tried[-1]), tried[-1].choosing_s, seed=len(tried))
@@ -247,6 +247,7 @@ class _Search:
                 rig.open_artifact(artifact),
                 tolerance=min((goal.tolerance for goal in timed), default=0.02),
                 goals=timed,
+                least_seconds=self.rig.seconds,
                 seed=seed,
             )
         measured = {
@@ -304,6 +305,10 @@ class _Search:
             aside = 1 + again * goal.tolerance / 2 * (-1 if self.figures.surplus(goal, measured) > 0 else 1)
             found[str(goal)] = wrong * aside
         return found
+
+
+def _is_among(levels: IntArray, tried: Sequence[Attempt]) -> bool:
+    return any((attempt.levels == levels).all() for attempt in tried)
 
 
 def _told(attempt: Attempt) -> Measured:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunekit.errors import GoalError
+from prunekit.measure import Interval
 from prunekit.plan import Goal
 from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
-from prunekit.targeting.intervals import Interval
 from prunekit.targeting.limiting import shares_of_time
 from prunekit.targeting.together import Beyond
 from prunekit.types import IntArray

@@ -26,6 +26,7 @@ from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
 from prunekit.surgery.carried import narrowed_inputs
+from prunekit.targeting.timing import SECONDS
 from prunekit.types import KeepMask
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -45,6 +46,7 @@ class Rig:
         of: digest of the dense model, so that nothing of another one is found in the folder.
         real_time: time with real-time scheduling where the process may
             (:func:`prunekit.measure.priority.real_time`), for machines that others use too.
+        seconds: that timing a model beside the dense one takes at least.
     """
 
     target: Target
@@ -54,6 +56,7 @@ class Rig:
     dynamic_batch: bool = True
     of: str = ""
     real_time: bool = False
+    seconds: float = SECONDS
     _exports: dict[str, Any] = field(default_factory=dict)
 
     def quietly(self) -> AbstractContextManager[bool]:
@@ -154,7 +157,13 @@ class Rig:
 
 
 def rig_for(
-    graph: Graph, target: Target, folder: Path | str | None = None, *, of: str = "", real_time: bool = False
+    graph: Graph,
+    target: Target,
+    folder: Path | str | None = None,
+    *,
+    of: str = "",
+    real_time: bool = False,
+    seconds: float = SECONDS,
 ) -> Rig:
     """Make the rig for a traced model.
 
@@ -165,6 +174,7 @@ def rig_for(
             rig.
         of: see :attr:`Rig.of`; needed where the folder is used again.
         real_time: see :attr:`Rig.real_time`.
+        seconds: see :attr:`Rig.seconds`.
 
     Raises:
         MeasurementError: this machine does not have the target; or the model takes one batch size only, and
@@ -188,7 +198,7 @@ def rig_for(
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
     place = Path(tempfile.mkdtemp(prefix="prunekit-") if folder is None else folder)
-    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time)
+    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time, seconds)
     if folder is None:
         weakref.finalize(rig, shutil.rmtree, place, ignore_errors=True)
     return rig

@@ -97,7 +97,11 @@ def run_target(cycle: int) -> Callable[[Job], Result]:
                 scores=scores,
                 criterion=job.recipe.importance.criterion,
                 timing=Timing(
-                    real_time=section.real_time, variants=section.variants, folder=folder, tables=kept
+                    real_time=section.real_time,
+                    variants=section.variants,
+                    seconds=section.seconds,
+                    folder=folder,
+                    tables=kept,
                 ),
                 groups=groups,
                 progress=lambda phase, done, of: job.progress(*_overall(phase, done, of)),
@@ -214,8 +218,8 @@ def _restored(job: Job, cycle: int, folder: Path) -> Planner:
     """
     place, target = f"{name_of(cycle)}/target", target_of(job.recipe)
     check_target(target)
-    real_time = job.recipe.target_or_default.real_time
-    digest = timing_digest(target, real_time=real_time)
+    section = job.recipe.target_or_default
+    digest = timing_digest(target, real_time=section.real_time)
     content = _read(job, f"{place}/{COSTS}")
     if content["times"] != digest:
         raise MeasurementError(
@@ -225,7 +229,7 @@ def _restored(job: Job, cycle: int, folder: Path) -> Planner:
             remedy=f"Remove stages/{place} from the run directory and run again: it is measured here then",
         )
     model, groups = _model_now(job, cycle, _scores(job, cycle))
-    rig = rig_for(groups.graph, target, folder, real_time=real_time)
+    rig = rig_for(groups.graph, target, folder, real_time=section.real_time, seconds=section.seconds)
     times = load_operator_times(digest, job.files[f"{place}/{TIMES}"])
     return restore_planner(content, model, groups, rig, times)
 

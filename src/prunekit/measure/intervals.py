@@ -1,4 +1,4 @@
-"""How far a measured figure may lie from the true one: intervals of percentiles, speed-ups, throughputs."""
+"""How far a measured percentile may lie from the true one, where neighbours are alike."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binom
 
-from prunekit.measure.latency import CONFIDENCE, Times
-from prunekit.types import Speedup
+Times = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+BATCHES = (5, 10, 20)
+"""Into how many stretches a measurement is cut to see whether neighbours are alike."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,17 @@ class Interval:
         return {**asdict(self), "low": low, "high": high}
 
 
-def interval_of_speedup(speedup: Speedup) -> Interval:
-    """The paired speed-up, with its bootstrap interval; pairs count as independent."""
-    return Interval(
-        speedup.median, speedup.low, speedup.high, speedup.confidence, speedup.pairs, speedup.pairs
-    )
-
-
 def interval_of_percentile(times: Times, percentile: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """A percentile of times, with an interval that assumes nothing about how they are distributed.
+    """A percentile of times or of quotients, with an interval that assumes nothing about their distribution.
 
     Of m independent runs the number that lie below the true percentile p is binomial (m, p). So the interval
     goes from the r-th smallest, where r is the largest number with ``P(fewer than r lie below) <= tail``, to
     the s-th, where s is the smallest with ``P(s or more lie below) <= tail``, and ``tail = (1 - confidence) /
     2``. An end that would lie beyond all runs is not told.
 
-    Times of one model drift with the machine, which cancels in pairs and does not here. So n runs count as
-    the ``m = independent_runs(times, percentile)`` that they are worth, and the ranks are those of m runs
-    times ``(n + 1) / (m + 1)``, rounded outward.
+    Times drift with the machine, quotients of pairs less, but they do. So n runs count as the
+    ``m = independent_runs(times, percentile)`` that they are worth, and the ranks are those of m runs times
+    ``(n + 1) / (m + 1)``, rounded outward.
 
     Args:
         times: ``[runs]``, > 0, in the order in which they were measured.
@@ -100,29 +97,33 @@ def interval_of_percentile(times: Times, percentile: float, *, confidence: float
 def independent_runs(times: Times, percentile: float) -> int:
     """How many independent runs tell a percentile as well as these do, at most as many as there are.
 
-    With batches of b runs in a row, b the root of their number, and ``below[i]`` the share of batch i that
-    lies at or below the percentile p: the runs over ``max(1, b * variance(below) / (p * (1 - p)))``, which is
-    about 1 for independent runs and b where each batch is all below or all above.
+    With batches of b runs in a row and ``below[i]`` the share of batch i that lies at or below the
+    percentile p: the runs over ``max(1, b * variance(below) / (p * (1 - p)))``, which is about 1 for
+    independent runs and b where each batch is all below or all above. Of 5, 10 and 20 batches
+    (:data:`BATCHES`) those count that find the runs most alike: batches see only what is forgotten well
+    within one of them, so slow drift takes a few long ones, and few alone are an uncertain estimate.
 
     Args:
         times: ``[runs]``, in order.
         percentile: in (0, 100).
 
     Source: batch means: Schmeiser, 1982, Batch Size Effects in the Analysis of Simulation Output,
-    https://doi.org/10.1287/opre.30.3.556. Deviation: never below 1, since batches that happen to agree are no
-    evidence of runs that are better than independent.
+    https://doi.org/10.1287/opre.30.3.556, who recommends 10 to 30. Deviations: the worst of three numbers of
+    batches in the place of Student's quantile for one; never below 1, since batches that happen to agree are
+    no evidence of runs that are better than independent.
     """
-    size = max(1, math.isqrt(len(times)))
-    batches = len(times) // size
-    if batches < 2:
-        return len(times)
     below = times <= np.percentile(times, percentile)
-    means = below[: batches * size].reshape(batches, size).mean(axis=1)
     share = float(below.mean())
     if share in (0.0, 1.0):
         return len(times)
-    worth = size * float(means.var(ddof=1)) / (share * (1 - share))
-    return max(1, math.floor(len(times) / max(1.0, worth)))
+    alike = 1.0
+    for batches in BATCHES:
+        size = len(times) // batches
+        if size < 2:  # Batches of one run say nothing about neighbours.
+            break
+        means = below[: batches * size].reshape(batches, size).mean(axis=1)
+        alike = max(alike, size * float(means.var(ddof=1)) / (share * (1 - share)))
+    return max(1, math.floor(len(times) / alike))
 
 
 def fewest_runs(percentile: float, *, confidence: float = CONFIDENCE) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, quantile_test
 
-from prunekit.targeting import intervals
-from prunekit.targeting.intervals import Interval, fewest_runs, independent_runs, interval_of_percentile
+from prunekit.measure import intervals
+from prunekit.measure.intervals import Interval, fewest_runs, independent_runs, interval_of_percentile
 
 PERCENTILES = (5.0, 50.0, 90.0, 99.0)
 
