@@ -65,10 +65,10 @@ def encoder(width: int) -> Callable[[], nn.Module]:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "ResNet-20, 28x28, batch 128": (resnet20, (128, 1, 28, 28), 40),
-    "encoder layer, 384 wide, 32 x 128 tokens": (encoder(384), (32, 128, 384), 30),
-    "encoder layer, 768 wide, 16 x 128 tokens": (encoder(768), (16, 128, 768), 20),
-    "encoder layer, 768 wide, 8 x 64 tokens": (encoder(768), (8, 64, 768), 40),
+    "ResNet-20, 28x28, batch 128": (resnet20, (128, 1, 28, 28), 150),
+    "encoder layer, 384 wide, 32 x 128 tokens": (encoder(384), (32, 128, 384), 60),
+    "encoder layer, 768 wide, 16 x 128 tokens": (encoder(768), (16, 128, 768), 40),
+    "encoder layer, 768 wide, 8 x 64 tokens": (encoder(768), (8, 64, 768), 150),
 }
 """Name -> how the model is built, the shape of a batch, how many pairs of steps."""
 

@@ -80,7 +80,6 @@ def page(cells: Sequence[Cell]) -> str:
     over = sum(goal["met"] and goal["measured"] > goal["asked"] and not _is_near(goal) for goal in goals)
     first = [goal for goal in goals if goal["met"] and abs(goal["first"] / goal["asked"] - 1) <= TOLERANCE]
     slower = [goal for goal in goals if goal["met"] and goal["low"] < 1]
-    environment = cells[-1]["environment"] if cells else {}
     lines = [
         "# Speed-ups asked for and measured",
         "",
@@ -107,8 +106,9 @@ def page(cells: Sequence[Cell]) -> str:
         "",
         "A goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
         "efficiency (measured speed-up over the factor by which the MACs fell). `>`: exceeded by more than",
-        "3 %. What is not met says the best figure that was measured. A star: measured for less than five",
-        "seconds, and with an earlier way of closing in on a goal.",
+        "3 %. What is not met says what the nearest plan measured, where a goal is out of reach. A star:",
+        "measured for less than five seconds, with channels alone where layers may go now, and with an",
+        "earlier way of closing in on a goal.",
         "",
         "## What the model of cost took, and what it was worth",
         "",
@@ -126,15 +126,16 @@ def page(cells: Sequence[Cell]) -> str:
         "Exported models are found again by the other runtime and batch of a model; operations that two",
         "models share are timed once.",
         "",
-        *_where(environment),
+        *_where([cell["environment"] for cell in cells]),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _goal(goal: dict[str, Any]) -> str:
     if not goal["met"]:
-        best = re.search(r"the best is ([\d.]+)", goal["why"])
-        return f"not met: {best[1]}" if best else "not met"
+        best = re.search(r"came a plan that measured ([\d.]+)", goal["why"])
+        said = "too noisy to tell" if goal.get("error") == "MeasurementError" else "not met"
+        return f"{said}: {best[1]}" if best else said
     efficiency = goal["measured"] / goal["macs_removed"]
     speedup = f"{goal['measured']:.2f} ({goal['low']:.2f} to {goal['high']:.2f})"
     speedup = speedup if _is_near(goal) else f"> {speedup}"
@@ -166,14 +167,17 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _where(environment: dict[str, Any]) -> list[str]:
-    if not environment:
-        return []
-    cpu, packages = environment["cpu"], environment["packages"]
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+def _where(environments: Sequence[dict[str, Any]]) -> list[str]:
+    """The machines and packages, each with the days on which it was measured there."""
+    days: dict[str, set[str]] = {}
+    for each in environments:
+        cpu = each["cpu"]
+        versions = ", ".join(f"{name} {version}" for name, version in each["packages"].items() if version)
+        said = f"{cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} shared cores; {versions}"
+        days.setdefault(said, set()).add(each["date"][:10])
     return [
-        f"Machine: {cpu['model']} ({', '.join(cpu['isa'])}), {cpu['available_cores']} shared cores;",
-        f"{versions}; {environment['date'][:10]}. 2 threads, real-time scheduling.",
+        f"Measured on {', '.join(sorted(when))}: {said}. 2 threads, real-time scheduling."
+        for said, when in days.items()
     ]
 
 

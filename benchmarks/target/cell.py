@@ -60,7 +60,7 @@ def _ask(planner: Planner, speedup: float) -> dict[str, Any]:
     try:
         reached = planner.reach(Goal("speedup", reach=speedup, tolerance=TOLERANCE))
     except PrunekitError as error:
-        return {"asked": speedup, "met": False, "why": str(error)}
+        return {"asked": speedup, "met": False, "error": type(error).__name__, "why": str(error)}
     return {"asked": speedup, "met": True, **_facts(reached), "s": round(time.perf_counter() - begin, 1)}
 
 
@@ -74,6 +74,7 @@ def _facts(reached: Reached) -> dict[str, Any]:
         "pairs": speedup.pairs,
         "first": round(reached.attempts[0].comparison.speedup.median, 4),
         "attempts": len(reached.attempts),
+        "tried": [round(attempt.comparison.speedup.median, 4) for attempt in reached.attempts],
         "choosing_s": round(last.choosing_s, 2),
         "macs_removed": round(plan.before.macs / plan.after.macs, 4),
     }

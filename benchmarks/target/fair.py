@@ -101,11 +101,14 @@ def as_fast(planner: Planner, speedup: float, way: str, example: Tensor | None =
         return _torch_pruning(planner, example, speedup)
     goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
     found = planner.reach(goal, allocation=way)  # pyright: ignore[reportArgumentType]
-    measured = found.comparison.speedup.median
-    if abs(measured / speedup - 1) > TOLERANCE:
-        raise GoalError(f"The nearest that was tried is {measured:.3g}x", where=way)
+    if not _is_near(found.comparison, speedup):
+        raise GoalError(f"The nearest that was tried is {found.comparison.speedup.median:.3g}x", where=way)
     left = found.plan.after.macs / found.plan.before.macs
     return Equal(planner.remove(found)[0].model, found.comparison, left)
+
+
+def _is_near(found: LatencyComparison, speedup: float) -> bool:
+    return abs(found.speedup.median / speedup - 1) <= TOLERANCE
 
 
 def told(found: Equal) -> dict[str, float]:
@@ -123,16 +126,22 @@ def _torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal:
     """At the uniform channel sparsity that measures that fast, found by bisection."""
     with planner.rig.quietly():
         whole = planner.rig.open_artifact(planner.rig.artifact(planner.model, "dense"))
-    before = _macs(planner.model, example)
+    before, least = _macs(planner.model, example), planner.rig.seconds
+    goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
     low, high = 0.0, 0.95
     for _ in range(TRIES):
         sparsity = (low + high) / 2
         small = _uniform(planner.model, example, sparsity)
         artifact = planner.rig.artifact(small, f"torch-pruning-{sparsity:.6f}")
         with planner.rig.quietly():
-            found = measure_beside(whole, planner.rig.open_artifact(artifact), tolerance=TOLERANCE)
-        if abs(found.speedup.median / speedup - 1) <= TOLERANCE:
-            return Equal(small, found, _macs(small, example) / before)
+            runner = planner.rig.open_artifact(artifact)
+            found = measure_beside(whole, runner, tolerance=TOLERANCE, goals=[goal], least_seconds=least)
+            if _is_near(found, speedup):  # What measures well is measured once more, as prunekit's are.
+                found = measure_beside(
+                    whole, runner, tolerance=TOLERANCE, goals=[goal], least_seconds=least, seed=1
+                )
+                if _is_near(found, speedup):
+                    return Equal(small, found, _macs(small, example) / before)
         low, high = (sparsity, high) if found.speedup.median < speedup else (low, sparsity)
     raise GoalError(f"No sparsity measured {speedup:g}x within {TOLERANCE:.0%}", where=PEER)
 

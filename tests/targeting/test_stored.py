@@ -58,7 +58,7 @@ def test_it_learns_from_attempts_as_before(planner):
     again = restored(planner, json.loads(json.dumps(stored_planner(planner))))
     last = planner.costs.levers.last
     keep = planner.costs.levers.masks(last)
-    learnt = [each.costs.learnt([(keep, 2.0)]).ms.at(last) for each in (planner, again)]
+    learnt = [each.costs.learnt(planner.rig, [(keep, 2.0)]).ms.at(last) for each in (planner, again)]
     assert learnt[0] == learnt[1]
 
 

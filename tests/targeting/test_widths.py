@@ -88,10 +88,10 @@ def test_costs_that_learn_are_right_where_they_learnt(measured):
     draw = np.random.default_rng(1)
     levels = [draw.integers(0, costs.sizes) for _ in range(3)]
     told = [(costs.levers.masks(each), 2 * costs.speedup(each)) for each in levels]
-    learnt = costs.learnt(told)
+    learnt = costs.learnt(measured.rig, told)
     for each in levels:
         assert learnt.ms.at(each) < costs.ms.at(each)
-    assert costs.learnt([]).ms.at(levels[0]) == pytest.approx(costs.ms.at(levels[0]))
+    assert costs.learnt(measured.rig, []).ms.at(levels[0]) == pytest.approx(costs.ms.at(levels[0]))
 
 
 def test_predictions_of_the_planted_machine_are_near(measured):

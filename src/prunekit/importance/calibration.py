@@ -76,8 +76,9 @@ def collect(
     of one process is raised on all of them.
 
     A model that FSDP2 shards stays sharded: its graph, which may have been traced on the meta device, runs on
-    one whole parameter at a time, lent by all processes, and each parameter's gradient is held alone.
-    Batches then have the shape of the example, but for the number of examples.
+    whole parameters that all processes lend, each from the first operator that reads it to the last (an
+    embedding that is tied to the head: nearly the whole forward pass), and each parameter's gradient is held
+    alone. Batches then have the shape of the example, but for the number of examples.
 
     Args:
         model: the model the groups were found on.

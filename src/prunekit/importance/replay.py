@@ -207,6 +207,7 @@ class Replay(Interpreter):
                 assert self._spec is not None
                 for value in before.values():
                     ledger.remove(value)
+                self._give_back(self._names)  # An output may be a parameter.
                 return pytree.tree_unflatten(given[len(given) - self._outputs :], self._spec)
             self.env[node] = self.run_node(node)
             if instead and node in instead:
@@ -218,9 +219,7 @@ class Replay(Interpreter):
             for watcher in self._watchers.get(node, ()) if watched else ():
                 watcher(self.env)
             for dead in self._dead_after.get(node, ()):
-                if dead in self._names:
-                    assert self._lending is not None
-                    self._lending.give_back(self.env[dead])
+                self._give_back([dead])
                 ledger.remove(self.env.pop(dead))
         raise AssertionError("a graph ends with its outputs")
 
@@ -230,6 +229,13 @@ class Replay(Interpreter):
         if n not in self._placed:
             return args, kwargs
         return pytree.tree_map(lambda item: self._device if _is_meta(item) else item, (args, kwargs))
+
+    def _give_back(self, nodes: Iterable[Node]) -> None:
+        """What was lent of these is not needed any more."""
+        for node in nodes:
+            if node in self._names and node in self.env:
+                assert self._lending is not None
+                self._lending.give_back(self.env[node])
 
     def _borrow(self, node: Node, ledger: Ledger) -> None:
         """Have the parameters whole that are read here for the first time."""

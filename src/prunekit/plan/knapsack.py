@@ -15,7 +15,7 @@ from prunekit.plan.figures import Figure, Limit, Scope
 from prunekit.plan.moves import along, moved_back, touching
 from prunekit.types import IntArray
 
-SECONDS = 20.0
+SOLVER_SECONDS = 20.0
 """That the exact solver may take."""
 
 GAP = 0.005
@@ -46,7 +46,7 @@ class Chosen:
 
 
 def choose(
-    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = SECONDS
+    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = SOLVER_SECONDS
 ) -> Chosen | None:
     """Choose the levels at which ``objective`` is least and every limit is met.
 
@@ -138,7 +138,7 @@ def _descended(
 
 
 def solve_exactly(
-    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = SECONDS
+    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = SOLVER_SECONDS
 ) -> Chosen | None:
     """The same as a mixed-integer linear programme, solved by HiGHS.
 

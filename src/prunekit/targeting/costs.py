@@ -30,13 +30,14 @@ from prunekit.surgery import reduced_graph
 from prunekit.targeting.latency_model import LatencyModel, WholeModel, fit_latency_model
 from prunekit.targeting.operator_times import OperatorTimes
 from prunekit.targeting.rig import Rig
+from prunekit.targeting.timing import TIMED_SECONDS
 from prunekit.types import IntArray, KeepMask
 
 SMALLEST = 0.15
 """The share of the MACs that the smallest variant keeps, where it can go so far."""
 
-PAIRS, LEAST_PAIRS, SECONDS = 40, 8, 5.0
-"""Of timing one of them beside the dense model; for as long as the rig says where that is longer."""
+PAIRS, LEAST_PAIRS = 40, 8
+"""Of timing one of them beside the dense model, which goes on for as long as the rig says."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -116,15 +117,23 @@ class Costs:
         """Predicted milliseconds of the dense model over those at these levels."""
         return self.ms.at(np.zeros_like(levels)) / self.ms.at(levels)
 
-    def learnt(self, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
-        """The costs once the latency model is fitted to more models: what they keep, and their speed-ups."""
+    def learnt(self, rig: Rig, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
+        """The costs once the latency model is fitted to more models: what they keep, and their speed-ups.
+
+        Args:
+            rig: of the target. Operations of these models that were not timed are (an operator that reads
+                many groups is timed at some of its widths); they are remembered here, and in no file.
+            measured: what each model keeps, and how many times as fast as the dense model it is.
+        """
         more = [
             WholeModel(
                 self.operations.at(keep, batch=self.computation.batch), self.dense_ms / speedup, tag(keep)
             )
             for keep, speedup in measured
         ]
-        latency = fit_latency_model(self.latency.times, [*self.latency.models, *more])
+        times = replace(self.latency.times, path=None)
+        times.measure(rig, [[one for one in model.operations if one.is_timed] for model in more])
+        latency = fit_latency_model(times, [*self.latency.models, *more])
         return replace(self, latency=latency, ms=_ms(self.computation, latency))
 
 
@@ -236,7 +245,7 @@ def _compare(
                     pairs=PAIRS,
                     min_pairs=LEAST_PAIRS,
                     min_seconds=rig.seconds,
-                    max_seconds=max(SECONDS, rig.seconds),
+                    max_seconds=max(TIMED_SECONDS, rig.seconds),
                     warmup=3,
                 )
             )

@@ -21,7 +21,7 @@ from prunekit.targeting.costs import Costs
 from prunekit.targeting.planner import Planner
 from prunekit.types import IntArray
 
-SECONDS = 2.0
+POINT_SECONDS = 2.0
 """That the exact solver may take for each point."""
 
 
@@ -123,11 +123,11 @@ def predicted_front(planner: Planner, count: int = 12) -> tuple[Point, ...]:
         raise GoalError(f"{count} points were asked for", expected="at least 2", where="count")
     costs, losses = planner.costs, planner.losses
     dense = np.zeros(len(costs.levers), dtype=np.int64)
-    fastest = choose(costs.ms, [], costs.sizes, seconds=SECONDS)
+    fastest = choose(costs.ms, [], costs.sizes, seconds=POINT_SECONDS)
     least = costs.ms.at(dense if fastest is None else fastest.levels)
     found = [point_at(dense, losses, costs)]
     for most in np.geomspace(max(costs.ms.at(dense), least), least, count):
-        chosen = choose(losses, [Limit(costs.ms, float(most))], costs.sizes, seconds=SECONDS)
+        chosen = choose(losses, [Limit(costs.ms, float(most))], costs.sizes, seconds=POINT_SECONDS)
         if chosen is not None:
             found.append(point_at(chosen.levels, losses, costs))
     return undominated(found)

@@ -19,8 +19,8 @@ from prunekit.measure.latency import MOST_PAIRS
 from prunekit.plan import Goal
 
 FIRST_PAIRS = 40
-SECONDS = 30.0
-"""That one measurement may take."""
+MOST_SECONDS = 30.0
+"""That one measurement may take, where more were not asked for."""
 
 SHARE = 0.25
 """The half-width of the interval that is aimed at, as a share of the goal's tolerance."""
@@ -70,7 +70,7 @@ def measure_beside(
     *,
     tolerance: float,
     goals: Sequence[Goal] = (),
-    seconds: float = SECONDS,
+    seconds: float = MOST_SECONDS,
     least_seconds: float = 0.0,
     seed: int = 0,
 ) -> LatencyComparison:
@@ -82,21 +82,22 @@ def measure_beside(
         tolerance: to which the speed-up is to be known, relative.
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
             enough calls lie beyond it, and the first measurement may take all of the time.
-        seconds: after which no further pair is begun.
+        seconds: after which no further pair is begun, or after ``least_seconds`` where that is longer.
         least_seconds: that timing takes where there are goals, in at most
-            :data:`prunekit.measure.latency.MOST_PAIRS` pairs and within half of ``seconds``.
+            :data:`prunekit.measure.latency.MOST_PAIRS` pairs.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
     pairs = max([FIRST_PAIRS, *map(_enough_beyond, asked)])
+    least = least_seconds if goals else 0.0
     first = compare_latency(
         dense,
         pruned,
         pairs=pairs,
         min_pairs=8,
         warmup=5,
-        min_seconds=least_seconds if goals else 0.0,
-        max_seconds=seconds if asked else seconds / 2,
+        min_seconds=least,
+        max_seconds=max(least, seconds if asked else seconds / 2),
         seed=seed,
     )
     needed = [precision(_interval_of_speedup(first), SHARE * tolerance).needed]
@@ -105,7 +106,8 @@ def measure_beside(
         if found is not None:
             needed.append(precision(found, SHARE * goal.tolerance, goal.percentile).needed)
     done, most = first.speedup.pairs, max(MOST_PAIRS, pairs)
-    if done >= min(most, max(needed)) or first.stopped_early:
+    left = max(least, seconds) - first.seconds
+    if done >= min(most, max(needed)) or first.stopped_early or left < first.seconds:
         return first
     return compare_latency(
         dense,
@@ -113,7 +115,7 @@ def measure_beside(
         pairs=min(most, max(*needed, pairs)),
         min_pairs=8,
         warmup=1,
-        max_seconds=seconds / 2,
+        max_seconds=left,
         seed=seed + 1,
     )
 

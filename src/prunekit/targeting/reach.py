@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from prunekit.graph import Groups
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
-from prunekit.plan.knapsack import SECONDS, Chosen, choose
+from prunekit.plan.knapsack import SOLVER_SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.attempts import Attempt, Reached
 from prunekit.targeting.bracket import bracket_of
@@ -32,6 +33,9 @@ ATTEMPTS = 8
 
 LEARNING = 3
 """Attempts that choose among all plans; later ones among those between the nearest two."""
+
+ASIDE = 8
+"""How often to aim half a tolerance further aside for a plan that was not tried."""
 
 
 def reach(
@@ -85,11 +89,11 @@ def reach(
 
     def choose_levels(objective: Figure, limits: Sequence[Limit]) -> Chosen | None:
         if allocation == "knapsack":
-            return choose(objective, limits, costs.sizes, seconds=SECONDS)
+            return choose(objective, limits, costs.sizes, seconds=SOLVER_SECONDS)
         return ALLOCATIONS[allocation](costs.levers, scores or {}, objective, limits)
 
     figures = GoalFigures(planner.losses, costs, planner.rig, planner.model)
-    attempting = _Search(asked, figures, planner.model, planner.groups, allocation, choose_levels)
+    attempting = _Reaching(asked, figures, planner.model, planner.groups, allocation, choose_levels)
     tried, overdone = attempting.run(attempts)
     plan = plan_at(
         tried[-1].levels, costs, planner.groups, asked[0], criterion=planner.criterion, scope=allocation
@@ -129,7 +133,7 @@ def plan_at(
     )
 
 
-class _Search:
+class _Reaching:
     """What all attempts share."""
 
     def __init__(
@@ -142,7 +146,7 @@ class _Search:
         choose_levels: Callable[[Figure, Sequence[Limit]], Chosen | None],
     ) -> None:
         self.goals, self.figures, self.rig = goals, figures, figures.rig
-        self._costs = figures.costs
+        self._as_measured = figures.costs
         self.model, self.groups = model, groups
         self.allocation, self._choose = allocation, choose_levels
         self.limits: tuple[Limit, ...] = ()
@@ -156,29 +160,31 @@ class _Search:
         """The attempts, the last of which counts, and whether it is more than was asked."""
         tried: list[Attempt] = []
         correction = {str(goal): 1.0 for goal in self.goals}
-        beyond, nearest = None, None
+        chosen, beyond, nearest = None, None, None
         while len(tried) < most:
             chosen, spent, beyond = *self._chosen(correction, tried), None
             if chosen is None:
                 if self.allocation != "knapsack" or self._enough(tried):
                     break
                 chosen, beyond = self._instead(correction)
-                if beyond is not None and _is_among(chosen.levels, tried):  # Nothing was learnt there.
-                    break
+            known = _among(tried, chosen.levels)
+            if known is not None:  # Nothing would be learnt.
+                nearest = known if beyond is not None else nearest
+                break
             tried.append(self._attempt(chosen, spent))
             nearest = tried[-1] if beyond is not None else nearest
             if self._is_met(tried[-1]):
                 # Chosen because it measured well, so it is measured once more before that counts.
-                tried[-1] = self._attempt(self._again(tried[-1]), tried[-1].choosing_s, seed=len(tried))
-                if self._is_met(tried[-1]):
-                    return self._checked(tried), False
+                tried[-1] = self._once_more(tried[-1], seed=len(tried))
             correction = self._corrected(tried)
+            if self._is_met(tried[-1]):
+                return self._checked(tried), False
         enough = self._enough(tried)
         if not enough:
             asked = Asked(self.goals, self.figures, correction)
             if beyond is not None and nearest is not None:
                 raise out_of_reach(asked, beyond, _told(nearest))
-            if len(tried) < most:
+            if chosen is None:
                 raise no_plan(asked, self.allocation)
             raise not_met(asked, [_told(attempt) for attempt in tried])
         least = min(enough, key=lambda attempt: attempt.objective)
@@ -214,24 +220,51 @@ class _Search:
     def _chosen(
         self, correction: Mapping[str, float], tried: Sequence[Attempt]
     ) -> tuple[Chosen | None, float]:
-        """What to try: the best plan of all, once enough are known the best between the two nearest."""
+        """What to try: the best plan of all, once enough are known the best between the two nearest.
+
+        Where it was tried already, one that is aimed a little beside the goals; None where no plan should
+        meet them, and a plan that was tried where there is no other near.
+        """
         begin, chosen = time.perf_counter(), None
         bracket = bracket_of(tried, self.goals, self.figures) if len(tried) >= LEARNING else None
-        if bracket is not None:
+        if bracket is not None and self.allocation == "knapsack":
             objective, limits = self.figures.problem(self.goals, bracket.correction(self.goals, self.figures))
             self.limits = tuple(limits)
-            if self.allocation == "knapsack":
-                chosen = bracket.choose(objective, limits, seconds=SECONDS, tried=tried)
-            else:
-                chosen = self._choose(objective, limits)
+            chosen = bracket.choose(objective, limits, seconds=SOLVER_SECONDS, tried=tried)
+        elif bracket is not None:
+            correction = bracket.correction(self.goals, self.figures)
         if chosen is None:
-            objective, limits = self.figures.problem(self.goals, correction)
-            self.limits = tuple(limits)
-            chosen = self._choose(objective, limits)
+            chosen = self._untried(correction, tried)
         return chosen, time.perf_counter() - begin
 
-    def _again(self, attempt: Attempt) -> Chosen:
-        return Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
+    def _untried(self, correction: Mapping[str, float], tried: Sequence[Attempt]) -> Chosen | None:
+        """The best plan of all that was not tried, or None, or one that was."""
+        chosen = None
+        for step in range(1 + ASIDE):
+            aside = {
+                str(goal): 1 + step * goal.tolerance / 2 * (-1 if self._is_over(goal, tried) else 1)
+                for goal in self.goals
+            }
+            objective, limits = self.figures.problem(
+                self.goals, {goal: wrong * aside[goal] for goal, wrong in correction.items()}
+            )
+            found = self._choose(objective, limits)
+            if found is None:
+                break
+            chosen, self.limits = found, tuple(limits)
+            if _among(tried, chosen.levels) is None:
+                break
+        return chosen
+
+    def _is_over(self, goal: Goal, tried: Sequence[Attempt]) -> bool:
+        """The last attempt more than meets a goal."""
+        return bool(tried) and self.figures.surplus(goal, tried[-1].measured[str(goal)]) > 0
+
+    def _once_more(self, attempt: Attempt, *, seed: int) -> Attempt:
+        """The same plan, measured again."""
+        chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
+        again = self._attempt(chosen, attempt.choosing_s, seed=seed)
+        return replace(again, seconds=again.seconds + attempt.seconds - attempt.choosing_s)
 
     def _attempt(self, chosen: Chosen, choosing_s: float, *, seed: int = 0) -> Attempt:
         begin = time.perf_counter()
@@ -293,22 +326,17 @@ class _Search:
         The latency model is fitted to the attempts too; what it is then still wrong by is the correction.
         """
         last = tried[-1]
-        self.figures.costs = self._costs.learnt(
-            (self.costs.levers.masks(attempt.levels), attempt.comparison.speedup.median) for attempt in tried
+        self.figures.costs = self._as_measured.learnt(
+            self.rig,
+            [(self.costs.levers.masks(each.levels), each.comparison.speedup.median) for each in tried],
         )
-        found = {}
-        for goal in self.goals:
-            measured = last.measured[str(goal)]
-            wrong = self.figures.wrong(goal, measured, last.levels)
-            # A plan that comes up again would be measured again: aim a little beside it.
-            again = sum((attempt.levels == last.levels).all() for attempt in tried) - 1
-            aside = 1 + again * goal.tolerance / 2 * (-1 if self.figures.surplus(goal, measured) > 0 else 1)
-            found[str(goal)] = wrong * aside
-        return found
+        return {
+            str(goal): self.figures.wrong(goal, last.measured[str(goal)], last.levels) for goal in self.goals
+        }
 
 
-def _is_among(levels: IntArray, tried: Sequence[Attempt]) -> bool:
-    return any((attempt.levels == levels).all() for attempt in tried)
+def _among(tried: Sequence[Attempt], levels: IntArray) -> Attempt | None:
+    return next((attempt for attempt in tried if (attempt.levels == levels).all()), None)
 
 
 def _told(attempt: Attempt) -> Measured:

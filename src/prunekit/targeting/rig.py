@@ -26,7 +26,7 @@ from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
 from prunekit.surgery.carried import narrowed_inputs
-from prunekit.targeting.timing import SECONDS
+from prunekit.targeting.timing import TIMED_SECONDS
 from prunekit.types import KeepMask
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -56,7 +56,7 @@ class Rig:
     dynamic_batch: bool = True
     of: str = ""
     real_time: bool = False
-    seconds: float = SECONDS
+    seconds: float = TIMED_SECONDS
     _exports: dict[str, Any] = field(default_factory=dict)
 
     def quietly(self) -> AbstractContextManager[bool]:
@@ -163,7 +163,7 @@ def rig_for(
     *,
     of: str = "",
     real_time: bool = False,
-    seconds: float = SECONDS,
+    seconds: float = TIMED_SECONDS,
 ) -> Rig:
     """Make the rig for a traced model.
 

@@ -12,7 +12,7 @@ from prunekit.errors import MeasurementError
 VARIANTS = 8
 """Whole models that the latency model is fitted to, beside the dense one."""
 
-SECONDS = 5.0
+TIMED_SECONDS = 5.0
 """That timing a model beside the dense one takes at least."""
 
 
@@ -38,7 +38,7 @@ class Timing:
 
     real_time: bool = False
     variants: int = VARIANTS
-    seconds: float = SECONDS
+    seconds: float = TIMED_SECONDS
     folder: Path | str | None = None
     tables: Path | str | None = None
 

@@ -9,7 +9,7 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import choose
 from prunekit.types import IntArray
 
-SECONDS = 2.0
+QUESTION_SECONDS = 2.0
 """That the exact solver may take for each question."""
 
 NEAR = 0.01
@@ -38,7 +38,7 @@ class Beyond:
 
 
 def why_beyond(
-    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = SECONDS
+    objective: Figure, limits: Sequence[Limit], sizes: Sequence[int], *, seconds: float = QUESTION_SECONDS
 ) -> Beyond:
     """Find out why the limits cannot be kept; all of it as predicted by their figures.
 
