@@ -63,7 +63,7 @@ def outputs(model: nn.Module) -> torch.Tensor:
         (mixtral, ("expert", "neuron"), {"num_local_experts": 3, "intermediate_size": 20}),
         (llama, ("head_group",), {"num_attention_heads": 2, "num_key_value_heads": 1}),
         (mixtral, ("hidden",), {"hidden_size": 12, "head_dim": 6}),
-        (bert, ("neuron",), {"intermediate_size": 20}),
+        pytest.param(bert, ("neuron",), {"intermediate_size": 20}, marks=pytest.mark.slow),
     ],
     ids=["llama", "mixtral", "llama, head groups", "mixtral, derived head width", "bert"],
 )

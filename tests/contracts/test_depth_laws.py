@@ -220,7 +220,13 @@ CLASSES = {
 then say; None where no configuration can say it."""
 
 
-@pytest.mark.parametrize("name", CLASSES)
+ALIKE = {"bert", "opt", "vit"}
+"""What happens to them happens to another of these."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in CLASSES]
+)
 def test_the_class_and_its_configuration_follow(name):
     row = ARCHITECTURES[name]
     dense = row.model()

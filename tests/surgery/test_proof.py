@@ -41,6 +41,7 @@ def plan_of(groups: Groups, sparsity: float = 0.5, seed: int = 2) -> PruningPlan
     return allocate(groups, scores, Goal("sparsity", remove=sparsity if len(groups) else 0.0))
 
 
+@pytest.mark.slow  # With plans by score: test_one_call.py.
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_the_toys_obey_all_laws(name):
     model, groups = BY_NAME[name].model(), groups_of(name)

@@ -47,7 +47,9 @@ def call(*arguments):
     return CliRunner().invoke(app, ["load", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline"])
+@pytest.mark.parametrize(
+    "scenario", ["single-stream", pytest.param("multi-stream", marks=pytest.mark.slow), "offline"]
+)
 def test_two_models_under_one_load(models, scenario):
     result = call(*models, "--scenario", scenario, *QUICK, "--json")
     assert result.exit_code == 0, result.stderr

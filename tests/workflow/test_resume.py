@@ -182,8 +182,17 @@ def test_no_report_of_results_that_are_older_than_the_recipe(finished):
         make_report(finished.run_dir)
 
 
-@pytest.mark.parametrize("harm", [b"{}", b"", b"[", None])
-@pytest.mark.parametrize("place", ["evaluate/result.json", "validate/latency.parquet", "baseline/stage.json"])
+@pytest.mark.parametrize(
+    ("place", "harm"),
+    [
+        ("evaluate/result.json", b"{}"),
+        ("evaluate/result.json", None),
+        ("validate/latency.parquet", b""),
+        ("validate/latency.parquet", None),
+        ("baseline/stage.json", b"["),
+        ("baseline/stage.json", b"{}"),
+    ],
+)
 def test_no_report_of_what_was_edited_and_the_next_run_makes_it_again(finished, place, harm):
     file = finished.file(place)
     if harm is None:

@@ -1,0 +1,99 @@
+"""Which plans are attempted, and what is learnt from them, on a planted machine that surprises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.targeting.conftest import PlantedRig, Runner
+from torch import nn
+
+from prunekit.errors import GoalError
+from prunekit.graph import find_groups, trace
+from prunekit.measure import Target
+from prunekit.plan import Goal
+from prunekit.targeting import Space, Timing, planner
+from prunekit.targeting.planner import Planner
+
+pytestmark = pytest.mark.usefixtures("planted")
+
+
+class Slower(PlantedRig):
+    """Takes up to ``share`` longer than planted, the more so the more is gone."""
+
+    def __init__(self, inputs, dense_ms: float, share: float) -> None:
+        super().__init__(inputs)
+        self.dense_ms, self.share = dense_ms, share
+
+    def open_artifact(self, artifact: nn.Module) -> Runner:
+        ms = super().open_artifact(artifact).ms
+        return Runner(ms * (1 + self.share * (1 - ms / self.dense_ms)))
+
+
+def on_a_slower_machine(measured: Planner, share: float) -> Planner:
+    inputs = measured.rig.inputs
+    dense = PlantedRig(inputs).open_artifact(measured.model).ms
+    return replace(measured, rig=Slower(inputs, dense, share))
+
+
+@pytest.mark.parametrize("allocation", ["knapsack", "uniform", "greedy"])
+@pytest.mark.parametrize("asked", [1.3, 1.7])
+def test_no_plan_is_attempted_twice(measured, asked, allocation):
+    goal = Goal("speedup", reach=asked, tolerance=0.001)
+    reached = on_a_slower_machine(measured, 0.1).reach(goal, allocation=allocation)
+    levels = [attempt.levels.tobytes() for attempt in reached.attempts]
+    assert len(set(levels)) == len(levels)
+
+
+def test_the_plan_that_reached_the_goal_has_taught_too(measured):
+    """Oracle: what the planted machine takes for that plan."""
+    goal = Goal("speedup", reach=1.5, tolerance=0.2)
+    reached = on_a_slower_machine(measured, 0.1).reach(goal)
+    assert len(reached.attempts) == 1
+    took, levels = reached.comparison.speedup.median, reached.attempts[0].levels
+    assert abs(reached.costs.speedup(levels) / took - 1) < abs(measured.costs.speedup(levels) / took - 1)
+
+
+def test_the_fastest_plan_is_named_however_it_came_to_be_measured(measured):
+    """The goal is below what is predicted of the fastest plan, and above what that measures."""
+    slower = on_a_slower_machine(measured, 0.2)
+    levels = np.array([size - 1 for size in measured.costs.sizes])
+    best = measured.costs.speedup(levels)
+    with pytest.raises(GoalError, match="out of reach") as caught:
+        slower.reach(Goal("speedup", reach=0.995 * best, tolerance=0.01))
+    assert "came a plan that measured" in str(caught.value)
+
+
+class Joined(nn.Module):
+    """One operator reads what five groups give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(8, width) for width in (32, 40, 48, 56, 64))
+        self.head = nn.Linear(240, 4)
+
+    def forward(self, x):
+        return self.head(torch.cat([torch.relu(part(x)) for part in self.parts], dim=1))
+
+
+def test_operations_that_no_table_holds_are_timed_once_a_plan_needs_them(tmp_path, monkeypatch):
+    """Oracle: what the planted machine takes for the plan."""
+    torch.manual_seed(0)
+    model, inputs = Joined().eval(), torch.randn(4, 8)
+    rig = PlantedRig((inputs,), drift=1.3)
+    monkeypatch.setattr(planner, "rig_for", lambda *_, **__: rig)
+    found = planner.measure_target(
+        model,
+        target=Target("torch_eager", threads=1, batch=4),
+        space=Space(most_levels=8),
+        timing=Timing(tables=tmp_path),
+        groups=find_groups(trace(model, inputs)),
+    )
+    stored = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    later = PlantedRig((inputs,), drift=2.0)
+    reached = replace(found, rig=later).reach(Goal("speedup", reach=1.4, tolerance=0.01))
+    assert later.opened
+    assert reached.overdone or abs(reached.comparison.speedup.median / 1.4 - 1) <= 0.01
+    assert stored == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
