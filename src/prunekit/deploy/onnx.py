@@ -29,6 +29,7 @@ from prunekit.deploy.inputs import (
     unique_names,
 )
 from prunekit.deploy.onnx_file import clean, write
+from prunekit.deploy.translations import remembered_translations
 from prunekit.errors import ExportError
 from prunekit.files import file_digest
 from prunekit.quiet import overheard
@@ -213,7 +214,7 @@ def _translate(
     shapes = tuple(open_batch if has_batch(tensor, size) else None for tensor in tensors)
     said = None
     try:
-        with overheard() as said:
+        with overheard() as said, remembered_translations():
             program = torch.onnx.export(
                 _Flat(model, inputs).eval(),
                 tensors,
