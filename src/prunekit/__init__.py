@@ -249,6 +249,8 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS.values():
+        return importlib.import_module(f"prunekit.{name}")
     room = _ROOMS.get(name)
     if room is None:
         raise AttributeError(f"module 'prunekit' has no attribute {name!r}")

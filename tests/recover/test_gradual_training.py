@@ -50,6 +50,29 @@ def test_the_best_weights_are_those_of_a_validation_at_the_final_sparsity(worklo
         assert record.epochs[record.best].validation_loss == min(line.validation_loss for line in later)
 
 
+def test_companions_are_told_of_the_optimizer_before_the_first_step(workload):
+    """Oracle: the model's own parameters."""
+    model, told = build_parent(workload, seed=0), []
+
+    class Companion:
+        def use(self, *optimizers):
+            told.append(
+                [id(each) for own in optimizers for group in own.param_groups for each in group["params"]]
+            )
+
+        def step(self):
+            assert len(told) == 1
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state_dict, /):
+            pass
+
+    train(model, workload, dataclasses.replace(SETTINGS, epochs=1), companions=[Companion()])
+    assert set(told[0]) == {id(parameter) for parameter in model.parameters()}
+
+
 def test_patience_waits_for_the_final_sparsity(workload):
     """A learning rate at which nothing gets better: stopped one line after the first that counts."""
     settings = TrainingSettings(epochs=4, batch_size=16, learning_rate=1e-9, seed=3, patience=1)

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 
 import prunekit as pk
 from prunekit.errors import StorageError, TrainingError, UsageError
+from prunekit.surgery import WeightMask
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
@@ -249,6 +251,56 @@ def test_masks_are_resumed_and_folded_at_the_end(tmp_path):
     torch.testing.assert_close(state_of(again), state_of(run), rtol=0, atol=0)
     for layer in (run.model.first, run.model.second, run.model.last):
         assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2
+
+
+def test_averages_that_the_companion_was_given_follow(tmp_path):
+    """Oracle: the model's own shapes; and averages that stayed behind could not be updated."""
+    averages = []
+
+    def make(net, steps):
+        averages.append(AveragedModel(net))
+        return pk.Shrinking(
+            net,
+            kwargs={"input_ids": torch.randint(0, 31, (2, 6))},
+            steps=steps,
+            sparsity=0.5,
+            cycles=2,
+            averages=averages,
+        )
+
+    run = trainer(tmp_path, PruningCallback(make))
+    run.train()
+    average = averages[0]
+    assert [each.shape for each in average.module.parameters()] == [
+        each.shape for each in run.model.parameters()
+    ]
+    average.update_parameters(run.model)
+
+
+def test_momentum_of_what_is_masked_is_cleared(tmp_path):
+    """Nobody gives the masks the Trainer's optimizer, whose averages would only fade."""
+
+    def make(net, steps):
+        return pk.GradualMasks(net, sparsity=0.5, steps=steps, every=2)
+
+    run = trainer(tmp_path, PruningCallback(make, fold=False))
+    run.train()
+    inner = run.optimizer.optimizer
+    gone = {name: ~mask.keep for name, mask in masks_of(run.model).items()}
+    assert sum(int(each.sum()) for each in gone.values()) > 0
+    for name, where in gone.items():
+        momentum = inner.state[run.model.get_parameter(name)]["exp_avg"]
+        assert bool((momentum[where] == 0).all())
+        assert not bool((momentum == 0).all())
+
+
+def masks_of(net):
+    """By the name of the stored parameter, its mask."""
+    return {
+        f"{path.rpartition('.')[0]}.original": module
+        for path, module in net.named_modules()
+        if isinstance(module, WeightMask)
+    }
 
 
 def test_both_or_neither_is_refused():

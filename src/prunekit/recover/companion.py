@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from torch.optim import Optimizer
 
 from prunekit.errors import UsageError
 from prunekit.recover.numbers import is_whole
@@ -14,7 +16,8 @@ class Companion(Protocol):
 
     One may say ``settled``, a bool, whether the model has the form that it is to have at the end (a sparsity,
     say). Validations before that are passed over when the best weights are chosen. It may say ``steps_left``,
-    the optimizer steps until then: a run that has fewer is refused.
+    the optimizer steps until then: a run that has fewer is refused. It may have ``use(*optimizers)``: the
+    loop that it goes along with calls it with the optimizers that train the model, before the first step.
 
     Law: where the state of one is loaded into another that was made by the same arguments, both go on alike.
     """
@@ -35,6 +38,17 @@ class Companion(Protocol):
 def is_settled(companion: Companion) -> bool:
     """The model has the form that the companion is to give it; true of those that do not say."""
     return bool(getattr(companion, "settled", True))
+
+
+def use_optimizers(companion: Companion, optimizers: Sequence[Optimizer]) -> None:
+    """Tell a companion that has use for them which optimizers train its model.
+
+    Raises:
+        TrainingError: one of another model; or UsageError.
+    """
+    use = getattr(companion, "use", None)
+    if callable(use):
+        use(*optimizers)
 
 
 def step_of(state_dict: Mapping[str, Any], made_by: Mapping[str, Any], *, where: str) -> int:

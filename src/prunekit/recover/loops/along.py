@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,17 +56,6 @@ def maker(make: Make | None, plan: PruningPlan | None, groups: Groups | None, at
     check_share("at", at, where="PruningCallback")
     asked, found = plan, groups
     return lambda model, steps: PlannedCut(model, asked, found, at=max(1, round(at * steps)))
-
-
-def use_optimizers(companion: Companion, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Tell a companion that has use for them which optimizers train its model.
-
-    Raises:
-        TrainingError: one of another model.
-    """
-    use = getattr(companion, "use", None)
-    if callable(use):
-        use(*optimizers)
 
 
 class Along:

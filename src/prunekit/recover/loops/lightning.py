@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from prunekit.errors import UsageError
-from prunekit.recover.loops.along import Along, use_optimizers
+from prunekit.recover.companion import use_optimizers
+from prunekit.recover.loops.along import Along
 from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.surgery import fold_masks
 

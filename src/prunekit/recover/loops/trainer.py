@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit.errors import StorageError, UsageError
 from prunekit.files import write_atomically
-from prunekit.recover.loops.along import Along, form_digest, misfit, use_optimizers
+from prunekit.recover.companion import use_optimizers
+from prunekit.recover.loops.along import Along, form_digest, misfit
 from prunekit.recover.shrinking.cuts import Cutting
 from prunekit.surgery import fold_masks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class GradualMasks:
         lift: share of the training at which the masks are lifted and all weights train again, those that
             were gone from zero (dense-sparse-dense); None = never.
         regrow: a key of :data:`REGROWTH` or a value: what comes back.
-        optimizer: whose state is cleared where weights go or come back; None = it is left alone.
+        optimizer: whose state is cleared where weights go or come back; None = none, until :meth:`use`.
         seed: of draws, >= 0.
 
     Raises:
@@ -116,7 +116,7 @@ class GradualMasks:
         optimizer: torch.optim.Optimizer | None = None,
         seed: int = 0,
     ) -> None:
-        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._model, self._criterion = model, criterion
         self._weights = find_weights(model) if weights is None else weights
         self._regrow, self._seed, self._step, self._watching = _rule(regrow), seed, 0, False
         check_seed(seed)
@@ -147,7 +147,7 @@ class GradualMasks:
             "seed": seed,
         }
         self._parameters = {weight.name: stored_parameter(model, weight) for weight in self._weights}
-        _check_optimizer(optimizer, self._parameters.values())
+        self.use(*(() if optimizer is None else (optimizer,)))
         self._masks = _attached(model, self._weights)
         if self._phases.is_due(0) and self._phases.sparsity(0) > 0:
             self._change()
@@ -168,6 +168,15 @@ class GradualMasks:
     def steps_left(self) -> int:
         """Optimizer steps until it is settled."""
         return max(0, self._phases.settled - self._step)
+
+    def use(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Let the state of these be cleared from now on, in place of those given before.
+
+        Raises:
+            UsageError: none of them holds a parameter that is masked.
+        """
+        _check_optimizers(optimizers, self._parameters.values())
+        self._optimizers = optimizers
 
     def step(self) -> None:
         """An optimizer step was made; change the masks where that is due.
@@ -208,7 +217,8 @@ class GradualMasks:
                 self._parameters[name].masked_fill_(zero, 0.0)
                 if held:
                     mask.change(new[name])
-                    _clear_state(self._optimizer, self._parameters[name], zero)
+                    for optimizer in self._optimizers:
+                        _clear_state(optimizer, self._parameters[name], zero)
 
     def _chosen(self) -> dict[str, Tensor]:
         """By parameter, what is to be kept after this step."""
@@ -332,13 +342,13 @@ def _check_exchange(rule: Regrowth, asked: Asked) -> None:
         )
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer | None, masked: Iterable[Tensor]) -> None:
-    if optimizer is None:
-        return
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for parameter in masked):
+def _check_optimizers(optimizers: Sequence[torch.optim.Optimizer], masked: Iterable[Tensor]) -> None:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    if optimizers and not any(id(parameter) in held for parameter in masked):
         raise UsageError(
-            f"The {type(optimizer).__name__} holds none of the parameters that are masked",
+            f"The {' and the '.join(type(each).__name__ for each in optimizers)} holds none of the "
+            "parameters that are masked",
             expected="the optimizer of this very model",
             where="optimizer",
         )
@@ -358,9 +368,8 @@ def _sparsity_now(model: nn.Module, weights: Weights) -> float:
     return sum(int((~mask.keep).sum()) for mask in masks if mask is not None) / weights.count
 
 
-def _clear_state(optimizer: torch.optim.Optimizer | None, parameter: Tensor, where: Tensor) -> None:
+def _clear_state(optimizer: torch.optim.Optimizer, parameter: Tensor, where: Tensor) -> None:
     """Set to zero what the optimizer keeps for weights that went or come back."""
-    state = {} if optimizer is None else optimizer.state.get(parameter, {})
-    for value in state.values():
+    for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(where, 0.0)

@@ -54,8 +54,14 @@ class Cutting:
         """What the last cut did."""
         return self._last
 
-    def use(self, *optimizers: torch.optim.Optimizer, averages: Sequence[AveragedModel] = ()) -> None:
+    def use(
+        self, *optimizers: torch.optim.Optimizer, averages: Sequence[AveragedModel] | None = None
+    ) -> None:
         """Let these follow from now on, in place of those given before.
+
+        Args:
+            optimizers: all that train parameters of the model.
+            averages: moving averages of the model; None = those that were given before.
 
         Raises:
             TrainingError: an optimizer holds parameters that are not the model's.
@@ -70,7 +76,9 @@ class Cutting:
                     expected="an optimizer of this very model, made after the model was put on its device",
                     remedy="Cut the module that holds all that the optimizer trains",
                 )
-        self._optimizers, self._averages = optimizers, tuple(averages)
+        self._optimizers = optimizers
+        if averages is not None:
+            self._averages = tuple(averages)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, what is gone, and by which arguments it was made; numbers and text only."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit.errors import TrainingError, UsageError
 from prunekit.ranks import Ranks
-from prunekit.recover.companion import Companion, is_settled
+from prunekit.recover.companion import Companion, is_settled, use_optimizers
 from prunekit.recover.training.average import Average
 from prunekit.recover.training.budget import Spent
 from prunekit.recover.training.checkpoints import (
@@ -88,6 +88,8 @@ class Run:
             self._validate(rate=None)
         if self.share < 1 or path is not None:
             self.stepper = Stepper(self.model, self.objective, self.settings, self.ranks)
+            for companion in self.companions:
+                use_optimizers(companion, [self.stepper.optimizer])
         if path is not None:
             state = read_checkpoint(path, self.identity, lambda place: tensor_at(place, self), self.ranks)
             go_on_from(state, self)
