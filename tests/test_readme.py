@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunekit.workflow import inspect_workload
+from prunekit.workload import load_workload
+
 README = Path(__file__).parents[1] / "README.md"
 RECOVERY = README.parent / "docs" / "recovery.md"
 TRAINING = README.parent / "docs" / "training.md"
 PLANNING = README.parent / "docs" / "planning.md"
+WORKLOAD = README.parent / "docs" / "workload.md"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,15 @@ def test_the_page_on_training_trains(tmp_path):
     qualities = [line.validation_metric for line in record.epochs]
     assert (record.steps, [line.step for line in record.epochs]) == (12, [0, 4, 8, 12])
     assert qualities[record.best] == max(qualities) > qualities[0]
+
+
+def test_the_page_on_the_workload_file_has_one_that_is_read(tmp_path):
+    """Three splits and a sealed one; the channels of its one hidden layer can go."""
+    (block,) = re.findall(r"```python\n(.*?)```", WORKLOAD.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (tmp_path / "workload.py").write_text(block)
+    workload = load_workload(tmp_path / "workload.py")
+    assert [len(split) for split in workload.splits.deciding] == [256, 64, 64]
+    assert "0:channel" in str(inspect_workload(tmp_path / "workload.py"))
 
 
 @pytest.mark.slow

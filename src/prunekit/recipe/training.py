@@ -144,7 +144,8 @@ class Distill(Section):
     temperature: Positive = Field(default=2.0, description="what logits are divided by, above 0")
     hidden: NotNegative = Field(default=0.0, description="weight of the distance between hidden states")
     hidden_modules: Patterns = Field(
-        default=(), description="patterns of modules whose outputs are compared; without it the pruned layers"
+        default=(),
+        description="patterns of modules whose outputs are compared; without it repeated layers",
     )
     hidden_distance: Literal["mse", "cosine"] = Field(default="mse", description="`mse` or `cosine`")
     projection: Literal["identity", "linear"] = Field(
