@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.recovery.cells import PUBLISHED, Ledger, commit
+from benchmarks.recovery.interrupted import measure_interrupted
 from benchmarks.recovery.measure import measure
 from benchmarks.recovery.overhead import measure_overhead
 from benchmarks.recovery.pages import write_pages
@@ -19,6 +20,9 @@ from prunekit.measure import environment
 
 STUDIES = ("fashion", "minilm", "digits")
 """The modules of this package with a ``design`` and a ``subject``."""
+
+OTHERS = ("overhead", "interrupted")
+"""Those that measure everything each time."""
 
 
 def fill(study: str, into: Path, seeds: list[int], threads: int, until: float) -> None:
@@ -41,7 +45,7 @@ def fill(study: str, into: Path, seeds: list[int], threads: int, until: float) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
-    parser.add_argument("--study", choices=(*STUDIES, "overhead"), help="measure its missing cells first")
+    parser.add_argument("--study", choices=(*STUDIES, *OTHERS), help="measure its missing cells first")
     parser.add_argument("--into", type=Path, default=PUBLISHED, help="where the JSON files are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
@@ -49,6 +53,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.study == "overhead":
         measure_overhead(asked.into, asked.threads)
+    elif asked.study == "interrupted":
+        measure_interrupted(asked.into)
     elif asked.study:
         fill(asked.study, asked.into, asked.seeds, asked.threads, asked.until)
     write_pages(asked.into)

@@ -227,15 +227,76 @@ order changes, the median of the paired quotients with its 95 % bootstrap interv
 networks.
 """
 
+
+def interrupted(into: Path) -> str:
+    """What a kill costs, and how equal the runs of other numbers of processes are."""
+    record = json.loads((into / "recovery_interrupted.json").read_text())
+    killed, machine = record["killed"], record["environment"]
+    went_on = ", ".join(map(str, killed["went_on_after_steps"]))
+    rows = [
+        (
+            {"whole": "DDP", "sharded": "FSDP2"}[row["form"]],
+            _happened(row),
+            "-" if row["steps_lost"] is None else f"{row['went_on_after_step']} ({row['steps_lost']})",
+            {True: "yes", False: "NO"}[row["ranks_equal"]] if row["processes"] > 1 else "-",
+            f"{row['difference']:.1e}",
+        )
+        for row in record["rows"]
+    ]
+    head = ["two processes", "what happened", "went on after step (steps lost)", "ranks equal", "difference"]
+    return "\n".join(
+        [
+            INTERRUPTED,
+            "## One process, killed again and again\n",
+            _prose(
+                f"{killed['steps']} steps with dropout and a moving average, a checkpoint after each. "
+                f"{killed['kills']} kills, each up to 0.1 s after a step that was drawn by lot; "
+                f"{killed['while_writing']} of them hit while another was being written. It went on after "
+                f"steps {went_on}. Last weights and log are "
+                f"{'equal to the last bit' if killed['equal'] else 'NOT EQUAL'} to those of the "
+                "uninterrupted run."
+            ),
+            "## Two processes against one\n",
+            SEVERAL,
+            tables.table(head, rows),
+            _prose(
+                f"Commit `{record['commit']}`, {record['date']}; {machine['cpu']['model']}, "
+                f"{machine['threads']} thread, torch {machine['packages']['torch']}."
+            ),
+        ]
+    )
+
+
+def _happened(row: dict[str, Any]) -> str:
+    if row["event"] == "killed":
+        return f"rank {row['rank']} killed, the other ended with {row['error_of_the_other']}; launched again"
+    return "nothing" if row["event"] == "none" else f"all stopped; gone on with {row['processes']}"
+
+
+INTERRUPTED = """# Training that is stopped, killed and gone on with
+
+`python -m benchmarks.recovery --study interrupted`. A network of 769 parameters (8 -> 64 -> 1, layer norm),
+AdamW, gradients accumulated over two parts and clipped, a moving average of the weights. It is validated on
+its training examples, so that the last weights are the best, which is what training leaves. Kills are
+SIGKILL. Processes run on one machine and talk through gloo.
+"""
+
+SEVERAL = """30 steps without dropout, of which each process would draw its own; a checkpoint after
+every third step, the interruption after step 11. Ranks equal: weights and log, to the last bit. Difference:
+of the weights from the uninterrupted run of one process, `max |a - b| / max |b|` of each tensor, the largest
+of them. Sums of gradients over parts of a step are rounded in another order, in float32.
+"""
+
 PAGES: dict[str, Callable[[Path], str]] = {
     "fashion": fashion,
     "minilm": minilm,
     "defaults": defaults,
     "overhead": overhead,
+    "interrupted": interrupted,
 }
 """Every page by the end of its name, ``recovery_<name>.md``."""
 
-NEEDS = {"fashion": "fashion", "minilm": "minilm", "defaults": "digits", "overhead": "overhead"}
+NEEDS = {name: name for name in PAGES} | {"defaults": "digits"}
 """Page -> the JSON file without which it is not made."""
 
 

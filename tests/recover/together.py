@@ -1,6 +1,8 @@
 """What each process of the tests with several processes trains."""
 
 import os
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,15 +44,36 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def run(ranks, form="whole", directory="", stop_after="", die_at=""):
+def stop():
+    """What all processes do at once."""
+    raise Interrupted
+
+
+def die():
+    """End without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk():
+    """From here on no file of this process can be larger than 512 bytes; the system refuses more (EFBIG)."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
+
+
+EVENTS = {"stop": stop, "die": die, "fill disk": fill_disk}
+
+
+def run(ranks, form="whole", directory="", event="", step="", who="all"):
     """Weights, validation losses, and the step of the checkpoint that it went on from (-1: none).
 
     Args:
         ranks: the processes.
         form: of the model: ``whole`` on every process, or ``sharded`` over them.
         directory: of checkpoints; "" = none.
-        stop_after: a step after which all processes stop; "" = none.
-        die_at: a step after which the second process ends without a word; "" = none.
+        event: a key of :data:`EVENTS` that happens after ``step``; "" = none.
+        step: the number of steps that are done by then.
+        who: the rank of the process that it happens to, or ``all``.
     """
     model, task = model_and_task()
     if form == "sharded":
@@ -60,10 +83,8 @@ def run(ranks, form="whole", directory="", stop_after="", die_at=""):
         fully_shard(model, mesh=mesh)
 
     def progress(done, planned):
-        if done == int(stop_after or -1):
-            raise Interrupted
-        if done == int(die_at or -1) and ranks.rank == 1:
-            os._exit(9)
+        if event and done == int(step) and who in ("all", str(ranks.rank)):
+            EVENTS[event]()
 
     checkpoints = Checkpoints(Path(directory), every_steps=3) if directory else None
     try:

@@ -139,11 +139,22 @@ def test_a_killed_stage_goes_on_where_it_was(finished):
         assert finished.file(name).read_bytes() == (expected / "stages" / name).read_bytes()
 
 
-def launch(project: Project, processes: int) -> None:
-    """As a user would, and every gate passes."""
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+    "accelerate": (
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"),
+    ),
+}
+"""What starts two processes of ``-m prunekit``. Without ``--multi_gpu``, accelerate starts one of them."""
+
+
+def launch(project: Project, launcher: str) -> None:
+    """Two processes, as a user would start them, and every gate passes."""
+    logs = project.path / "logs"
     subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"),
+            *(sys.executable, "-m", *LAUNCHERS[launcher], "--tee=3", f"--log_dir={logs}"),
             *("-m", "prunekit", "run", str(project.recipe), "--run-dir", str(project.run_dir)),
         ],
         check=True,
@@ -151,16 +162,19 @@ def launch(project: Project, processes: int) -> None:
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}"},
     )
+    assert sorted(log.parent.name for log in logs.rglob("stdout.log")) == ["0", "1"]  # Of each rank.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["", ", shard: true"])
-def test_two_processes_run_a_recipe(finished, shard):
+@pytest.mark.parametrize(
+    ("launcher", "shard"), [("torchrun", ""), ("torchrun", ", shard: true"), ("accelerate", "")]
+)
+def test_two_processes_run_a_recipe(finished, launcher, shard):
     """From the same parent on: calibration is pooled to the same plan, and recovery is shared."""
     finished.edit(BUDGET, f"recover: {{epochs: 2, batch_size: 16{shard}}}")
     expected = json.loads(finished.file("cycle-01/plan/plan.json").read_text())
     shutil.rmtree(finished.file("cycle-01/score"))
-    launch(finished, 2)
+    launch(finished, launcher)
     assert json.loads(finished.file("cycle-01/plan/plan.json").read_text())["keep"] == expected["keep"]
     assert recovered(finished)["training"]["steps"] > 0
     assert finished.file("report/report.html").exists()

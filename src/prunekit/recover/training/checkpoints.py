@@ -202,10 +202,13 @@ def _stored(where: Path) -> Iterator[None]:
 
 def _told(error: BaseException) -> str:
     """What went wrong, without the tracebacks that torch puts into its own."""
-    causes: list[BaseException] = [error]
-    if isinstance(error, CheckpointException):
-        causes = [cause for cause, _ in error.failures.values() if isinstance(cause, BaseException)] or causes
-    return " ".join("; ".join(map(str, causes)).split())
+    causes = [str(error)]
+    if isinstance(error, CheckpointException):  # It is raised on all ranks, whichever of them failed.
+        others = any(error.failures)
+        causes = [
+            f"rank {rank}: {cause}" if others else str(cause) for rank, (cause, _) in error.failures.items()
+        ] or causes
+    return " ".join("; ".join(causes).split())
 
 
 def _check_identity(found: Mapping[str, str], asked: Mapping[str, str], path: Path) -> None:
