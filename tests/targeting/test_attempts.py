@@ -56,6 +56,17 @@ def test_the_plan_that_reached_the_goal_has_taught_too(measured):
     assert abs(reached.costs.speedup(levels) / took - 1) < abs(measured.costs.speedup(levels) / took - 1)
 
 
+def test_what_attempts_taught_can_be_kept_for_another_goal(measured):
+    """Oracle: the plans that were carried out, one whole model each."""
+    planner = on_a_slower_machine(measured, 0.2)
+    first = planner.reach(Goal("speedup", reach=1.3, tolerance=0.01))
+    known = len(planner.costs.latency.models)
+    later = planner.learnt(first)
+    assert len(later.costs.latency.models) == known + len(first.attempts)
+    second = later.reach(Goal("speedup", reach=1.7, tolerance=0.01))
+    assert len(second.costs.latency.models) == known + len(first.attempts) + len(second.attempts)
+
+
 def test_the_fastest_plan_is_named_however_it_came_to_be_measured(measured):
     """The goal is below what is predicted of the fastest plan, and above what that measures."""
     slower = on_a_slower_machine(measured, 0.2)

@@ -140,7 +140,7 @@ def measured_front(
     loss: Callable[[nn.Module], float] | None = None,
     allocation: AllocationName = "knapsack",
 ) -> MeasuredFront:
-    """Reach each goal by itself, measured on the target.
+    """Reach each goal by itself, measured on the target; each learns from the attempts at those before.
 
     Args:
         planner: of the model on its target.
@@ -159,6 +159,7 @@ def measured_front(
         except (GoalError, MeasurementError) as error:
             missed[str(goal)] = str(error)
             continue
+        planner = planner.learnt(reached)
         points.append(_measured(planner, goal, reached, loss, allocation))
     return MeasuredFront(tuple(points), missed)
 

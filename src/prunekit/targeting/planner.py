@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ class Planner:
                 remedy="Give measure_target() the loss of a model on calibration data",
             )
         return reach(self, asked, attempts=attempts, allocation=allocation)
+
+    def learnt(self, reached: Reached) -> Planner:
+        """The same planner with what the attempts at a goal taught about costs: another goal begins nearer.
+
+        Args:
+            reached: by this planner, or by what it learnt from others.
+        """
+        return self if reached.costs is None else replace(self, costs=reached.costs)
 
     def remove(self, reached: Reached) -> tuple[Removal, Proof]:
         """Carry the plan out and prove that it was."""
