@@ -89,9 +89,9 @@ def page(cells: Sequence[Cell]) -> str:
         "begins with what the attempts at those before have taught. Losses follow from weight norms, because",
         "only speed is in question here.",
         "",
-        f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} at the first attempt; {over}",
-        "more were exceeded by more than that, no plan that was tried being nearer.",
-        f"{len(slower)} were slower than dense.",
+        f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} at the first attempt; {over} more",
+        f"were exceeded by more than that, no plan that was tried being nearer; {len(slower)} were slower",
+        "than dense.",
         f"The model of cost, fitted to 8 whole models, was wrong by {_share(_median(cells))} (median over",
         "the cells of the median error on a whole model it was not fitted to).",
         "",
@@ -108,8 +108,8 @@ def page(cells: Sequence[Cell]) -> str:
         "A goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
         "efficiency (measured speed-up over the factor by which the MACs fell). `>`: exceeded by more than",
         "3 %. What is not met says what the nearest plan measured, where a goal is out of reach. A star:",
-        "measured for less than five seconds, with channels alone where layers may go now, and with an",
-        "earlier way of closing in on a goal.",
+        "each goal by itself. Two stars: so, for less than five seconds, with channels alone where layers",
+        "may go now, and with an earlier way of closing in on a goal.",
         "",
         "## What the model of cost took, and what it was worth",
         "",
@@ -148,7 +148,7 @@ def _is_near(goal: dict[str, Any]) -> bool:
 
 
 def _name(cell: Cell) -> str:
-    return cell["model"] + ("" if cell.get("seconds") else " *")
+    return cell["model"] + ("" if cell.get("taught") else " *" if cell.get("seconds") else " **")
 
 
 def _seconds(goals: Sequence[dict[str, Any]]) -> str:

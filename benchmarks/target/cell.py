@@ -44,6 +44,7 @@ def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Pat
         "runtime": runtime,
         "batch": batch,
         "seconds": planner.rig.seconds,
+        "taught": True,
         "environment": environment(THREADS),
         "dense_ms": planner.costs.dense_ms,
         "table_s": round(built, 1),
