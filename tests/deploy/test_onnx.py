@@ -100,6 +100,13 @@ def test_nothing_of_this_machine_is_in_the_file_and_nothing_is_said(tmp_path, re
     assert {tensor.name for tensor in model.graph.initializer} >= {"stem.weight", "head.weight", "head.bias"}
 
 
+def test_the_exporters_own_table_gives_the_same_bytes(tmp_path, residual, images, exported, monkeypatch):
+    """Oracle: torch.onnx as it is, which makes its table of translations anew."""
+    monkeypatch.setattr("prunekit.deploy.translations._look_up", None)
+    again = export_onnx(residual(), (images(2),), None, tmp_path / "model.onnx")
+    assert again.sha256 == exported[8].export.sha256
+
+
 def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path, exported):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from conftest import build_residual, draw_images\n"

@@ -73,6 +73,17 @@ def test_companions_are_told_of_the_optimizer_before_the_first_step(workload):
     assert set(told[0]) == {id(parameter) for parameter in model.parameters()}
 
 
+def test_what_is_frozen_may_be_masked_while_the_rest_trains(workload):
+    """No optimizer holds it, and none has to; counted in the folded model."""
+    model = build_parent(workload, seed=0)
+    model.get_submodule("5").requires_grad_(False)
+    masks = pk.GradualMasks(
+        model, sparsity=0.5, steps=STEPS, every=2, weights=pk.find_weights(model, only=["5.*"])
+    )
+    train(model, workload, SETTINGS, companions=[masks])
+    assert pk.fold_masks(model).get_parameter("5.weight").count_nonzero() == 96
+
+
 def test_patience_waits_for_the_final_sparsity(workload):
     """A learning rate at which nothing gets better: stopped one line after the first that counts."""
     settings = TrainingSettings(epochs=4, batch_size=16, learning_rate=1e-9, seed=3, patience=1)

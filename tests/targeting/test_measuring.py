@@ -98,13 +98,14 @@ def test_a_throughput_is_that_of_the_median_with_the_ends_turned_round():
 
 @pytest.mark.parametrize(
     ("goals", "given", "least"),
-    [([SPEEDUP], 3.0, 3.0), ([MEDIAN], 7.0, 7.0), ([], 7.0, 0.0)],
+    [([SPEEDUP], 3.0, 3.0), ([MEDIAN], 7.0, 7.0), ([SPEEDUP], 60.0, 60.0), ([], 7.0, 0.0)],
 )
 def test_only_a_goal_of_a_time_takes_a_least_time(monkeypatch, goals, given, least):
     """Oracle: what the comparison is asked for."""
     lengths = []
 
-    def planted(dense, pruned, *, pairs, min_seconds, **_):
+    def planted(dense, pruned, *, pairs, min_seconds, max_seconds, **_):
+        assert max_seconds >= min_seconds
         lengths.append(min_seconds)
         return times(pairs)
 

@@ -15,6 +15,9 @@ except ImportError:  # No part of torch's public interface.
     ONNXRegistry = None
 
 
+_look_up: Any = getattr(ONNXRegistry, "from_torchlib", None)
+
+
 @contextmanager
 def remembered_translations() -> Iterator[None]:
     """Exports inside of this use the table of translations that the first of them made.
@@ -23,22 +26,19 @@ def remembered_translations() -> Iterator[None]:
     of a small model's export, and takes none from outside. Each export gets a copy. Where torch has no such
     table nothing is changed.
     """
-    if ONNXRegistry is None:
+    if _look_up is None:
         yield
     else:
         with patch.object(ONNXRegistry, "from_torchlib", staticmethod(_copy)):
             yield
 
 
-def _copy(**given: Any) -> Any:
-    copied = copy.copy(_table(**given))
+def _copy(*args: Any, **kwargs: Any) -> Any:
+    copied = copy.copy(_table(*args, **kwargs))
     copied.functions = {name: list(found) for name, found in copied.functions.items()}
     return copied
 
 
-_look_up: Any = getattr(ONNXRegistry, "from_torchlib", None)
-
-
 @cache
-def _table(**given: Any) -> Any:
-    return _look_up(**given)
+def _table(*args: Any, **kwargs: Any) -> Any:
+    return _look_up(*args, **kwargs)

@@ -96,7 +96,7 @@ class Planner:
         return reach(self, asked, attempts=attempts, allocation=allocation)
 
     def learnt(self, reached: Reached) -> Planner:
-        """The same planner with what the attempts at a goal taught about costs: another goal begins nearer.
+        """The same planner with what the attempts at a goal taught about costs, for another goal.
 
         Args:
             reached: by this planner, or by what it learnt from others.

@@ -173,7 +173,7 @@ class GradualMasks:
         """Let the state of these be cleared from now on, in place of those given before.
 
         Raises:
-            UsageError: none of them holds a parameter that is masked.
+            UsageError: masked parameters take gradients, and none of these holds one.
         """
         _check_optimizers(optimizers, self._parameters.values())
         self._optimizers = optimizers
@@ -345,7 +345,8 @@ def _check_exchange(rule: Regrowth, asked: Asked) -> None:
 def _check_optimizers(optimizers: Sequence[torch.optim.Optimizer], masked: Iterable[Tensor]) -> None:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = {id(parameter) for group in groups for parameter in group["params"]}
-    if optimizers and not any(id(parameter) in held for parameter in masked):
+    trained = [id(parameter) for parameter in masked if parameter.requires_grad]
+    if optimizers and trained and held.isdisjoint(trained):
         raise UsageError(
             f"The {' and the '.join(type(each).__name__ for each in optimizers)} holds none of the "
             "parameters that are masked",
