@@ -16,6 +16,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.measure import LatencyComparison, Target
 from prunekit.measure.latency import Noise, paired_speedup, percentiles
 from prunekit.measure.operation import Operation, frame_of
+from prunekit.measure.rounds import Pace
 from prunekit.targeting import Timing, costs, operator_times, planner
 
 REST_MS = 0.2
@@ -109,8 +110,9 @@ def quick(monkeypatch):
     monkeypatch.setitem(Timing.__init__.__kwdefaults__, "seconds", 0.05)
 
 
-def in_rounds(runners, *, rounds: int = 3, **_: Any):
-    return np.array([[runner.ms] * rounds for runner in runners])
+def in_rounds(runners, pace: Pace, *, rounds: int = 3, **_: Any):
+    pace.samples.append(pace.runner.ms)
+    return np.array([[runner.ms / pace.runner.ms] * rounds for runner in runners])
 
 
 @pytest.fixture

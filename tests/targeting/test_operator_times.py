@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.targeting.conftest import PlantedRig, operation_ms
+from tests.targeting.conftest import PlantedRig, Runner, operation_ms
 
 from prunekit.errors import MeasurementError, StorageError
-from prunekit.measure.operation import NOTHING, Operation, frame_of
+from prunekit.measure.operation import NOTHING, PACE, Operation, frame_of
 from prunekit.targeting.operator_times import NET, OperatorTimes, load_operator_times
 
 pytestmark = pytest.mark.usefixtures("planted")
@@ -53,9 +53,7 @@ def test_only_what_is_missing_is_measured(rig):
     times.measure(rig, [LINEARS[:2]])
     assert rig.opened == []
     times.measure(rig, [LINEARS])
-    reference = LINEARS[0]
-    assert set(rig.opened) == {reference, *LINEARS[2:]}
-    assert len(rig.opened) == 3
+    assert rig.opened == [PACE, *LINEARS[2:]]
 
 
 def test_operations_of_several_classes_are_measured_once(rig):
@@ -63,10 +61,10 @@ def test_operations_of_several_classes_are_measured_once(rig):
     steps = []
     times.measure(rig, [LINEARS, LINEARS[::-1], CONVOLUTIONS], progress=lambda *step: steps.append(step))
     frames = {frame_of(one) for one in (*LINEARS, *CONVOLUTIONS)}
-    assert set(times.ms) == {*LINEARS, *CONVOLUTIONS, *frames}
+    assert set(times.ms) == {PACE, *LINEARS, *CONVOLUTIONS, *frames}
     done, total = zip(*steps, strict=True)
     assert list(done) == sorted(done)
-    assert done[-1] == total[-1] == len(times.ms)
+    assert done[-1] == total[-1] == len(times.ms) - 1
 
 
 def test_many_operations_are_timed_a_few_at_once(rig):
@@ -74,6 +72,16 @@ def test_many_operations_are_timed_a_few_at_once(rig):
     times = OperatorTimes("here")
     times.measure(rig, [many])
     for one in many:
+        assert times.ms[one] == pytest.approx(operation_ms(one))
+
+
+def test_times_of_a_slow_day_are_as_those_before(rig):
+    """A machine at half the speed: the pace that is kept is that of the first day."""
+    times = OperatorTimes("here")
+    times.measure(rig, [LINEARS])
+    rig.open_operation = lambda operation: Runner(2 * operation_ms(operation))
+    times.measure(rig, [CONVOLUTIONS])
+    for one in (*LINEARS, *CONVOLUTIONS, PACE):
         assert times.ms[one] == pytest.approx(operation_ms(one))
 
 

@@ -70,6 +70,14 @@ class Operation:
 NOTHING = Operation("nothing", ((1,),), (1,))
 """Calling a model that computes nothing: what every call takes."""
 
+PACE = Operation(
+    "convolution",
+    ((1, 64, 30, 30), (64, 64, 3, 3)),
+    (1, 64, 28, 28),
+    (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)),
+)
+"""What is timed beside all others, to tell how fast the machine goes at the moment."""
+
 
 def frame_of(operation: Operation) -> Operation:
     """What is timed along with an operation and is to be taken off: see :func:`_convolution`."""

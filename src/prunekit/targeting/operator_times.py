@@ -16,13 +16,13 @@ from filelock import FileLock
 
 from prunekit.errors import MeasurementError, StorageError
 from prunekit.files import PARTIAL, write_atomically
-from prunekit.measure.operation import Operation, frame_of
-from prunekit.measure.rounds import ROUNDS, time_rounds
+from prunekit.measure.operation import PACE, Operation, frame_of
+from prunekit.measure.rounds import ROUNDS, Pace, time_rounds
 from prunekit.targeting.rig import Rig, tupled
 
-SCHEMA = "prunekit.operator_times/3"
+SCHEMA = "prunekit.operator_times/4"
 TOGETHER = 12
-"""Operations that are open and timed at once, beside the reference."""
+"""Operations that are open and timed at once, beside the pace."""
 
 NET = 0.02
 """The least share of a measured time that counts as the operation's own."""
@@ -39,7 +39,7 @@ class OperatorTimes:
 
     Source: a table of operators, timed on the device once: Wu et al., 2019, FBNet,
     https://arxiv.org/abs/1812.03443. Deviations: any model's operations share it; what is timed along with an
-    operation is taken off; each is timed in rounds with a reference.
+    operation is taken off; each is timed in rounds with a pace.
 
     Attributes:
         target: its digest, with what of the environment and the way of timing decides speed
@@ -68,10 +68,11 @@ class OperatorTimes:
         rounds: int = ROUNDS,
         progress: Progress | None = None,
     ) -> None:
-        """Time what is missing, class by class, each beside its reference; kept after every class.
+        """Time what is missing, class by class, beside the same pace; kept after every class.
 
-        Operations of a class are open together and timed in rounds with the reference, the class's largest;
-        the time of each is its median share of the reference's, so that drift cancels.
+        A few operations are open together and timed in rounds with :data:`PACE`; the time of each is its
+        median share of the pace's, so that neither drift nor a slow second counts. What the pace takes was
+        found out with the first operations, and is kept with them.
 
         Args:
             rig: of the target these times belong to.
@@ -82,31 +83,32 @@ class OperatorTimes:
         Raises:
             StorageError: something has to be timed and could not be kept; nothing was timed then.
         """
-        framed = [[*map(frame_of, each), *each] for each in classes if each]
-        wanted = [(max(each, key=lambda one: one.macs), self.missing(each)) for each in framed]
-        total = len(dict.fromkeys(operation for _, missing in wanted for operation in missing))
-        if total:
-            self._check_kept()
+        framed = [self.missing([*map(frame_of, each), *each]) for each in classes]
+        total = len(dict.fromkeys(operation for each in framed for operation in each))
+        if not total:
+            return
+        self._check_kept()
+        with rig.quietly():
+            pace = Pace(rig.open_operation(PACE))
         done = 0
-        for reference, operations in wanted:
+        for operations in framed:
             missing = self.missing(operations)
             for start in range(0, len(missing), TOGETHER):
-                self._measure(rig, reference, missing[start : start + TOGETHER], rounds)
-                done += len(missing[start : start + TOGETHER])
+                some = missing[start : start + TOGETHER]
+                self._measure(rig, pace, some, rounds)
+                done += len(some)
                 if progress is not None:
                     progress(done, total)
             if missing:
                 self.save()
 
-    def _measure(self, rig: Rig, reference: Operation, operations: Sequence[Operation], rounds: int) -> None:
-        others = [operation for operation in operations if operation != reference]
+    def _measure(self, rig: Rig, pace: Pace, operations: Sequence[Operation], rounds: int) -> None:
         with rig.quietly():
-            runners = [rig.open_operation(operation) for operation in (reference, *others)]
-            times = time_rounds(runners, rounds=rounds)
-        at_reference = self.ms.setdefault(reference, float(np.median(times[0])))
-        shares = np.median(times[1:] / times[0], axis=1) if others else []
-        for operation, share in zip(others, shares, strict=True):
-            self.ms[operation] = at_reference * float(share)
+            runners = [rig.open_operation(operation) for operation in operations]
+            shares = np.median(time_rounds(runners, pace, rounds=rounds), axis=1)
+        unit = self.ms.setdefault(PACE, pace.quick_ms)
+        for operation, share in zip(operations, shares, strict=True):
+            self.ms.setdefault(operation, unit * float(share))
 
     def save(self) -> None:
         """Add them to their file, whole or not at all.
