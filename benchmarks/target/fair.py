@@ -14,7 +14,7 @@ import prunekit as pk
 from prunekit.errors import GoalError
 from prunekit.measure import LatencyComparison
 from prunekit.targeting import Planner
-from prunekit.targeting.measuring import measure_beside
+from prunekit.targeting.measuring import enough_to_tell, measure_beside
 
 PEER = "Torch-Pruning, uniform"
 """The way that is not prunekit's."""
@@ -137,8 +137,16 @@ def _torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal:
             runner = planner.rig.open_artifact(artifact)
             found = measure_beside(whole, runner, tolerance=TOLERANCE, goals=[goal], least_seconds=least)
             if _is_near(found, speedup):  # What measures well is measured once more, as prunekit's are.
+                pairs, seconds = enough_to_tell(found, [goal])
                 found = measure_beside(
-                    whole, runner, tolerance=TOLERANCE, goals=[goal], least_seconds=least, seed=1
+                    whole,
+                    runner,
+                    tolerance=TOLERANCE,
+                    goals=[goal],
+                    pairs=pairs,
+                    seconds=seconds,
+                    least_seconds=least,
+                    seed=1,
                 )
                 if _is_near(found, speedup):
                     return Equal(small, found, _macs(small, example) / before)

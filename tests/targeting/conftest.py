@@ -14,7 +14,7 @@ from torch import nn
 
 from prunekit.graph import find_groups, trace
 from prunekit.measure import LatencyComparison, Target
-from prunekit.measure.latency import Noise, paired_speedup, percentiles
+from prunekit.measure.latency import _noise, paired_speedup, percentiles
 from prunekit.measure.operation import Operation, frame_of
 from prunekit.measure.rounds import Pace
 from prunekit.targeting import Timing, costs, operator_times, planner
@@ -89,18 +89,22 @@ def operation_ms(operation: Operation) -> float:
 
 def compared(dense: Runner, pruned: Runner, **_: Any) -> LatencyComparison:
     """A comparison of two runners that never waver."""
-    times = [np.full(20, runner.ms) for runner in (dense, pruned)]
+    return comparison_of(*(np.full(20, runner.ms) for runner in (dense, pruned)))
+
+
+def comparison_of(dense_ms: np.ndarray, pruned_ms: np.ndarray) -> LatencyComparison:
+    """A comparison that took a second."""
     return LatencyComparison(
-        dense=percentiles(times[0]),
-        pruned=percentiles(times[1]),
-        speedup=paired_speedup(*times),
-        noise=Noise(0.0, 0.0, 0.0, True, "planted"),
+        dense=percentiles(dense_ms),
+        pruned=percentiles(pruned_ms),
+        speedup=paired_speedup(dense_ms, pruned_ms),
+        noise=_noise(dense_ms, pruned_ms),
         warmup=1,
-        seconds=0.0,
+        seconds=1.0,
         stopped_early=False,
-        dense_ms=times[0],
-        pruned_ms=times[1],
-        dense_first=np.zeros(20, dtype=np.bool_),
+        dense_ms=dense_ms,
+        pruned_ms=pruned_ms,
+        dense_first=np.zeros(len(dense_ms), dtype=np.bool_),
     )
 
 

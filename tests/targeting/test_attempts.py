@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tests.targeting.conftest import PlantedRig, Runner
+from tests.targeting.conftest import PlantedRig, Runner, comparison_of
 from torch import nn
 
-from prunekit.errors import GoalError
+from prunekit.errors import GoalError, MeasurementError
 from prunekit.graph import find_groups, trace
 from prunekit.measure import Target
 from prunekit.plan import Goal
 from prunekit.targeting import Space, Timing, planner
+from prunekit.targeting.measuring import check_steady
 from prunekit.targeting.planner import Planner
 
 pytestmark = pytest.mark.usefixtures("planted")
@@ -75,6 +77,24 @@ def test_the_fastest_plan_is_named_however_it_came_to_be_measured(measured):
     with pytest.raises(GoalError, match="out of reach") as caught:
         slower.reach(Goal("speedup", reach=0.995 * best, tolerance=0.01))
     assert "came a plan that measured" in str(caught.value)
+
+
+def test_what_counts_is_measured_for_as_long_as_it_takes_to_tell(measured, monkeypatch):
+    """Oracle: the check that refuses what is wider than the tolerance; forty pairs are never enough here."""
+    goal, pairs_seen = Goal("speedup", reach=1.5, tolerance=0.03), []
+
+    def wavering(dense, pruned, *, pairs, seed, **_):
+        draw = np.random.default_rng([seed, pairs])
+        times = [one.ms * np.exp(0.1 * draw.normal(size=pairs)) for one in (dense, pruned)]
+        pairs_seen.append(pairs)
+        return comparison_of(*times)
+
+    monkeypatch.setattr(importlib.import_module("prunekit.targeting.reach"), "measure_beside", wavering)
+    reached = measured.reach(goal)
+    with pytest.raises(MeasurementError, match="pairs would be needed"):
+        check_steady(wavering(Runner(2.0), Runner(1.0), pairs=40, seed=0), goal)
+    check_steady(reached.comparison, goal)
+    assert reached.comparison.speedup.pairs > min(pairs_seen) == 40
 
 
 class Joined(nn.Module):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.targeting.conftest import comparison_of
 
 from prunekit.errors import MeasurementError
 from prunekit.measure import LatencyComparison, fewest_runs, interval_of_percentile
-from prunekit.measure.latency import _noise, paired_speedup, percentiles
 from prunekit.plan import Goal
 from prunekit.targeting import measuring
 from prunekit.targeting.measuring import (
+    FIRST_PAIRS,
     MOST_PAIRS,
+    MOST_SECONDS,
+    PATIENCE,
     check_steady,
+    enough_to_tell,
     measure_beside,
     timed_interval,
 )
@@ -23,27 +27,12 @@ TAIL = Goal("latency_ms", reach=1, tolerance=0.02, percentile=99)
 RATE = Goal("throughput", reach=1000, tolerance=0.02)
 
 
-def comparison(dense_ms: np.ndarray, pruned_ms: np.ndarray, *, stopped: bool = False) -> LatencyComparison:
-    return LatencyComparison(
-        dense=percentiles(dense_ms),
-        pruned=percentiles(pruned_ms),
-        speedup=paired_speedup(dense_ms, pruned_ms),
-        noise=_noise(dense_ms, pruned_ms),
-        warmup=1,
-        seconds=1.0,
-        stopped_early=stopped,
-        dense_ms=dense_ms,
-        pruned_ms=pruned_ms,
-        dense_first=np.zeros(len(dense_ms), dtype=np.bool_),
-    )
-
-
 def times(pairs: int, *, shared: float = 0.0, own: float = 0.0, seed: int = 0) -> LatencyComparison:
     """A pruned model of 1 ms and a dense one of 2; what disturbs a pair as a whole is ``shared``."""
     draw = np.random.default_rng(seed)
     machine = np.exp(shared * draw.normal(size=pairs))
     dense, pruned = (np.exp(own * draw.normal(size=pairs)) * machine for _ in range(2))
-    return comparison(2 * dense, pruned)
+    return comparison_of(2 * dense, pruned)
 
 
 @pytest.mark.parametrize("goal", [MEDIAN, RATE])
@@ -67,11 +56,33 @@ def test_the_runs_it_asks_for_are_about_enough():
     check_steady(times(3 * needed, shared=0.3), MEDIAN)
 
 
+@pytest.mark.parametrize("goals", [[SPEEDUP], [MEDIAN], [SPEEDUP, RATE]])
+@pytest.mark.parametrize("own", [0.1, 0.2])
+def test_pairs_that_should_tell_do(goals, own):
+    """Oracle: the check itself, on so many pairs of the same noise."""
+    pairs, seconds = enough_to_tell(times(60, own=own), goals)
+    assert MOST_SECONDS <= seconds <= 2 * PATIENCE
+    assert pairs > 60
+    for goal in goals:
+        check_steady(times(pairs, own=own, seed=1), goal)
+
+
+@pytest.mark.parametrize("goals", [[], [SPEEDUP], [Goal("params", remove=0.3)]])
+def test_what_tells_already_takes_no_more_pairs(goals):
+    assert enough_to_tell(times(60, own=1e-3), goals) == (FIRST_PAIRS, MOST_SECONDS)
+
+
+def test_patience_ends():
+    """Sixty pairs took a second; the millions that this noise asks for would take days."""
+    _, seconds = enough_to_tell(times(60, own=30.0), [SPEEDUP])
+    assert seconds == 2 * PATIENCE
+
+
 def test_drift_is_told():
     draw = np.random.default_rng(0)
     drifting = np.linspace(1, 1.3, 400) * draw.normal(1, 0.01, 400)
     with pytest.raises(MeasurementError, match="neighbours are so alike that all count as"):
-        check_steady(comparison(2 * drifting, drifting), MEDIAN)
+        check_steady(comparison_of(2 * drifting, drifting), MEDIAN)
 
 
 @pytest.mark.parametrize("pairs", [20, 100, 367])
@@ -117,7 +128,7 @@ def test_only_a_goal_of_a_time_takes_a_least_time(monkeypatch, goals, given, lea
 def test_drift_of_the_quotient_takes_more_pairs_and_is_told():
     """Oracle: the speed-up is 2 in one half of the time and 2.4 in the other."""
     steady = np.random.default_rng(0).normal(1, 0.01, 400)
-    found = comparison(np.concatenate([2 * steady[:200], 2.4 * steady[200:]]), np.ones(400))
+    found = comparison_of(np.concatenate([2 * steady[:200], 2.4 * steady[200:]]), np.ones(400))
     assert found.speedup.low < 2.05
     assert found.speedup.high > 2.35
     with pytest.raises(MeasurementError, match="the speed-up is known"):

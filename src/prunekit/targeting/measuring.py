@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from prunekit.errors import MeasurementError
 from prunekit.measure import (
     Interval,
@@ -24,6 +26,12 @@ MOST_SECONDS = 30.0
 
 SHARE = 0.25
 """The half-width of the interval that is aimed at, as a share of the goal's tolerance."""
+
+PATIENCE = 120.0
+"""Seconds that a figure may take that a first measurement could not tell, but that will count."""
+
+MARGIN = 1.5
+"""How many times as many pairs such a figure gets as should be enough."""
 
 BEYOND = 20
 """Calls that should lie beyond a percentile for it to be told."""
@@ -70,6 +78,7 @@ def measure_beside(
     *,
     tolerance: float,
     goals: Sequence[Goal] = (),
+    pairs: int = FIRST_PAIRS,
     seconds: float = MOST_SECONDS,
     least_seconds: float = 0.0,
     seed: int = 0,
@@ -82,13 +91,14 @@ def measure_beside(
         tolerance: to which the speed-up is to be known, relative.
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
             enough calls lie beyond it, and the first measurement may take all of the time.
+        pairs: to begin with, as far as half of the time goes.
         seconds: after which no further pair is begun, or after ``least_seconds`` where that is longer.
         least_seconds: that timing takes where there are goals, in at most
             :data:`prunekit.measure.latency.MOST_PAIRS` pairs.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
-    pairs = max([FIRST_PAIRS, *map(_enough_beyond, asked)])
+    pairs = max([pairs, *map(_enough_beyond, asked)])
     least = least_seconds if goals else 0.0
     first = compare_latency(
         dense,
@@ -118,6 +128,27 @@ def measure_beside(
         max_seconds=left,
         seed=seed + 1,
     )
+
+
+def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> tuple[int, float]:
+    """Pairs that should tell whether goals are met, and seconds to give :func:`measure_beside` for them.
+
+    The usual ones where the comparison can tell already; else :data:`MARGIN` times those that it misses, as
+    far as :data:`PATIENCE` goes.
+
+    Args:
+        comparison: of a pruned model.
+        goals: of times.
+    """
+    found = [(timed_interval(goal, comparison, batch=1), goal) for goal in goals]
+    known = [precision(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
+    done = comparison.speedup.pairs
+    needed = max((each.needed for each in known), default=0)
+    if needed <= done:
+        return FIRST_PAIRS, MOST_SECONDS
+    pairs = math.ceil(MARGIN * needed)
+    within = 2 * pairs * comparison.seconds / done  # The first of two measurements may take half of it.
+    return pairs, float(np.clip(within, MOST_SECONDS, 2 * PATIENCE))
 
 
 def check_steady(comparison: LatencyComparison, goal: Goal) -> None:

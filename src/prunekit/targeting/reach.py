@@ -21,7 +21,14 @@ from prunekit.targeting.attempts import Attempt, Reached
 from prunekit.targeting.bracket import bracket_of
 from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
-from prunekit.targeting.measuring import check_steady, measure_beside, timed_interval
+from prunekit.targeting.measuring import (
+    FIRST_PAIRS,
+    MOST_SECONDS,
+    check_steady,
+    enough_to_tell,
+    measure_beside,
+    timed_interval,
+)
 from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
 from prunekit.targeting.together import Beyond, why_beyond
 from prunekit.types import IntArray
@@ -261,12 +268,21 @@ class _Reaching:
         return bool(tried) and self.figures.surplus(goal, tried[-1].measured[str(goal)]) > 0
 
     def _once_more(self, attempt: Attempt, *, seed: int) -> Attempt:
-        """The same plan, measured again."""
+        """The same plan, measured again, for as long as it should take to tell whether the goals are met."""
         chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
-        again = self._attempt(chosen, attempt.choosing_s, seed=seed)
+        pairs, seconds = enough_to_tell(attempt.comparison, self.goals)
+        again = self._attempt(chosen, attempt.choosing_s, pairs=pairs, seconds=seconds, seed=seed)
         return replace(again, seconds=again.seconds + attempt.seconds - attempt.choosing_s)
 
-    def _attempt(self, chosen: Chosen, choosing_s: float, *, seed: int = 0) -> Attempt:
+    def _attempt(
+        self,
+        chosen: Chosen,
+        choosing_s: float,
+        *,
+        pairs: int = FIRST_PAIRS,
+        seconds: float = MOST_SECONDS,
+        seed: int = 0,
+    ) -> Attempt:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
         small = reduced_graph(self.model, keep, self.groups) if keep else self.model
@@ -280,6 +296,8 @@ class _Reaching:
                 rig.open_artifact(artifact),
                 tolerance=min((goal.tolerance for goal in timed), default=0.02),
                 goals=timed,
+                pairs=pairs,
+                seconds=seconds,
                 least_seconds=self.rig.seconds,
                 seed=seed,
             )
