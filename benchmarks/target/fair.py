@@ -57,7 +57,7 @@ def divergence(dense: nn.Module, on: Sequence[pk.Batch], mending: Sequence[pk.Ba
 def scores(
     model: nn.Module, groups: pk.Groups, granularity: Sequence[str], batches: Sequence[pk.Batch]
 ) -> Mapping[str, Any]:
-    """Wanda's for widths, block influence for layers."""
+    """Wanda's for widths, or norms where no weights read a unit; block influence for layers."""
     chosen = groups.select(granularity=granularity)
     needs = pk.needs_of("wanda", "block_influence")
     stats = pk.collect(model, batches, groups=chosen, needs=needs)
@@ -65,7 +65,7 @@ def scores(
     for criterion, depth in (("wanda", False), ("block_influence", True)):
         some = [group for group in chosen if group.is_depth == depth]
         if some:
-            found |= pk.score(model, some, criterion, stats=stats)
+            found |= pk.score(model, some, criterion, stats=stats, fallback="l2")
     return found
 
 

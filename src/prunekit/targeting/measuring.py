@@ -133,22 +133,31 @@ def measure_beside(
 def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> tuple[int, float]:
     """Pairs that should tell whether goals are met, and seconds to give :func:`measure_beside` for them.
 
-    The usual ones where the comparison can tell already; else :data:`MARGIN` times those that it misses, as
+    The usual ones where the comparison can tell already; else :data:`MARGIN` times those that it takes, as
     far as :data:`PATIENCE` goes.
 
     Args:
         comparison: of a pruned model.
-        goals: of times.
+        goals: any.
     """
-    found = [(timed_interval(goal, comparison, batch=1), goal) for goal in goals]
-    known = [precision(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
-    done = comparison.speedup.pairs
-    needed = max((each.needed for each in known), default=0)
-    if needed <= done:
+    if tells(comparison, goals):
         return FIRST_PAIRS, MOST_SECONDS
-    pairs = math.ceil(MARGIN * needed)
-    within = 2 * pairs * comparison.seconds / done  # The first of two measurements may take half of it.
+    pairs = math.ceil(MARGIN * max(each.needed for each in _known(comparison, goals)))
+    within = 2 * pairs * comparison.seconds / comparison.speedup.pairs  # The first of two has half of it.
     return pairs, float(np.clip(within, MOST_SECONDS, 2 * PATIENCE))
+
+
+def tells(comparison: LatencyComparison, goals: Sequence[Goal]) -> bool:
+    """Every figure that goals of times ask about is known to the goal's tolerance: :func:`check_steady`."""
+    timed = [goal for goal in goals if timed_interval(goal, comparison, batch=1) is not None]
+    known = zip(timed, _known(comparison, timed), strict=True)
+    return all(each.half_width <= goal.tolerance for goal, each in known)
+
+
+def _known(comparison: LatencyComparison, goals: Sequence[Goal]) -> list[Precision]:
+    """Of the goals of times, in their order."""
+    found = [(timed_interval(goal, comparison, batch=1), goal) for goal in goals]
+    return [precision(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
 
 
 def check_steady(comparison: LatencyComparison, goal: Goal) -> None:

@@ -27,6 +27,7 @@ from prunekit.targeting.measuring import (
     check_steady,
     enough_to_tell,
     measure_beside,
+    tells,
     timed_interval,
 )
 from prunekit.targeting.refusals import Asked, Measured, no_plan, not_met, out_of_reach
@@ -268,7 +269,11 @@ class _Reaching:
         return bool(tried) and self.figures.surplus(goal, tried[-1].measured[str(goal)]) > 0
 
     def _once_more(self, attempt: Attempt, *, seed: int) -> Attempt:
-        """The same plan, measured again, for as long as it should take to tell whether the goals are met."""
+        """The same plan, measured again, and for longer where that cannot tell whether the goals are met."""
+        again = self._again(attempt, seed=seed)
+        return again if tells(again.comparison, self.goals) else self._again(again, seed=seed + ATTEMPTS)
+
+    def _again(self, attempt: Attempt, *, seed: int) -> Attempt:
         chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
         pairs, seconds = enough_to_tell(attempt.comparison, self.goals)
         again = self._attempt(chosen, attempt.choosing_s, pairs=pairs, seconds=seconds, seed=seed)
