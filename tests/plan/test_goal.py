@@ -86,6 +86,12 @@ def test_a_figure_that_no_target_gives_is_refused(kind, reach):
         Goal(kind, reach=reach)
 
 
+@pytest.mark.parametrize("reach", [0.5, 0.999])
+def test_a_speedup_that_is_slower_is_refused(reach):
+    with pytest.raises(GoalError, match="slower than the dense model. Expected 1 or more"):
+        Goal("speedup", reach=reach)
+
+
 @pytest.mark.parametrize("kind", MEASURED_KINDS)
 def test_what_is_measured_is_a_figure_and_no_fraction(kind):
     with pytest.raises(GoalError, match="reach, a figure"):

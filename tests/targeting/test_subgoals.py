@@ -45,6 +45,11 @@ def test_a_cycle_makes_up_for_the_one_before():
     assert only(Goal("speedup", reach=2), 1.0, 0.9, speedup=1.6).reach == pytest.approx(1.25)
 
 
+def test_a_cycle_that_has_nothing_left_to_do_asks_for_no_more():
+    """Half of the way to twice as fast is 4/3 of the speed, and 1.6 times is there."""
+    assert only(Goal("speedup", reach=2), 0.5, speedup=1.6).reach == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "asked"),
     [("latency_ms", 10.0), ("size_bytes", 2e6), ("memory_bytes", 7e7), ("kv_cache_bytes", 1e5)],

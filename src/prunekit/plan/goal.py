@@ -132,6 +132,12 @@ class Goal:
                 raise GoalError(
                     f"The {self.kind} to reach is {reach!r}", expected="a number above 0", where="reach"
                 )
+            if self.kind == "speedup" and reach < 1:
+                raise GoalError(
+                    f"The speedup to reach is {reach!r}, slower than the dense model",
+                    expected="1 or more: 2 is twice as fast",
+                    where="reach",
+                )
         elif isinstance(reach, bool) or not isinstance(reach, int) or reach <= 0:
             raise GoalError(
                 f"The {self.kind} to reach are {reach!r}", expected="an integer above 0", where="reach"

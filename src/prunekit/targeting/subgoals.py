@@ -49,7 +49,8 @@ def goals_of_cycle(
     """The goals of a cycle that goes ``share`` of the whole way, for the model that it starts from.
 
     The way of a speed-up S is the time that is to go: after ``share`` of it the model is
-    ``s = 1 / (1 - (1 - 1 / S) * share)`` times as fast as the parent, so the cycle asks for ``s / speedup``.
+    ``s = 1 / (1 - (1 - 1 / S) * share)`` times as fast as the parent, so the cycle asks for ``s / speedup``,
+    or for 1 where that is there already.
     A throughput goes the same way. Other figures fall in a straight line from the parent's to the asked one,
     and a quality drop is shared out among the cycles. What is not known of the parent, and whatever the
     parent meets already, is asked for whole.
@@ -83,7 +84,8 @@ def _of_cycle(
         return replace(goal, reach=None, remove=max(0.0, 1 - asked / now[goal.kind]))
     asked = float(goal.reach or 0)
     if goal.kind == "speedup":
-        return replace(goal, reach=_rounded(_faster(asked, share) / speedup))
+        # Never below 1: an earlier cycle may have done what this one was to do.
+        return replace(goal, reach=_rounded(max(1.0, _faster(asked, share) / speedup)))
     if goal.kind == "quality_drop":
         return replace(goal, reach=_rounded(asked * (share - earlier)))
     before = dense.get(goal.kind)
