@@ -88,7 +88,7 @@ def test_a_figure_that_no_target_gives_is_refused(kind, reach):
 
 @pytest.mark.parametrize("reach", [0.5, 0.999])
 def test_a_speedup_that_is_slower_is_refused(reach):
-    with pytest.raises(GoalError, match="slower than the dense model. Expected 1 or more"):
+    with pytest.raises(GoalError, match=r"slower than the dense model\. Expected 1 or more"):
         Goal("speedup", reach=reach)
 
 
