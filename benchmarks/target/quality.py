@@ -29,7 +29,7 @@ from benchmarks.recovery.intervals import better, difference
 from benchmarks.recovery.measure import judged
 from benchmarks.recovery.subject import Subject
 from benchmarks.recovery.ways import laid_out
-from benchmarks.target.fair import PEER, TOLERANCE, as_fast, divergence, mended, scores, told
+from benchmarks.target.fair import OURS, PEER, TOLERANCE, as_fast, divergence, mended, scores, told
 from torch import nn
 
 import prunekit as pk
@@ -37,7 +37,6 @@ from prunekit.errors import GoalError, MeasurementError
 from prunekit.recover import task_of, train
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
-OURS = "knapsack"
 SPEEDUPS, SEEDS = (2.0, 3.0), (0, 1, 2)
 
 Row = dict[str, Any]
@@ -123,7 +122,7 @@ def page(rows: list[Row]) -> str:
         "`python -m benchmarks.target.quality`: ONNX Runtime, 2 threads. Every way is brought to the same",
         "measured speed-up, to 3 %, and trained by the recovery defaults for the same number of examples",
         "(Fashion-MNIST: 20 % of the parent's, batch 8; reviews: 40 %, batch 1). Means over the seeds in",
-        "which a plan came within 3 %.",
+        "which a plan came within 3 %; the knapsack's may be faster, which is to its disadvantage.",
         "",
         "| study | asked | way | seeds | measured | MACs left | KL before recovery | test accuracy |",
         "|---|---:|---|---:|---:|---:|---:|---:|",
@@ -158,8 +157,9 @@ def page(rows: list[Row]) -> str:
 
 
 def _counts(row: Row) -> bool:
-    """It was made as fast as asked; rows of earlier versions may be faster."""
-    return "test" in row and abs(row["measured"] / row["asked"] - 1) <= TOLERANCE
+    """It was made as fast as asked, or, of the knapsack's, faster; rows of earlier versions may be faster."""
+    apart = row.get("measured", 0.0) / row["asked"] - 1
+    return "test" in row and (abs(apart) <= TOLERANCE or (row["way"] == OURS and apart > 0))
 
 
 def _differences(cells: Mapping[tuple[str, float, str], list[Row]]) -> list[str]:
