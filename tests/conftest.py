@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from prunekit.measure.rounds import time_rounds
 from prunekit.targeting.operator_times import OperatorTimes
+
+# Examples may take as long as they take: the machine is shared, and no test is about time.
+settings.register_profile("prunekit", deadline=None)
+settings.load_profile("prunekit")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,7 +81,7 @@ def check(plan, groups):
     assert PruningPlan.from_json(plan.to_json()).digest == plan.digest
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(percent=st.integers(0, 99), seed=st.integers(0, 9), ties=st.sampled_from([1, 2, 100]))
 def test_uniform_sparsity_gives_the_exact_count_in_every_group(groups, percent, seed, ties):
     """Oracle: integer arithmetic, the nearest count per block, a half kept, at least one."""
@@ -103,7 +103,7 @@ def test_uniform_sparsity_gives_the_exact_count_in_every_group(groups, percent, 
         assert plan.widths[group.name] == (group.size, kept_of(group.units_per_block) * left)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(percent=st.integers(0, 89), seed=st.integers(0, 9), ties=st.sampled_from([1, 2, 100]))
 def test_global_sparsity_gives_the_count_over_all_groups(groups, percent, seed, ties):
     """Within half a step of the widest group (its number of blocks) or the tolerance, whatever the ties."""
@@ -114,7 +114,7 @@ def test_global_sparsity_gives_the_count_over_all_groups(groups, percent, seed, 
     assert abs(kept - total * (1 - percent / 100)) <= 0.05 * total * (1 - percent / 100) + 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     percent=st.integers(0, 60),
     kind=st.sampled_from(["macs", "params"]),

@@ -20,7 +20,6 @@ TOLERANCE = 1e-6
 
 deterministic = settings(
     derandomize=True,
-    deadline=None,
     database=None,
     max_examples=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

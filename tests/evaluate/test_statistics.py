@@ -112,7 +112,7 @@ def test_intervals_cover_the_true_change(n, share_lost, share_gained):
     same=st.integers(0, 300),
     confidence=st.floats(0.5, 0.999),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_interval_holds_its_estimate_and_is_never_a_point(lost, gained, same, confidence):
     n = lost + gained + same
     if n == 0:
@@ -160,6 +160,6 @@ def test_mcnemar_is_the_published_value_or_closed_form(lost, gained, p_value):
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_mcnemar_does_not_know_which_model_is_which(lost, gained):
     assert mcnemar_exact(lost, gained) == pytest.approx(mcnemar_exact(gained, lost))

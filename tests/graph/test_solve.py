@@ -285,7 +285,7 @@ def stated(draw) -> Atoms:
     return atoms
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@settings(derandomize=True, database=None, max_examples=100)
 @given(stated())
 def test_no_stated_fact_is_ever_violated(atoms):
     note(f"equal {atoms.edges}, products {atoms.products}, frozen {[dim for dim, _ in atoms.frozen]}")

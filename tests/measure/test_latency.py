@@ -194,7 +194,7 @@ def test_few_rounds_give_their_range(rounds):
     assert (found.low, found.high, found.pairs) == (figures.min(), figures.max(), rounds)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=2, max_size=40),
     st.floats(0.1, 10),

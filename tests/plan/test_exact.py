@@ -22,7 +22,7 @@ def by_sort(values, keep):
     return [index in set(order) for index in range(len(values))]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     parts=st.lists(st.lists(NUMBERS, max_size=12), min_size=1, max_size=4),
     share=st.floats(0, 1),
@@ -40,7 +40,7 @@ def test_the_highest_of_all_parts_stay_and_ties_go_by_place(parts, share, dtypes
     assert torch.cat(masks).tolist() == by_sort(together, keep)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.integers(1, 5),
     columns=st.sampled_from([1, 4, 8, 32, 33, 50]),

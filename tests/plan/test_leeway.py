@@ -42,7 +42,6 @@ def reachable(groups, goal, places):
     return False
 
 
-@settings(deadline=None)
 @given(
     inputs=st.integers(4, 64),
     hidden=WIDTHS,
@@ -71,7 +70,7 @@ def test_macs_and_params_are_reached_within_two_percent(
     assert lies_near(groups, widths(plan), groups.near(scope, scores, least=least))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     inputs=st.integers(1, 12),
     hidden=st.lists(st.integers(1, 17), min_size=1, max_size=3),
@@ -96,7 +95,7 @@ def test_in_small_models_unreachable_means_that_no_counts_within_the_bound_reach
         assert lies_near(groups, widths(plan), places)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     layers=st.lists(st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4])), min_size=2, max_size=3),
     percent=st.integers(1, 95),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -126,7 +126,6 @@ def test_modules_and_rows_compete_by_themselves():
         assert (mask.keep().sum(axis=1) == mask.shape[1] * 3 // 4).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1000)), min_size=1, max_size=20))
 def test_whole_numbers_add_up_and_are_next_to_what_was_wanted(cases):
     wanted = {str(number): share * most for number, (share, most) in enumerate(cases)}

@@ -54,7 +54,7 @@ def zhu_gupta(step, steps, sparsity, initial, begin, end):
     return sparsity + (initial - sparsity) * (1 - progress) ** 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.integers(1, 40),
     every=st.integers(1, 12),
