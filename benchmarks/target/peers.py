@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def page(rows: list[Row]) -> str:
     for row in rows:
         asked = f"| {row['model']} | {row['asked']:g}x | {row['way']} "
         if "increase" not in row:
-            lines.append(f"{asked}| not reached | | |")
+            lines.append(f"{asked}| {_missed(row['why'])} | | |")
             continue
         left = f"{row['macs_left']:.0%}"
         measured = f"{row['measured']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
@@ -180,6 +181,14 @@ def page(rows: list[Row]) -> str:
     losses = {row["model"]: row["loss"] for row in rows}
     lines += ["", *(f"{model}: {what}." for model, what in losses.items())]
     return "\n".join(lines) + "\n"
+
+
+def _missed(why: str) -> str:
+    """What came instead of the speed-up that was asked for."""
+    nearest = re.search(r"nearest that was tried is ([\d.]+)x", why)
+    if nearest:
+        return f"not reached: {nearest[1]}"
+    return "too noisy to tell" if "pairs would be needed" in why else "not reached"
 
 
 def main() -> None:
