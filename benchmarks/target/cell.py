@@ -17,6 +17,7 @@ from prunekit.errors import PrunekitError
 from prunekit.measure import Target, environment
 from prunekit.plan import Goal
 from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
+from prunekit.targeting.operator_times import SCHEMA
 
 TOLERANCE = 0.03
 THREADS = 2
@@ -44,7 +45,7 @@ def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Pat
         "runtime": runtime,
         "batch": batch,
         "seconds": planner.rig.seconds,
-        "taught": True,
+        "timed_by": SCHEMA,
         "environment": environment(THREADS),
         "dense_ms": planner.costs.dense_ms,
         "table_s": round(built, 1),

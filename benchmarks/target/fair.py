@@ -65,10 +65,10 @@ def scores(
     needs = pk.needs_of("wanda", "block_influence")
     stats = pk.collect(model, batches, groups=chosen, needs=needs)
     found: dict[str, Any] = {}
-    for criterion, depth in (("wanda", False), ("block_influence", True)):
+    for criterion, fallback, depth in (("wanda", "l2", False), ("block_influence", None, True)):
         some = [group for group in chosen if group.is_depth == depth]
         if some:
-            found |= pk.score(model, some, criterion, stats=stats, fallback="l2")
+            found |= pk.score(model, some, criterion, stats=stats, fallback=fallback)
     return found
 
 
@@ -140,14 +140,13 @@ def _torch_pruning(planner: Planner, example: Tensor, speedup: float) -> Equal:
             runner = planner.rig.open_artifact(artifact)
             found = measure_beside(whole, runner, tolerance=TOLERANCE, goals=[goal], least_seconds=least)
             if _is_near(found, speedup):  # What measures well is measured once more, as prunekit's are.
-                pairs, seconds = enough_to_tell(found, [goal])
+                effort = enough_to_tell(found, [goal])
                 found = measure_beside(
                     whole,
                     runner,
                     tolerance=TOLERANCE,
                     goals=[goal],
-                    pairs=pairs,
-                    seconds=seconds,
+                    effort=effort,
                     least_seconds=least,
                     seed=1,
                 )

@@ -16,7 +16,7 @@ from prunekit.graph import find_groups, trace
 from prunekit.measure import Target
 from prunekit.plan import Goal
 from prunekit.targeting import Space, Timing, planner
-from prunekit.targeting.measuring import check_steady
+from prunekit.targeting.measuring import USUAL_EFFORT, check_steady
 from prunekit.targeting.planner import Planner
 
 pytestmark = pytest.mark.usefixtures("planted")
@@ -84,7 +84,8 @@ def test_what_counts_is_measured_for_as_long_as_it_takes_to_tell(measured, monke
     """Oracle: the check that refuses what is wider than the tolerance; forty noisy pairs never pass it."""
     goal, pairs_seen = Goal("speedup", reach=1.5, tolerance=0.03), []
 
-    def wavering(dense, pruned, *, pairs, seed, **_):
+    def wavering(dense, pruned, *, effort, seed, **_):
+        pairs = effort.pairs
         draw, noise = np.random.default_rng([seed, pairs]), noises[seed > 0]
         times = [one.ms * np.exp(noise * draw.normal(size=pairs)) for one in (dense, pruned)]
         pairs_seen.append(pairs)
@@ -93,7 +94,7 @@ def test_what_counts_is_measured_for_as_long_as_it_takes_to_tell(measured, monke
     monkeypatch.setattr(importlib.import_module("prunekit.targeting.reach"), "measure_beside", wavering)
     reached = measured.reach(goal)
     with pytest.raises(MeasurementError, match="pairs would be needed"):
-        check_steady(wavering(Runner(2.0), Runner(1.0), pairs=40, seed=1), goal)
+        check_steady(wavering(Runner(2.0), Runner(1.0), effort=USUAL_EFFORT, seed=1), goal)
     check_steady(reached.comparison, goal)
     assert reached.comparison.speedup.pairs > min(pairs_seen) == 40
 

@@ -11,10 +11,10 @@ from prunekit.measure import LatencyComparison, fewest_runs, interval_of_percent
 from prunekit.plan import Goal
 from prunekit.targeting import measuring
 from prunekit.targeting.measuring import (
-    FIRST_PAIRS,
     MOST_PAIRS,
     MOST_SECONDS,
     PATIENCE,
+    USUAL_EFFORT,
     check_steady,
     enough_to_tell,
     measure_beside,
@@ -60,22 +60,21 @@ def test_the_runs_it_asks_for_are_about_enough():
 @pytest.mark.parametrize("own", [0.1, 0.2])
 def test_pairs_that_should_tell_do(goals, own):
     """Oracle: the check itself, on so many pairs of the same noise."""
-    pairs, seconds = enough_to_tell(times(60, own=own), goals)
-    assert MOST_SECONDS <= seconds <= 2 * PATIENCE
-    assert pairs > 60
+    effort = enough_to_tell(times(60, own=own), goals)
+    assert MOST_SECONDS <= effort.seconds <= PATIENCE
+    assert effort.pairs > 60
     for goal in goals:
-        check_steady(times(pairs, own=own, seed=1), goal)
+        check_steady(times(effort.pairs, own=own, seed=1), goal)
 
 
 @pytest.mark.parametrize("goals", [[], [SPEEDUP], [Goal("params", remove=0.3)]])
 def test_what_tells_already_takes_no_more_pairs(goals):
-    assert enough_to_tell(times(60, own=1e-3), goals) == (FIRST_PAIRS, MOST_SECONDS)
+    assert enough_to_tell(times(60, own=1e-3), goals) == USUAL_EFFORT
 
 
 def test_patience_ends():
     """Sixty pairs took a second; the millions that this noise asks for would take days."""
-    _, seconds = enough_to_tell(times(60, own=30.0), [SPEEDUP])
-    assert seconds == 2 * PATIENCE
+    assert enough_to_tell(times(60, own=30.0), [SPEEDUP]).seconds == PATIENCE
 
 
 def test_drift_is_told():

@@ -91,7 +91,9 @@ def time_rounds(
 
 
 def _quiet(times: Sequence[Times], pace: Pace) -> int:
-    return sum(one[0] <= QUIET * pace.quick_ms for one in times)
+    """How many of these rounds were."""
+    longest = QUIET * pace.quick_ms
+    return sum(one[0] <= longest for one in times)
 
 
 def _one_round(runners: Sequence[Runner], calls: Sequence[int], rng: np.random.Generator) -> Times:

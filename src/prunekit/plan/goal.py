@@ -60,7 +60,7 @@ class Goal:
         remove: fraction removed, in ``[0, 1)``; 0 removes nothing.
         reach: the figure to be left, > 0; for ``macs`` and ``params`` a whole number, and the figure to reach
             of a kind in :data:`MEASURED_KINDS`, which only a target decides
-            (:func:`prunekit.targeting.measure_target`).
+            (:func:`prunekit.targeting.measure_target`); a ``speedup`` is at least 1.
         tolerance: how far the figure may lie from the asked one, relative to the asked one, in ``[0, 1)``.
         percentile: of ``latency_ms``, in (0, 100); None = the median.
 

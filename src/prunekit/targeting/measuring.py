@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from prunekit.errors import MeasurementError
 from prunekit.measure import (
     Interval,
@@ -27,8 +25,8 @@ MOST_SECONDS = 30.0
 SHARE = 0.25
 """The half-width of the interval that is aimed at, as a share of the goal's tolerance."""
 
-PATIENCE = 120.0
-"""Seconds that a figure may take that a first measurement could not tell, but that will count."""
+PATIENCE = 240.0
+"""The same, where a first measurement could not tell and the figure is to count."""
 
 MARGIN = 1.5
 """How many times as many pairs such a figure gets as should be enough."""
@@ -37,6 +35,22 @@ BEYOND = 20
 """Calls that should lie beyond a percentile for it to be told."""
 
 MEDIAN = 50.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a measurement is given.
+
+    Attributes:
+        pairs: to begin with, as far as half of the time goes.
+        seconds: after which no further pair is begun.
+    """
+
+    pairs: int = FIRST_PAIRS
+    seconds: float = MOST_SECONDS
+
+
+USUAL_EFFORT = Effort()
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,13 @@ class Precision:
         runs: that were timed, or pairs.
         needed: that would be needed for the asked tolerance, as intervals shrink with the root of the runs;
             where an end is missing those that it takes to have one.
+        told: it is known to the asked tolerance.
     """
 
     half_width: float
     runs: int
     needed: int
+    told: bool
 
 
 def precision(found: Interval, tolerance: float, percentile: float | None = None) -> Precision:
@@ -69,7 +85,7 @@ def precision(found: Interval, tolerance: float, percentile: float | None = None
     else:
         alike = found.runs / found.independent
         needed = math.ceil(fewest_runs(percentile or MEDIAN, confidence=found.confidence) * alike)
-    return Precision(found.half_width, found.runs, needed)
+    return Precision(found.half_width, found.runs, needed, found.half_width <= tolerance)
 
 
 def measure_beside(
@@ -78,8 +94,7 @@ def measure_beside(
     *,
     tolerance: float,
     goals: Sequence[Goal] = (),
-    pairs: int = FIRST_PAIRS,
-    seconds: float = MOST_SECONDS,
+    effort: Effort = USUAL_EFFORT,
     least_seconds: float = 0.0,
     seed: int = 0,
 ) -> LatencyComparison:
@@ -91,14 +106,13 @@ def measure_beside(
         tolerance: to which the speed-up is to be known, relative.
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
             enough calls lie beyond it, and the first measurement may take all of the time.
-        pairs: to begin with, as far as half of the time goes.
-        seconds: after which no further pair is begun, or after ``least_seconds`` where that is longer.
+        effort: pairs and seconds.
         least_seconds: that timing takes where there are goals, in at most
-            :data:`prunekit.measure.latency.MOST_PAIRS` pairs.
+            :data:`prunekit.measure.latency.MOST_PAIRS` pairs, even where the effort is less.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
-    pairs = max([pairs, *map(_enough_beyond, asked)])
+    pairs, seconds = max([effort.pairs, *map(_enough_beyond, asked)]), effort.seconds
     least = least_seconds if goals else 0.0
     first = compare_latency(
         dense,
@@ -130,10 +144,10 @@ def measure_beside(
     )
 
 
-def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> tuple[int, float]:
-    """Pairs that should tell whether goals are met, and seconds to give :func:`measure_beside` for them.
+def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> Effort:
+    """The effort that should tell whether goals are met.
 
-    The usual ones where the comparison can tell already; else :data:`MARGIN` times those that it takes, as
+    The usual one where the comparison can tell already; else :data:`MARGIN` times the pairs that it takes, as
     far as :data:`PATIENCE` goes.
 
     Args:
@@ -141,21 +155,19 @@ def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> tupl
         goals: any.
     """
     if tells(comparison, goals):
-        return FIRST_PAIRS, MOST_SECONDS
+        return USUAL_EFFORT
     pairs = math.ceil(MARGIN * max(each.needed for each in _known(comparison, goals)))
-    within = 2 * pairs * comparison.seconds / comparison.speedup.pairs  # The first of two has half of it.
-    return pairs, float(np.clip(within, MOST_SECONDS, 2 * PATIENCE))
+    within = 2 * pairs * comparison.seconds / comparison.speedup.pairs  # They may take half of the time.
+    return Effort(pairs, min(max(within, MOST_SECONDS), PATIENCE))
 
 
 def tells(comparison: LatencyComparison, goals: Sequence[Goal]) -> bool:
-    """Every figure that goals of times ask about is known to the goal's tolerance: :func:`check_steady`."""
-    timed = [goal for goal in goals if timed_interval(goal, comparison, batch=1) is not None]
-    known = zip(timed, _known(comparison, timed), strict=True)
-    return all(each.half_width <= goal.tolerance for goal, each in known)
+    """Every figure that goals of times ask about is known to the goal's tolerance."""
+    return all(each.told for each in _known(comparison, goals))
 
 
 def _known(comparison: LatencyComparison, goals: Sequence[Goal]) -> list[Precision]:
-    """Of the goals of times, in their order."""
+    """How well what goals of times ask about is known."""
     found = [(timed_interval(goal, comparison, batch=1), goal) for goal in goals]
     return [precision(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
 
@@ -171,7 +183,7 @@ def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
     if found is None:
         return
     known = precision(found, goal.tolerance, goal.percentile)
-    if known.half_width <= goal.tolerance:
+    if known.told:
         return
     runs = "pairs" if goal.kind == "speedup" else "calls"
     least = "" if found.is_told else "at least "

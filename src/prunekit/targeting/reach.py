@@ -22,8 +22,8 @@ from prunekit.targeting.bracket import bracket_of
 from prunekit.targeting.costs import Costs, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.measuring import (
-    FIRST_PAIRS,
-    MOST_SECONDS,
+    USUAL_EFFORT,
+    Effort,
     check_steady,
     enough_to_tell,
     measure_beside,
@@ -275,18 +275,12 @@ class _Reaching:
 
     def _again(self, attempt: Attempt, *, seed: int) -> Attempt:
         chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
-        pairs, seconds = enough_to_tell(attempt.comparison, self.goals)
-        again = self._attempt(chosen, attempt.choosing_s, pairs=pairs, seconds=seconds, seed=seed)
+        effort = enough_to_tell(attempt.comparison, self.goals)
+        again = self._attempt(chosen, attempt.choosing_s, effort, seed=seed)
         return replace(again, seconds=again.seconds + attempt.seconds - attempt.choosing_s)
 
     def _attempt(
-        self,
-        chosen: Chosen,
-        choosing_s: float,
-        *,
-        pairs: int = FIRST_PAIRS,
-        seconds: float = MOST_SECONDS,
-        seed: int = 0,
+        self, chosen: Chosen, choosing_s: float, effort: Effort = USUAL_EFFORT, *, seed: int = 0
     ) -> Attempt:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
@@ -301,8 +295,7 @@ class _Reaching:
                 rig.open_artifact(artifact),
                 tolerance=min((goal.tolerance for goal in timed), default=0.02),
                 goals=timed,
-                pairs=pairs,
-                seconds=seconds,
+                effort=effort,
                 least_seconds=self.rig.seconds,
                 seed=seed,
             )
