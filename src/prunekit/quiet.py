@@ -1,4 +1,4 @@
-"""Keeping the exporter quiet without losing what it said."""
+"""Keeping exporter and quantizer quiet without losing what it said."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx")
-"""The exporter logs below these names."""
+LOGGERS = ("root", "torch", "onnxscript", "onnx_ir", "onnx")
+"""The exporter logs below these names. The quantizer logs to the root, which would give it a handler."""
 
 
 @contextmanager

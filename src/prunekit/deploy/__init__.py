@@ -1,4 +1,4 @@
-"""Leaving the lab: export and the parity chain."""
+"""Leaving the lab: export, quantization and the parity chain."""
 
 from prunekit.deploy.inputs import output_tensors
 from prunekit.deploy.onnx import OPSET, OPSETS, OnnxExport, export_onnx, feed
@@ -12,6 +12,7 @@ from prunekit.deploy.parity import (
     check_parity,
     difference,
 )
+from prunekit.deploy.quantization import quantize_graph, quantize_onnx
 
 __all__ = [
     "OPSET",
@@ -28,4 +29,6 @@ __all__ = [
     "export_onnx",
     "feed",
     "output_tensors",
+    "quantize_graph",
+    "quantize_onnx",
 ]

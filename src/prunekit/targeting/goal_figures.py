@@ -85,8 +85,9 @@ class GoalFigures:
             return 1000 * self.rig.target.batch / float(goal.reach or 0) / correction
         if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
+        stored = self._dense_bytes / costs.param_bytes.at(self._nothing)
         if goal.kind == "size_bytes":
-            return reach * costs.param_bytes.at(self._nothing) / self._dense_bytes
+            return reach / stored
         beside = self._memory_beside()
         if reach <= beside:
             raise GoalError(
@@ -95,7 +96,7 @@ class GoalFigures:
                 where="goal",
                 remedy="Ask for more memory, a smaller batch or a shorter sequence",
             )
-        return reach - beside
+        return (reach - beside) / stored
 
     def _asked(self, goal: Goal) -> float:
         """The figure that a goal wants reached; of ``macs`` and ``params`` it may be told as a fraction."""
@@ -109,10 +110,15 @@ class GoalFigures:
         return self.rig.target.batch if goal.kind == "macs" else 1
 
     def _memory_beside(self) -> float:
-        """Peak memory of serving the dense model without its parameters."""
+        """Peak memory of serving the dense model without what it stores."""
         if self._dense_memory is None:
             self._dense_memory = self.rig.peak_bytes(self._dense_artifact)
-        return self._dense_memory - self.costs.param_bytes.at(self._nothing)
+        return self._dense_memory - self._dense_bytes
+
+    def _stored(self, levels: IntArray) -> float:
+        """Bytes of the stored model: those of its parameters, by a factor fewer where it is quantized."""
+        params = self.costs.param_bytes
+        return self._dense_bytes * params.at(levels) / params.at(self._nothing)
 
     def measured(
         self,
@@ -154,10 +160,9 @@ class GoalFigures:
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / costs.ms.at(levels)
         if goal.kind == "size_bytes":
-            share = costs.param_bytes.at(levels) / costs.param_bytes.at(self._nothing)
-            return share * self._dense_bytes
+            return self._stored(levels)
         if goal.kind == "memory_bytes":
-            return self._memory_beside() + costs.param_bytes.at(levels)
+            return self._memory_beside() + self._stored(levels)
         return self._figure(goal).at(levels) / self._counted_at_once(goal)
 
     def wrong(self, goal: Goal, measured: float, levels: IntArray) -> float:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunekit.deploy import OnnxExport, export_onnx, feed
+from prunekit.deploy import OnnxExport, export_onnx, feed, quantize_graph, quantize_onnx
 from prunekit.errors import MeasurementError
 from prunekit.files import file_digest, write_atomically
 from prunekit.graph import Graph, Groups
@@ -57,7 +58,7 @@ class Rig:
     of: str = ""
     real_time: bool = False
     seconds: float = TIMED_SECONDS
-    _exports: dict[str, Any] = field(default_factory=dict)
+    _exports: dict[str, OnnxExport] = field(default_factory=dict)
 
     def quietly(self) -> AbstractContextManager[bool]:
         """Around whatever is timed, opening included: threads are scheduled as where they were begun."""
@@ -81,19 +82,37 @@ class Rig:
         return replace(self, inputs=inputs, example=example)
 
     def artifact(self, module: nn.Module, name: str) -> Any:
-        """What the runtime opens: a copy of the module, or what it was exported to, once by name."""
+        """What the runtime opens: a copy of the module, or what it was exported to, once by name.
+
+        For a target in int8 that is quantized, with ranges from the example inputs.
+        """
         if RUNTIMES[self.target.runtime].takes != "file":
             return copy.deepcopy(module).eval()
         name = f"{self.of[:12]}-{name}" if self.of else name
+        export = partial(self._once, name, partial(self._export, module))
+        return self._once(f"{name}.int8", partial(self._quantize, export)) if self._in_int8 else export()
+
+    @property
+    def _in_int8(self) -> bool:
+        return self.target.precision == "int8"
+
+    def _once(self, name: str, make: Callable[[Path], OnnxExport]) -> OnnxExport:
+        """Made in the folder under that name, or found there."""
         if name not in self._exports:
-            self._exports[name] = self._exported(name) or self._export(module, name)
+            self._exports[name] = self._exported(name) or self._kept(make(self.folder / f"{name}.onnx"))
         return self._exports[name]
 
-    def _export(self, module: nn.Module, name: str) -> OnnxExport:
+    def _export(self, module: nn.Module, path: Path) -> OnnxExport:
         args, kwargs = self.example
-        path = self.folder / f"{name}.onnx"
-        exported = export_onnx(module, args, kwargs, path, dynamic_batch=self.dynamic_batch)
-        write_atomically(path.with_suffix(".json"), json.dumps(asdict(exported)).encode())
+        return export_onnx(module, args, kwargs, path, dynamic_batch=self.dynamic_batch)
+
+    def _quantize(self, export: Callable[[], OnnxExport], path: Path) -> OnnxExport:
+        exported = export()
+        return quantize_onnx(exported, [feed(exported, *self.example)], path)
+
+    def _kept(self, exported: OnnxExport) -> OnnxExport:
+        """So that :meth:`_exported` finds it."""
+        write_atomically(Path(exported.path).with_suffix(".json"), json.dumps(asdict(exported)).encode())
         return exported
 
     def _exported(self, name: str) -> OnnxExport | None:
@@ -150,10 +169,12 @@ class Rig:
             module, args = torch_of(operation)
             return open_it(module, (args, {}))
         model, inputs = onnx_of(operation)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".onnx") as file:
-            file.write(model)
-            file.flush()
-            return open_it(Path(file.name), inputs)
+        with tempfile.TemporaryDirectory(dir=self.folder) as directory:
+            file = Path(directory) / "operation.onnx"
+            file.write_bytes(model)
+            if self._in_int8:
+                file = quantize_graph(file, [inputs], file.with_name("quantized.onnx"), fold=False)
+            return open_it(file, inputs)
 
 
 def rig_for(
@@ -181,10 +202,10 @@ def rig_for(
             the target has another.
     """
     check_target(target)
-    if target.precision == "int8":
+    if target.precision == "int8" and RUNTIMES[target.runtime].takes != "file":
         raise MeasurementError(
-            "Models are exported in floating point here, and the target computes in int8",
-            expected="fp32, or bf16 on OpenVINO and PyTorch",
+            "Models are quantized as exported files here, and this runtime takes modules",
+            expected="int8 on onnxruntime or openvino; here fp32 or bf16",
             where=str(target),
             remedy="Plan on fp32 and quantize the smaller model; its speed-up has to be measured again",
         )
