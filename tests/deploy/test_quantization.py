@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +34,51 @@ class Convolving(nn.Module):
 
 
 class Attending(nn.Module):
-    """One layer of a transformer."""
+    """One layer of a transformer that normalizes sums, as BERT does: products and sums read the same."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.mix = nn.LayerNorm(32), nn.Linear(32, 96)
-        self.up, self.down = nn.Linear(32, 128), nn.Linear(128, 32)
+        self.mix, self.up, self.down = nn.Linear(32, 96), nn.Linear(32, 128), nn.Linear(128, 32)
+        self.first, self.second, self.third = (nn.LayerNorm(32) for _ in range(3))
 
     def forward(self, x):
-        heads = self.mix(self.norm(x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
-        x = x + nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        return x + self.down(nn.functional.gelu(self.up(x)))
+        x = self.first(x)
+        heads = self.mix(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        x = self.second(x + nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.third(x + self.down(nn.functional.gelu(self.up(x))))
 
 
-MODELS = {"convolving": (Convolving, (3, 12, 12)), "attending": (Attending, (10, 32))}
+class Speaking(nn.Module):
+    """A table of words, which also reads the last word off where it is tied."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.words, self.mix, self.out = (
+            nn.Embedding(64, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 64, bias=False),
+        )
+        if tied:
+            self.out.weight = self.words.weight
+
+    def forward(self, words):
+        x = torch.tanh(self.mix(self.words(words)))
+        return nn.functional.linear(x[:, -1], self.out.weight)
 
 
-def exported(name: str, folder: Path, examples: int = 8):
+MODELS = {
+    "convolving": (Convolving, lambda: torch.randn(8, 3, 12, 12)),
+    "attending": (Attending, lambda: torch.randn(8, 10, 32)),
+    "speaking": (partial(Speaking, tied=False), lambda: torch.randint(0, 64, (8, 6))),
+    "speaking, tied": (partial(Speaking, tied=True), lambda: torch.randint(0, 64, (8, 6))),
+}
+
+
+def exported(name: str, folder: Path):
     """A model of the table in floating point, with the inputs of a call."""
     torch.manual_seed(0)
-    make, shape = MODELS[name]
-    model, x = make().eval(), torch.randn(examples, *shape)
+    make, inputs = MODELS[name]
+    model, x = make().eval(), inputs()
     with torch.no_grad():
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.running_mean.normal_(std=0.1)
@@ -84,7 +108,7 @@ def test_int8_is_close_to_what_it_was_made_from_at_any_batch(tmp_path, name, run
         dense = _output(Target(runtime, batch=examples), export, some)
         found = _output(Target(runtime, batch=examples, precision="int8"), small, some)
         error = np.linalg.norm(found - dense) / np.linalg.norm(dense)
-        assert 0 < error < 0.05
+        assert 0 < error < 0.06
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -103,7 +127,7 @@ def test_weights_take_a_quarter(tmp_path):
     model, x = nn.Linear(1024, 1024).eval(), torch.randn(4, 1024)
     export = export_onnx(model, (x,), None, tmp_path / "model.onnx")
     small = quantize_onnx(export, [feed(export, (x,))], tmp_path / "int8.onnx")
-    assert small.size_bytes == pytest.approx(export.size_bytes / 4, rel=0.02)
+    assert small.size_bytes == pytest.approx(export.size_bytes / 4, rel=0.03)  # And a scale for each channel.
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
@@ -112,24 +136,55 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     assert first.sha256 == second.sha256
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        # The rectified sum, its mean and the product; a bias of a product is added behind it.
-        ("convolving", {"Conv": 2, "Add": 1, "ReduceMean": 0, "Gemm": 1}),
-        ("attending", {"Conv": 0, "Add": 0, "Softmax": 0, "LayerNormalization": 0, "MatMul": 3}),
-    ],
-)
-def test_transformers_compute_their_products_with_weights_in_int8_and_nothing_else(tmp_path, name, kinds):
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "convolving"])
+def test_between_products_with_weights_floats_stay(tmp_path, name):
     export, inputs = exported(name, tmp_path)
     graph = onnx.load(quantize_onnx(export, [inputs], tmp_path / "int8.onnx").path).graph
     made_by = {output: node.op_type for node in graph.node for output in node.output}
-    found = Counter(
-        node.op_type
-        for node in graph.node
-        if all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
-    )
-    assert {kind: found[kind] for kind in kinds} == kinds
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    rounded = [node for node in products if "DequantizeLinear" in map(made_by.get, node.input)]
+    assert len(rounded) == {"attending": 3}.get(name, 2)  # Attention's two products have no weights.
+    for node in graph.node:
+        kinds = {made_by.get(each) for each in node.input}
+        assert node.op_type != "QuantizeLinear" or not kinds & {"MatMul", "Gemm"}
+        looked_up = [each for each in node.input if made_by.get(each) == "DequantizeLinear"]
+        if node not in rounded and node.op_type != "QuantizeLinear":
+            assert all(each == "embedding" for each in looked_up)
+
+
+def test_tables_are_looked_up_in_int8_unless_a_product_reads_them_too(tmp_path):
+    looked_up = {}
+    for name in ("speaking", "speaking, tied"):
+        export, inputs = exported(name, tmp_path)
+        graph = onnx.load(quantize_onnx(export, [inputs], tmp_path / "int8.onnx").path).graph
+        tables = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        [first] = [node for node in graph.node if node.op_type == "Gather" and node.input[1] == "words"]
+        looked_up[name] = str(tables[first.input[0]].dtype)
+    assert looked_up == {"speaking": "uint8", "speaking, tied": "float32"}
+
+
+def test_where_all_computes_in_int8_sums_do_too(tmp_path):
+    export, inputs = exported("convolving", tmp_path)
+    sums = {}
+    for scheme in ("all", "weighted"):
+        path = quantize_onnx(export, [inputs], tmp_path / "int8.onnx", scheme=scheme).path
+        graph = onnx.load(path).graph
+        made_by = {output: node.op_type for node in graph.node for output in node.output}
+        [read] = [node.input for node in graph.node if node.op_type == "Add"]
+        sums[scheme] = [made_by[name] == "DequantizeLinear" for name in read]
+    assert sums == {"all": [True, True], "weighted": [False, False]}
+
+
+def test_seven_bits_leave_the_highest_unused(tmp_path):
+    export, inputs = exported("convolving", tmp_path)
+    largest = []
+    for seven in (False, True):
+        graph = onnx.load(
+            quantize_onnx(export, [inputs], tmp_path / "int8.onnx", seven_bits=seven).path
+        ).graph
+        weights = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) > 1]
+        largest.append(max(np.abs(values.astype(int)).max() for values in weights if values.dtype == np.int8))
+    assert largest == [127, 64]
 
 
 def test_more_inputs_widen_the_ranges(tmp_path):
@@ -142,11 +197,11 @@ def test_more_inputs_widen_the_ranges(tmp_path):
     assert scales[1] > 5 * scales[0]
 
 
-def test_nobody_else_s_log_is_touched(tmp_path):
-    before = list(logging.root.handlers)
+def test_the_root_of_all_logs_gets_no_handler(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])
     export, inputs = exported("convolving", tmp_path)
     quantize_onnx(export, [inputs], tmp_path / "int8.onnx")
-    assert logging.root.handlers == before
+    assert logging.root.handlers == []
 
 
 BAD = {
@@ -160,6 +215,11 @@ BAD = {
         lambda export, inputs: (replace(export, path=export.path + ".gone"), [inputs]),
         ExportError,
         "no such file",
+    ),
+    "the name of the source": (
+        lambda export, inputs: (export, [inputs], export.path),
+        ExportError,
+        "the name of its source",
     ),
     "weights elsewhere": (
         lambda export, inputs: (replace(export, weights_path="weights"), [inputs]),
@@ -175,8 +235,29 @@ def test_what_cannot_be_quantized_is_said_and_leaves_nothing(tmp_path, case):
     export, inputs = exported("convolving", tmp_path)
     (tmp_path / "out").mkdir()
     with pytest.raises(error, match=says):
-        quantize_onnx(*change(export, inputs), tmp_path / "out" / "int8.onnx")
+        quantize_onnx(*[*change(export, inputs), tmp_path / "out" / "int8.onnx"][:3])
     assert not list((tmp_path / "out").iterdir())
+
+
+class Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.weight_scale = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight) * self.weight_scale
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [(nn.Sequential(nn.ReLU()), "Nothing in the model computes in int8"), (Doubling(), "'weight_scale'")],
+)
+def test_models_that_have_nothing_or_names_of_the_quantizer_are_refused(tmp_path, model, says):
+    x = torch.randn(4, 8)
+    export = export_onnx(model.eval(), (x,), None, tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=says):
+        quantize_onnx(export, [feed(export, (x,))], tmp_path / "int8.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx"}
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from tests.targeting.test_reach import Network
+from torch import nn
 
 import prunekit as pk
 from prunekit.errors import MeasurementError
 from prunekit.measure import file_size
 from prunekit.measure.target import QUANTIZED
 from prunekit.targeting import rig as rigs
-from prunekit.targeting.goal_figures import GoalFigures
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -33,9 +35,21 @@ def test_all_that_is_timed_is_quantized(planner):
     dense = planner.rig.artifact(planner.model, "dense")
     assert any(node.op_type in QUANTIZED for node in onnx.load(dense.path).graph.node)
     names = {path.name for path in planner.rig.folder.glob("*.onnx")}
-    floats = {name for name in names if ".int8." not in name}
+    floats = {name for name in names if ".int8-" not in name}
     assert len(floats) == 3
-    assert names - floats == {name.replace(".onnx", ".int8.onnx") for name in floats}
+    assert {name.partition(".int8-")[0] + ".onnx" for name in names - floats} == floats
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_an_operation_alone_is_quantized_too(planner, kind):
+    models = planner.costs.latency.models
+    operation = next(one for model in models for one in model.operations if one.kind == kind)
+    in_floats = replace(planner.rig, target=replace(planner.rig.target, precision="fp32"))
+    dense, found = (
+        next(iter(rig.open_operation(operation).outputs().values())) for rig in (in_floats, planner.rig)
+    )
+    error = np.linalg.norm(found - dense) / np.linalg.norm(dense)
+    assert 0 < error < 0.1
 
 
 def test_a_size_is_that_of_the_quantized_file(planner):
@@ -44,16 +58,33 @@ def test_a_size_is_that_of_the_quantized_file(planner):
     reached = planner.reach(goal)
     assert reached.measured[str(goal)] <= 0.77 * dense
     assert reached.measured[str(goal)] in {
-        file_size(path) for path in planner.rig.folder.glob("*plan*.int8.onnx")
+        file_size(path) for path in planner.rig.folder.glob("*plan*.int8-*.onnx")
     }
 
 
-def test_memory_is_predicted_from_what_is_stored(planner):
-    dense = planner.rig.peak_bytes(planner.rig.artifact(planner.model, "dense"))
-    goal = pk.Goal("memory_bytes", reach=2 * dense, tolerance=0.1)
-    figures = GoalFigures(planner.losses, planner.costs, planner.rig, planner.model)
-    nothing = np.zeros(len(planner.costs.levers), dtype=np.int64)
-    assert figures.predicted(goal, nothing) == pytest.approx(dense, rel=0.2)
+def test_a_memory_is_that_of_serving_the_quantized_file(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 8192), nn.ReLU(), nn.Linear(8192, 512)).eval()
+    planner = pk.measure_target(
+        model,
+        torch.randn(2, 1024),
+        target=pk.Target("onnxruntime", threads=1, batch=2, precision="int8"),
+        space=pk.Space(most_levels=6),
+        timing=pk.Timing(variants=1, seconds=0.05, folder=tmp_path, tables=tmp_path),
+    )
+    dense = planner.rig.peak_bytes(planner.rig.artifact(model, "dense"))
+    goal = pk.Goal("memory_bytes", reach=dense - 10 * 2**20, tolerance=0.03)
+    reached = planner.reach(goal)
+    assert reached.measured[str(goal)] <= 1.03 * goal.reach
+
+
+def test_a_scheme_is_that_of_the_whole_model(planner):
+    assert planner.rig.scheme == "all"
+    transformer = nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2), nn.Linear(16, 16), nn.Linear(16, 4)
+    )
+    graph = pk.trace(transformer.eval(), torch.randn(2, 3, 16, 16))
+    assert rigs.rig_for(graph, planner.rig.target, planner.rig.folder).scheme == "weighted"
 
 
 def test_floats_are_exported_once_for_both_precisions(planner, monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 import prunekit as pk
 from prunekit.errors import GoalError, MeasurementError, SelectionError
 from prunekit.measure import file_size
-from prunekit.targeting.measuring import check_steady, precision, timed_interval
+from prunekit.targeting.measuring import certainty, check_steady, timed_interval
 
 
 class Network(nn.Module):
@@ -157,7 +157,7 @@ def test_noise_is_told_with_the_pairs_it_takes(planner):
     goal = pk.Goal("speedup", reach=2, tolerance=1e-9)
     with pytest.raises(MeasurementError, match="pairs would be needed"):
         check_steady(comparison, goal)
-    known = precision(timed_interval(goal, comparison, batch=4), 0.01)
+    known = certainty(timed_interval(goal, comparison, batch=4), 0.01)
     assert known.needed == pytest.approx(known.runs * (known.half_width / 0.01) ** 2, abs=1)
 
 

@@ -12,7 +12,7 @@ from prunekit.deploy.parity import (
     check_parity,
     difference,
 )
-from prunekit.deploy.quantization import quantize_graph, quantize_onnx
+from prunekit.deploy.quantization import Scheme, quantize_onnx
 
 __all__ = [
     "OPSET",
@@ -24,11 +24,11 @@ __all__ = [
     "OnnxExport",
     "Parity",
     "ParityStep",
+    "Scheme",
     "check_parity",
     "difference",
     "export_onnx",
     "feed",
     "output_tensors",
-    "quantize_graph",
     "quantize_onnx",
 ]

@@ -48,15 +48,14 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         ``packages`` (None = not installed), ``threads``, ``date`` (UTC, ISO 8601).
     """
     cpu = _cpu_fields()
-    flags = cpu.get("flags", cpu.get("Features", "")).split()
     return {
         "cpu": {
             "model": cpu.get("model name") or platform.processor() or platform.machine(),
-            "isa": [flag for flag in ISA_FLAGS if flag in flags],
+            "isa": instruction_sets(),
             "cores": os.cpu_count() or 1,
             "available_cores": available_cores(),
             "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-            "virtual": "hypervisor" in flags,
+            "virtual": "hypervisor" in _cpu_flags(),
         },
         "gpus": _gpus(),
         "memory_bytes": _memory_bytes(),
@@ -67,6 +66,12 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "threads": threads,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def instruction_sets() -> list[str]:
+    """Those of :data:`ISA_FLAGS` that the processor has."""
+    flags = _cpu_flags()
+    return [flag for flag in ISA_FLAGS if flag in flags]
 
 
 def available_cores() -> int:
@@ -93,6 +98,11 @@ def check_threads(threads: int) -> None:
             remedy="More threads than cores would time the scheduler: ask for fewer, or measure on the "
             "machine that will serve the model",
         )
+
+
+def _cpu_flags() -> list[str]:
+    cpu = _cpu_fields()
+    return cpu.get("flags", cpu.get("Features", "")).split()
 
 
 def _cpu_fields() -> dict[str, str]:

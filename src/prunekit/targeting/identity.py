@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from prunekit.deploy.quantization import quantizer_version
 from prunekit.files import content_digest
 from prunekit.graph import Graph, Groups
 from prunekit.graph.nodes import operator_name
@@ -32,8 +33,10 @@ def timing_digest(target: Target, *, real_time: bool = False) -> str:
         target: on this machine.
         real_time: whether real-time scheduling is asked for.
     """
-    way = "real time" if is_real_time(real_time) else "ordinary"
-    return content_digest(json.dumps([target.digest(environment()), way, SCHEMA]).encode())[:16]
+    way = ["real time" if is_real_time(real_time) else "ordinary", SCHEMA]
+    if target.precision == "int8":
+        way.append(quantizer_version())
+    return content_digest(json.dumps([target.digest(environment()), *way]).encode())[:16]
 
 
 def model_digest(model: nn.Module, groups: Groups) -> str:

@@ -26,7 +26,7 @@ SHARE = 0.25
 """The half-width of the interval that is aimed at, as a share of the goal's tolerance."""
 
 PATIENCE = 240.0
-"""The same, where a first measurement could not tell and the figure is to count."""
+"""Seconds that one may take where a first one could not tell and the figure is to count."""
 
 MARGIN = 1.5
 """How many times as many pairs such a figure gets as should be enough."""
@@ -54,7 +54,7 @@ USUAL_EFFORT = Effort()
 
 
 @dataclass(frozen=True)
-class Precision:
+class Certainty:
     """How well a figure is known.
 
     Attributes:
@@ -63,16 +63,16 @@ class Precision:
         runs: that were timed, or pairs.
         needed: that would be needed for the asked tolerance, as intervals shrink with the root of the runs;
             where an end is missing those that it takes to have one.
-        told: it is known to the asked tolerance.
+        is_enough: for the asked tolerance.
     """
 
     half_width: float
     runs: int
     needed: int
-    told: bool
+    is_enough: bool
 
 
-def precision(found: Interval, tolerance: float, percentile: float | None = None) -> Precision:
+def certainty(found: Interval, tolerance: float, percentile: float | None = None) -> Certainty:
     """How well a figure is known, and what would be needed to know it to ``tolerance``.
 
     Args:
@@ -85,7 +85,7 @@ def precision(found: Interval, tolerance: float, percentile: float | None = None
     else:
         alike = found.runs / found.independent
         needed = math.ceil(fewest_runs(percentile or MEDIAN, confidence=found.confidence) * alike)
-    return Precision(found.half_width, found.runs, needed, found.half_width <= tolerance)
+    return Certainty(found.half_width, found.runs, needed, found.half_width <= tolerance)
 
 
 def measure_beside(
@@ -124,11 +124,11 @@ def measure_beside(
         max_seconds=max(least, seconds if asked else seconds / 2),
         seed=seed,
     )
-    needed = [precision(_interval_of_speedup(first), SHARE * tolerance).needed]
+    needed = [certainty(_interval_of_speedup(first), SHARE * tolerance).needed]
     for goal in goals:
         found = timed_interval(goal, first, batch=1)
         if found is not None:
-            needed.append(precision(found, SHARE * goal.tolerance, goal.percentile).needed)
+            needed.append(certainty(found, SHARE * goal.tolerance, goal.percentile).needed)
     done, most = first.speedup.pairs, max(MOST_PAIRS, pairs)
     left = max(least, seconds) - first.seconds
     if done >= min(most, max(needed)) or first.stopped_early or left < first.seconds:
@@ -163,13 +163,13 @@ def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> Effo
 
 def tells(comparison: LatencyComparison, goals: Sequence[Goal]) -> bool:
     """Every figure that goals of times ask about is known to the goal's tolerance."""
-    return all(each.told for each in _known(comparison, goals))
+    return all(each.is_enough for each in _known(comparison, goals))
 
 
-def _known(comparison: LatencyComparison, goals: Sequence[Goal]) -> list[Precision]:
+def _known(comparison: LatencyComparison, goals: Sequence[Goal]) -> list[Certainty]:
     """How well what goals of times ask about is known."""
     found = [(timed_interval(goal, comparison, batch=1), goal) for goal in goals]
-    return [precision(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
+    return [certainty(each, goal.tolerance, goal.percentile) for each, goal in found if each is not None]
 
 
 def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
@@ -182,8 +182,8 @@ def check_steady(comparison: LatencyComparison, goal: Goal) -> None:
     found = timed_interval(goal, comparison, batch=1)
     if found is None:
         return
-    known = precision(found, goal.tolerance, goal.percentile)
-    if known.told:
+    known = certainty(found, goal.tolerance, goal.percentile)
+    if known.is_enough:
         return
     runs = "pairs" if goal.kind == "speedup" else "calls"
     least = "" if found.is_told else "at least "

@@ -88,8 +88,9 @@ class OperatorTimes:
         if not total:
             return
         self._check_kept()
+        runner = rig.open_operation(PACE)
         with rig.quietly():
-            pace = Pace(rig.open_operation(PACE))
+            pace = Pace(runner)
         done = 0
         for operations in framed:
             missing = self.missing(operations)
@@ -103,8 +104,8 @@ class OperatorTimes:
                 self.save()
 
     def _measure(self, rig: Rig, pace: Pace, operations: Sequence[Operation], rounds: int) -> None:
+        runners = [rig.open_operation(operation) for operation in operations]
         with rig.quietly():
-            runners = [rig.open_operation(operation) for operation in operations]
             shares = np.median(time_rounds(runners, pace, rounds=rounds), axis=1)
         unit = self.ms.setdefault(PACE, pace.quick_ms)
         for operation, share in zip(operations, shares, strict=True):

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from prunekit.deploy import OnnxExport, export_onnx, feed, quantize_graph, quantize_onnx
+from prunekit.deploy import OnnxExport, Scheme, export_onnx, feed, quantize_onnx
+from prunekit.deploy.quantization import quantize_graph, quantizer_version
 from prunekit.errors import MeasurementError
-from prunekit.files import file_digest, write_atomically
+from prunekit.files import content_digest, file_digest, write_atomically
 from prunekit.graph import Graph, Groups
+from prunekit.graph.nodes import operator_name
 from prunekit.measure import RUNTIMES, Target, check_target, open_target, peak_memory
+from prunekit.measure.macs import MACS
 from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
 from prunekit.measure.runtimes import TargetRunner
@@ -48,6 +51,7 @@ class Rig:
         real_time: time with real-time scheduling where the process may
             (:func:`prunekit.measure.priority.real_time`), for machines that others use too.
         seconds: that timing a model beside the dense one takes at least.
+        scheme: of quantization, for targets in int8; one for the model, its operations and what it becomes.
     """
 
     target: Target
@@ -58,6 +62,7 @@ class Rig:
     of: str = ""
     real_time: bool = False
     seconds: float = TIMED_SECONDS
+    scheme: Scheme = "weighted"
     _exports: dict[str, OnnxExport] = field(default_factory=dict)
 
     def quietly(self) -> AbstractContextManager[bool]:
@@ -89,31 +94,27 @@ class Rig:
         if RUNTIMES[self.target.runtime].takes != "file":
             return copy.deepcopy(module).eval()
         name = f"{self.of[:12]}-{name}" if self.of else name
-        export = partial(self._once, name, partial(self._export, module))
-        return self._once(f"{name}.int8", partial(self._quantize, export)) if self._in_int8 else export()
+        return self._int8(module, name) if self.target.precision == "int8" else self._floats(module, name)
 
-    @property
-    def _in_int8(self) -> bool:
-        return self.target.precision == "int8"
-
-    def _once(self, name: str, make: Callable[[Path], OnnxExport]) -> OnnxExport:
-        """Made in the folder under that name, or found there."""
-        if name not in self._exports:
-            self._exports[name] = self._exported(name) or self._kept(make(self.folder / f"{name}.onnx"))
-        return self._exports[name]
-
-    def _export(self, module: nn.Module, path: Path) -> OnnxExport:
+    def _floats(self, module: nn.Module, name: str) -> OnnxExport:
         args, kwargs = self.example
-        return export_onnx(module, args, kwargs, path, dynamic_batch=self.dynamic_batch)
+        return self._once(name, partial(export_onnx, module, args, kwargs, dynamic_batch=self.dynamic_batch))
 
-    def _quantize(self, export: Callable[[], OnnxExport], path: Path) -> OnnxExport:
-        exported = export()
-        return quantize_onnx(exported, [feed(exported, *self.example)], path)
+    def _int8(self, module: nn.Module, name: str) -> OnnxExport:
+        floats = self._floats(module, name)
+        made_by = content_digest(json.dumps([quantizer_version(), self.scheme, floats.sha256]).encode())
+        calibration = [feed(floats, *self.example)]
+        quantize = partial(quantize_onnx, floats, calibration, scheme=self.scheme)
+        return self._once(f"{name}.int8-{made_by[:8]}", quantize)
 
-    def _kept(self, exported: OnnxExport) -> OnnxExport:
-        """So that :meth:`_exported` finds it."""
-        write_atomically(Path(exported.path).with_suffix(".json"), json.dumps(asdict(exported)).encode())
-        return exported
+    def _once(self, name: str, make: Callable[..., OnnxExport]) -> OnnxExport:
+        """Found in the folder under that name, or made at ``path=`` and recorded there."""
+        found = self._exports.get(name) or self._exported(name)
+        if found is None:
+            found = make(path=self.folder / f"{name}.onnx")
+            write_atomically(self.folder / f"{name}.json", json.dumps(asdict(found)).encode())
+        self._exports[name] = found
+        return found
 
     def _exported(self, name: str) -> OnnxExport | None:
         """What the same folder holds under that name, where it is as it was written."""
@@ -159,7 +160,7 @@ class Rig:
         ).peak_bytes
 
     def open_operation(self, operation: Operation) -> TargetRunner:
-        """Open a model that is one operation alone."""
+        """Open a model that is one operation alone, :meth:`quietly`."""
         target = self.target
         runtime = RUNTIMES[target.runtime]
         open_it = partial(
@@ -167,14 +168,17 @@ class Rig:
         )
         if runtime.takes != "file":
             module, args = torch_of(operation)
-            return open_it(module, (args, {}))
+            with self.quietly():
+                return open_it(module, (args, {}))
         model, inputs = onnx_of(operation)
         with tempfile.TemporaryDirectory(dir=self.folder) as directory:
             file = Path(directory) / "operation.onnx"
             file.write_bytes(model)
-            if self._in_int8:
-                file = quantize_graph(file, [inputs], file.with_name("quantized.onnx"), fold=False)
-            return open_it(file, inputs)
+            if target.precision == "int8":
+                source, file = file, file.with_name("int8.onnx")
+                quantize_graph(source, [inputs], file, scheme=self.scheme, fold=False)
+            with self.quietly():
+                return open_it(file, inputs)
 
 
 def rig_for(
@@ -219,10 +223,17 @@ def rig_for(
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
     place = Path(tempfile.mkdtemp(prefix="prunekit-") if folder is None else folder)
-    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time, seconds)
+    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time, seconds, _scheme_of(graph))
     if folder is None:
         weakref.finalize(rig, shutil.rmtree, place, ignore_errors=True)
     return rig
+
+
+def _scheme_of(graph: Graph) -> Scheme:
+    """Whether most of the model's products are convolutions, as :func:`quantize_onnx` asks of a file."""
+    products = [name for name in map(operator_name, graph.nodes) if name in MACS]
+    convolutions = sum("conv" in name for name in products)
+    return "all" if 2 * convolutions > len(products) else "weighted"
 
 
 def _with_batch(inputs: Inputs, is_open: tuple[bool, ...], batch: int) -> Inputs:
