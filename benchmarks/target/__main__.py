@@ -1,8 +1,8 @@
 """Speed-ups asked for and measured, on ONNX Runtime and OpenVINO.
 
-    python -m benchmarks.target [--model NAME] [--runtime NAME] [--batch N] [--again]
+    python -m benchmarks.target [--model NAME] [--runtime NAME] [--batch N] [--precision int8] [--again]
 
-Every cell is a process of its own: a model, a runtime, a batch; its costs are measured once and then 1.5, 2,
+Every cell is a process of its own: a model, a runtime, a batch, in floats unless int8 is asked for; its costs are measured once and then 1.5, 2,
 3 and 4 times the speed are asked for, to 3 %. Cells that are measured stay. Timing is done with real-time
 scheduling where the process may, because the machine is shared. Writes ``docs/benchmarks/target.json`` and
 ``target.md``.
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SUBJECTS, action="append")
     parser.add_argument("--runtime", choices=RUNTIMES, action="append")
     parser.add_argument("--batch", type=int, choices=BATCHES, action="append")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     parser.add_argument("--again", action="store_true", help="measure these cells again")
     given = parser.parse_args()
     store = OUT / "target.json"
@@ -52,9 +53,10 @@ def main() -> None:
         for runtime in given.runtime or RUNTIMES:
             for batch in given.batch or BATCHES:
                 key = f"{name} | {runtime} | {batch}"
+                key += " | int8" if given.precision == "int8" else ""
                 if key in cells and not given.again:
                     continue
-                cell = _measure(name, runtime, batch, scratch)
+                cell = _measure(name, runtime, batch, given.precision, scratch)
                 if cell is not None:
                     cells[key] = cell
                     store.write_text(json.dumps(cells, indent=1) + "\n")
@@ -63,11 +65,15 @@ def main() -> None:
     (OUT / "target.md").write_text(page(list(cells.values())))
 
 
-def _measure(name: str, runtime: str, batch: int, scratch: Path) -> Cell | None:
+def _measure(name: str, runtime: str, batch: int, precision: str, scratch: Path) -> Cell | None:
     folder = scratch / "".join(letter if letter.isalnum() else "-" for letter in name)
-    command = [sys.executable, "-m", "benchmarks.target.cell", name, runtime, str(batch), str(folder)]
+    command = [sys.executable, "-m", "benchmarks.target.cell", name, runtime, str(batch), precision]
     done = subprocess.run(
-        [*command, *map(str, ASKED)], capture_output=True, text=True, timeout=HOURS * 3600, check=False
+        [*command, str(folder), *map(str, ASKED)],
+        capture_output=True,
+        text=True,
+        timeout=HOURS * 3600,
+        check=False,
     )
     if done.returncode:
         print(f"{name} | {runtime} | {batch} failed:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
@@ -82,6 +88,7 @@ def page(cells: Sequence[Cell]) -> str:
     met = sum(_is_near(goal) for goal in goals)
     over = sum(goal["met"] and goal["measured"] > goal["asked"] and not _is_near(goal) for goal in goals)
     first = [goal for goal in goals if goal["met"] and abs(goal["first"] / goal["asked"] - 1) <= TOLERANCE]
+    in_int8 = sum(_is_int8(cell) for cell in cells)
     slower = [goal for goal in goals if goal["met"] and goal["low"] < 1]
     lines = [
         "# Speed-ups asked for and measured",
@@ -104,7 +111,7 @@ def page(cells: Sequence[Cell]) -> str:
     for cell in cells:
         figures = " | ".join(map(_goal, cell["goals"]))
         lines.append(
-            f"| {_name(cell)} | {cell['runtime']} | {cell['batch']} | {cell['dense_ms']:.2f} | {figures} |"
+            f"| {_name(cell)} | {_runtime(cell)} | {cell['batch']} | {cell['dense_ms']:.2f} | {figures} |"
         )
     lines += [
         "",
@@ -118,13 +125,14 @@ def page(cells: Sequence[Cell]) -> str:
         "| model | runtime | batch | table s | of which export s | levers | median error | largest error |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| {_name(cell)} | {cell['runtime']} | {cell['batch']} | {cell['table_s']:.0f} "
+            f"| {_name(cell)} | {_runtime(cell)} | {cell['batch']} | {cell['table_s']:.0f} "
             f"| {cell['exporting_s']:.0f} | {cell['levers']} | {_share(cell['median_error'])} "
             f"| {_share(max(map(abs, cell['errors'])))} |"
             for cell in cells
         ),
         "",
-        f"Of {len(SUBJECTS) * len(RUNTIMES) * len(BATCHES)} cells {len(cells)} are measured.",
+        f"Of {len(SUBJECTS) * len(RUNTIMES) * len(BATCHES)} cells {len(cells) - in_int8} are measured, and",
+        f"{in_int8} in int8, where the dense model is in int8 too (`--precision int8`).",
         _seconds(goals),
         "Exported models are found again by the other runtime and batch of a model; operations that two",
         "models share are timed once.",
@@ -151,6 +159,14 @@ def _is_near(goal: dict[str, Any]) -> bool:
 
 def _name(cell: Cell) -> str:
     return cell["model"] + ("" if cell.get("timed_by") == SCHEMA else " *")
+
+
+def _runtime(cell: Cell) -> str:
+    return cell["runtime"] + (" int8" if _is_int8(cell) else "")
+
+
+def _is_int8(cell: Cell) -> bool:
+    return cell.get("precision") == "int8"
 
 
 def _seconds(goals: Sequence[dict[str, Any]]) -> str:

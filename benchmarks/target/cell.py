@@ -23,12 +23,11 @@ TOLERANCE = 0.03
 THREADS = 2
 
 
-def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Path) -> dict[str, Any]:
+def measure(name: str, target: Target, asked: list[float], folder: Path) -> dict[str, Any]:
     """Measure the costs of one model on one target, and ask for each speed-up."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
     subject = SUBJECTS[name]()
-    target = Target(runtime=runtime, threads=THREADS, batch=batch)  # pyright: ignore[reportArgumentType]
     begin = time.perf_counter()
     planner = measure_target(
         subject.model,
@@ -42,8 +41,9 @@ def measure(name: str, runtime: str, batch: int, asked: list[float], folder: Pat
     return {
         "model": name,
         "weights": subject.weights,
-        "runtime": runtime,
-        "batch": batch,
+        "runtime": target.runtime,
+        "precision": target.precision,
+        "batch": target.batch,
         "seconds": planner.rig.seconds,
         "timed_by": SCHEMA,
         "environment": environment(THREADS),
@@ -93,11 +93,13 @@ def main() -> None:
     parser.add_argument("name", choices=SUBJECTS)
     parser.add_argument("runtime")
     parser.add_argument("batch", type=int)
+    parser.add_argument("precision")
     parser.add_argument("folder", type=Path)
     parser.add_argument("asked", type=float, nargs="+")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(measure(given.name, given.runtime, given.batch, given.asked, given.folder)))
+    target = Target(given.runtime, threads=THREADS, batch=given.batch, precision=given.precision)
+    print(json.dumps(measure(given.name, target, given.asked, given.folder)))
 
 
 if __name__ == "__main__":
