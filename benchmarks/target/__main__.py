@@ -2,10 +2,10 @@
 
     python -m benchmarks.target [--model NAME] [--runtime NAME] [--batch N] [--precision int8] [--again]
 
-Every cell is a process of its own: a model, a runtime, a batch, in floats unless int8 is asked for; its costs are measured once and then 1.5, 2,
-3 and 4 times the speed are asked for, to 3 %. Cells that are measured stay. Timing is done with real-time
-scheduling where the process may, because the machine is shared. Writes ``docs/benchmarks/target.json`` and
-``target.md``.
+Every cell is a process of its own: a model, a runtime, a batch, in floats unless int8 is asked for. Its costs
+are measured once and then 1.5, 2, 3 and 4 times the speed are asked for, to 3 %. Cells that are measured
+stay. Timing is done with real-time scheduling where the process may, because the machine is shared. Writes
+``docs/benchmarks/target.json`` and ``target.md``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from prunekit.targeting.measuring import (
     MOST_SECONDS,
     PATIENCE,
     USUAL_EFFORT,
+    Effort,
     check_steady,
     enough_to_tell,
     measure_beside,
@@ -70,6 +71,22 @@ def test_pairs_that_should_tell_do(goals, own):
 @pytest.mark.parametrize("goals", [[], [SPEEDUP], [Goal("params", remove=0.3)]])
 def test_what_tells_already_takes_no_more_pairs(goals):
     assert enough_to_tell(times(60, own=1e-3), goals) == USUAL_EFFORT
+
+
+def test_pairs_that_should_tell_get_all_of_the_time_at_once(monkeypatch):
+    """Oracle: what the comparison is asked for; what is found in a part of the time would be thrown away."""
+    lengths = []
+
+    def planted(dense, pruned, *, pairs, max_seconds, **_):
+        lengths.append(max_seconds)
+        return times(pairs, own=0.2)
+
+    monkeypatch.setattr(measuring, "compare_latency", planted)
+    effort = Effort(40, PATIENCE, first=enough_to_tell(times(60, own=0.2), [SPEEDUP]).first)
+    measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP], effort=effort)
+    assert lengths[0] == PATIENCE
+    measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP])
+    assert lengths[-2:] == [MOST_SECONDS / 2, pytest.approx(MOST_SECONDS, rel=0.1)]
 
 
 def test_patience_ends():

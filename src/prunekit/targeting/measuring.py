@@ -42,12 +42,15 @@ class Effort:
     """What a measurement is given.
 
     Attributes:
-        pairs: to begin with, as far as half of the time goes.
+        pairs: to begin with.
         seconds: after which no further pair is begun.
+        first: the share of the time that these may take; where they tell too little, the rest goes to new
+            ones, as many as it takes.
     """
 
     pairs: int = FIRST_PAIRS
     seconds: float = MOST_SECONDS
+    first: float = 0.5
 
 
 USUAL_EFFORT = Effort()
@@ -106,13 +109,14 @@ def measure_beside(
         tolerance: to which the speed-up is to be known, relative.
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
             enough calls lie beyond it, and the first measurement may take all of the time.
-        effort: pairs and seconds.
+        effort: how long.
         least_seconds: that timing takes where there are goals, in at most
             :data:`prunekit.measure.latency.MOST_PAIRS` pairs, even where the effort is less.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
     pairs, seconds = max([effort.pairs, *map(_enough_beyond, asked)]), effort.seconds
+    share = 1.0 if asked else effort.first
     least = least_seconds if goals else 0.0
     first = compare_latency(
         dense,
@@ -121,7 +125,7 @@ def measure_beside(
         min_pairs=8,
         warmup=5,
         min_seconds=least,
-        max_seconds=max(least, seconds if asked else seconds / 2),
+        max_seconds=max(least, share * seconds),
         seed=seed,
     )
     needed = [certainty(_interval_of_speedup(first), SHARE * tolerance).needed]
@@ -147,8 +151,8 @@ def measure_beside(
 def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> Effort:
     """The effort that should tell whether goals are met.
 
-    The usual one where the comparison can tell already; else :data:`MARGIN` times the pairs that it takes, as
-    far as :data:`PATIENCE` goes.
+    The usual one where the comparison can tell already; else :data:`MARGIN` times the pairs that it takes, at
+    once, as far as :data:`PATIENCE` goes.
 
     Args:
         comparison: of a pruned model.
@@ -157,8 +161,8 @@ def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> Effo
     if tells(comparison, goals):
         return USUAL_EFFORT
     pairs = math.ceil(MARGIN * max(each.needed for each in _known(comparison, goals)))
-    within = 2 * pairs * comparison.seconds / comparison.speedup.pairs  # They may take half of the time.
-    return Effort(pairs, min(max(within, MOST_SECONDS), PATIENCE))
+    within = MARGIN * pairs * comparison.seconds / comparison.speedup.pairs
+    return Effort(pairs, min(max(within, MOST_SECONDS), PATIENCE), first=1.0)
 
 
 def tells(comparison: LatencyComparison, goals: Sequence[Goal]) -> bool:
