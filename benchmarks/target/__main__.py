@@ -100,7 +100,7 @@ def page(cells: Sequence[Cell]) -> str:
         "only speed is in question here.",
         "",
         f"**{met} of {len(goals)} goals were met within 3 %**, {len(first)} at the first attempt; {over}",
-        "more were exceeded by more than that, no plan that was fast enough being nearer;",
+        "more were exceeded by more than that, what loses least being faster than asked;",
         f"{len(slower)} were slower than dense.",
         f"The model of cost, fitted to 8 whole models, was wrong by {_share(_median(cells))} (median over",
         "the cells of the median error on a whole model it was not fitted to).",

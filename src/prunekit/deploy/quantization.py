@@ -194,7 +194,7 @@ def _prepared(source: Path, path: Path, said: io.StringIO, *, fold: bool) -> onn
     graph = onnx.load(path)
     for place, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{place}"
-    names = _read(graph) | {name for node in graph.graph.node for name in node.output}
+    names = _read(graph.graph) | {name for node in graph.graph.node for name in node.output}
     taken = sorted(name + end for name in names for end in ADDED if name + end in names)
     if taken:
         raise ValueError(f"a tensor is called {taken[0]!r}, which is what the quantizer would call one")
@@ -292,7 +292,7 @@ def _leave_floats(model: onnx.ModelProto, source: onnx.ModelProto, chosen: set[s
             for place, name in enumerate(node.input):
                 node.input[place] = rounded.get(name, name)
     there = {tensor.name for tensor in model.graph.initializer} | {node.output[0] for node in nodes}
-    again = sorted((_read(model) & set(weights)) - there)
+    again = sorted((_read(model.graph) & set(weights)) - there)
     model.graph.initializer.extend(weights[name] for name in again)
     for node in [node for node in nodes if node.op_type == LOOKUP and node.name in chosen]:
         _look_up_rounded(model, node)
@@ -304,7 +304,9 @@ def _look_up_rounded(model: onnx.ModelProto, lookup: onnx.NodeProto) -> None:
     import onnx
 
     nodes = model.graph.node
-    [table] = [node for node in nodes if node.output[0] == lookup.input[0]]
+    table = next((node for node in nodes if node.output[0] == lookup.input[0]), None)
+    if table is None:  # A table of integers, which stays what it is.
+        return
     found = lookup.output[0]
     lookup.input[0], lookup.output[0] = table.input[0], f"{found}_rounded"
     floats = onnx.helper.make_node(
@@ -318,19 +320,24 @@ def _drop_unread(model: onnx.ModelProto) -> None:
     nodes, constants = model.graph.node, model.graph.initializer
     idle = [*nodes]
     while idle:
-        read = _read(model)
+        read = _read(model.graph)
         idle = [node for node in nodes if node.op_type in MARKS and node.output[0] not in read]
         for node in idle:
             nodes.remove(node)
-    read = _read(model)
+    read = _read(model.graph)
     for tensor in [tensor for tensor in constants if tensor.name not in read]:
         constants.remove(tensor)
 
 
-def _read(model: onnx.ModelProto) -> set[str]:
-    """Names of the tensors that a node reads or the model gives."""
-    ends = {value.name for value in model.graph.output}
-    return ends | {name for node in model.graph.node for name in node.input}
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that a node reads, in branches and loops too, or the graph gives."""
+    found = {value.name for value in graph.output}
+    for node in graph.node:
+        found |= set(node.input)
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                found |= _read(inner)
+    return found
 
 
 class _Reader:
