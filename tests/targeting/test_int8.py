@@ -62,6 +62,7 @@ def test_a_size_is_that_of_the_quantized_file(planner):
     }
 
 
+@pytest.mark.slow
 def test_a_memory_is_that_of_serving_the_quantized_file(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1024, 8192), nn.ReLU(), nn.Linear(8192, 512)).eval()
