@@ -14,6 +14,7 @@ from prunekit.plan import Goal
 from prunekit.plan.baselines import ALLOCATIONS, RANKING
 from prunekit.plan.figures import Limit
 from prunekit.targeting import Space, Timing, measure_target, restore_planner, stored_planner
+from prunekit.targeting.costs import Seen
 
 IMAGES = torch.zeros(2, 1, 8, 8)
 
@@ -57,8 +58,8 @@ def test_every_figure_is_the_same_to_the_bit(planner):
 def test_it_learns_from_attempts_as_before(planner):
     again = restored(planner, json.loads(json.dumps(stored_planner(planner))))
     last = planner.costs.levers.last
-    keep = planner.costs.levers.masks(last)
-    learnt = [each.costs.learnt(planner.rig, [(keep, 2.0)]).ms.at(last) for each in (planner, again)]
+    seen = Seen(planner.costs.levers.masks(last), 2.0)
+    learnt = [each.costs.learnt(planner.rig, [seen]).ms.at(last) for each in (planner, again)]
     assert learnt[0] == learnt[1]
 
 

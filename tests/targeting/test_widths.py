@@ -14,7 +14,7 @@ from torch import nn
 from prunekit.graph import find_groups, trace
 from prunekit.plan.limits import Limits
 from prunekit.targeting import Space, rewarded_widths
-from prunekit.targeting.costs import spread_plans, tag
+from prunekit.targeting.costs import Seen, spread_plans, tag
 from prunekit.targeting.operator_times import OperatorTimes
 
 pytestmark = pytest.mark.usefixtures("planted")
@@ -87,7 +87,7 @@ def test_costs_that_learn_are_right_where_they_learnt(measured):
     costs = measured.costs
     draw = np.random.default_rng(1)
     levels = [draw.integers(0, costs.sizes) for _ in range(3)]
-    told = [(costs.levers.masks(each), 2 * costs.speedup(each)) for each in levels]
+    told = [Seen(costs.levers.masks(each), 2 * costs.speedup(each)) for each in levels]
     learnt = costs.learnt(measured.rig, told)
     for each in levels:
         assert learnt.ms.at(each) < costs.ms.at(each)

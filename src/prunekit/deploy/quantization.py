@@ -56,7 +56,8 @@ def quantize_onnx(
 
     Weights become int8 with a scale for each output channel, tables of lookups 8 bits with one, activations
     uint8 with ranges that are the smallest and largest values on the calibration inputs. Batch normalization
-    is folded in before. ONNX Runtime's default log level is the usual one (warnings) afterwards.
+    is folded in before. A table that is looked up in and multiplied with, as tied embeddings are, is there
+    twice: in floats and in int8. ONNX Runtime's default log level is the usual one (warnings) afterwards.
 
     Source: Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-
     Only Inference, https://arxiv.org/abs/1712.05877, after training; as ``onnxruntime.quantization`` does it
@@ -97,8 +98,7 @@ def quantize_onnx(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
             written = Path(directory) / path.name
-            found = quantize_graph(source, calibration, written, scheme=scheme, seven_bits=seven_bits)
-            if not found:
+            if not quantize_graph(source, calibration, written, scheme=scheme, seven_bits=seven_bits):
                 raise ExportError(
                     "Nothing in the model computes in int8",
                     expected="a convolution or a product with weights",
@@ -129,7 +129,7 @@ def quantize_graph(
     scheme: Scheme | None = None,
     seven_bits: bool | None = None,
     fold: bool = True,
-) -> int:
+) -> bool:
     """The same for any graph, whether anything of it computes in int8 or not; see :func:`quantize_onnx`.
 
     Args:
@@ -141,7 +141,7 @@ def quantize_graph(
         fold: constants and batch normalization first; else the operators stay what they are.
 
     Returns:
-        How many operators there are around what computes in int8.
+        Whether anything of it does.
 
     Raises:
         ExportError: as there.
@@ -209,7 +209,7 @@ def _quantize(
     out: Path,
     scheme: Scheme,
     seven_bits: bool,
-) -> int:
+) -> bool:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -227,7 +227,7 @@ def _quantize(
     if scheme == "weighted":
         _leave_floats(quantized, graph, _weighted(graph))
         onnx.save(quantized, out)
-    return sum(node.op_type in MARKS for node in quantized.graph.node)
+    return any(node.op_type in MARKS for node in quantized.graph.node)
 
 
 def quantizer_version() -> str:

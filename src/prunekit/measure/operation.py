@@ -46,6 +46,13 @@ class Operation:
         return prod(self.output) + (0 if self.kind == "lookup" else sum(map(prod, self.inputs)))
 
     @property
+    def moved(self) -> int:
+        """Numbers that it reads and writes, but for weights."""
+        if self.kind in ("convolution", "linear"):
+            return prod(self.inputs[0]) + prod(self.output)
+        return self.elements
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates, counted as :func:`prunekit.measure.count_macs` does."""
         if self.kind == "convolution":

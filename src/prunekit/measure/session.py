@@ -38,8 +38,13 @@ as fast as they are when serving and takes the neighbour away. With one thread a
 """
 
 
-def open_session(path: str, *, threads: int, spinning: Spinning = "within_run") -> ort.InferenceSession:
-    """Open an ONNX file on the CPU: ``threads`` intra-op threads, operators one by one, all optimisations."""
+def open_session(
+    path: str, *, threads: int, spinning: Spinning = "within_run", profile_to: str | None = None
+) -> ort.InferenceSession:
+    """Open an ONNX file on the CPU: ``threads`` intra-op threads, operators one by one, all optimisations.
+
+    With ``profile_to``, the beginning of a file's path, it times its operators and writes them there.
+    """
     import onnxruntime as ort  # Loaded by whoever measures latency, and by nobody who prunes.
 
     options = ort.SessionOptions()
@@ -48,6 +53,8 @@ def open_session(path: str, *, threads: int, spinning: Spinning = "within_run") 
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # Errors only: its warnings go past Python, straight to the terminal.
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile_to
     for key, value in SPINNING[spinning].items():
         options.add_session_config_entry(key, value)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

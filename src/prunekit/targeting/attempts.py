@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunekit.measure import Interval, LatencyComparison
+from prunekit.measure.runtimes import NodeTime
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Limit
 from prunekit.plan.knapsack import By
@@ -27,6 +28,7 @@ class Attempt:
         comparison: beside the dense model.
         choosing_s: that choosing took.
         seconds: that the attempt took altogether.
+        nodes: what the operators of its model took, where the runtime tells.
     """
 
     levels: IntArray
@@ -38,6 +40,7 @@ class Attempt:
     comparison: LatencyComparison
     choosing_s: float
     seconds: float
+    nodes: tuple[NodeTime, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

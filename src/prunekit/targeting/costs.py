@@ -13,7 +13,8 @@ from torch import nn
 
 from prunekit.graph import Groups
 from prunekit.graph.operations import Operations
-from prunekit.measure import LatencyComparison, compare_latency
+from prunekit.measure import compare_latency
+from prunekit.measure.runtimes import NodeTime
 from prunekit.plan.figures import (
     Figure,
     Limit,
@@ -27,6 +28,7 @@ from prunekit.plan.figures import (
 from prunekit.plan.knapsack import descend
 from prunekit.plan.levers import Levers
 from prunekit.surgery import reduced_graph
+from prunekit.targeting.in_context import parts_of
 from prunekit.targeting.latency_model import LatencyModel, WholeModel, fit_latency_model
 from prunekit.targeting.operator_times import OperatorTimes
 from prunekit.targeting.rig import Rig
@@ -40,6 +42,21 @@ PAIRS, LEAST_PAIRS = 40, 8
 """Of timing one of them beside the dense model, which goes on for as long as the rig says."""
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A model that was timed beside the dense one.
+
+    Attributes:
+        keep: what it keeps.
+        speedup: how many times as fast as the dense model it is.
+        nodes: what its operators took, where the runtime tells.
+    """
+
+    keep: KeepMask
+    speedup: float
+    nodes: tuple[NodeTime, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,20 +134,15 @@ class Costs:
         """Predicted milliseconds of the dense model over those at these levels."""
         return self.ms.at(np.zeros_like(levels)) / self.ms.at(levels)
 
-    def learnt(self, rig: Rig, measured: Iterable[tuple[KeepMask, float]]) -> Costs:
-        """The costs once the latency model is fitted to more models: what they keep, and their speed-ups.
+    def learnt(self, rig: Rig, measured: Iterable[Seen]) -> Costs:
+        """The costs once the latency model is fitted to more models.
 
         Args:
             rig: of the target. Operations of these models that were not timed are (an operator that reads
                 many groups is timed at some of its widths); they are remembered here, and in no file.
-            measured: what each model keeps, and how many times as fast as the dense model it is.
+            measured: these models.
         """
-        more = [
-            WholeModel(
-                self.operations.at(keep, batch=self.computation.batch), self.dense_ms / speedup, tag(keep)
-            )
-            for keep, speedup in measured
-        ]
+        more = [_whole(self.operations, rig.batch, self.dense_ms, each) for each in measured]
         times = replace(self.latency.times, path=None)
         times.measure(rig, [[one for one in model.operations if one.is_timed] for model in more])
         latency = fit_latency_model(times, [*self.latency.models, *more])
@@ -171,12 +183,8 @@ def measure_costs(
         rig, _classes(computation.terms), progress=partial(progress, "operations") if progress else None
     )
     spent["operations"] = time.perf_counter() - begin
-    compared, spent["exporting"] = _compare(model, groups, variants, rig, progress)
-    dense_ms = float(np.median([comparison.dense.p50_ms for comparison in compared]))
-    models = [WholeModel(operations.at({}, batch=rig.batch), dense_ms, "dense")]
-    for keep, comparison in zip(variants, compared, strict=True):
-        left = operations.at(keep, batch=rig.batch)
-        models.append(WholeModel(left, dense_ms / comparison.speedup.median, tag(keep)))
+    seen, dense_ms, spent["exporting"] = _compare(model, groups, variants, rig, progress)
+    models = [_whole(operations, rig.batch, dense_ms, each) for each in seen]
     times.measure(rig, [[one for one in model.operations if one.is_timed] for model in models])
     latency = fit_latency_model(times, models)
     spent["all"] = time.perf_counter() - begin
@@ -221,14 +229,14 @@ def _compare(
     plans: Sequence[KeepMask],
     rig: Rig,
     progress: Progress | None,
-) -> tuple[list[LatencyComparison], float]:
-    """Time each plan's model beside the dense one; and the seconds that exporting took."""
+) -> tuple[list[Seen], float, float]:
+    """The dense model and that of each plan, its milliseconds, and the seconds that exporting took."""
     begin = time.perf_counter()
     artifact = rig.artifact(model, "dense")
     exporting = time.perf_counter() - begin
     with rig.quietly():
         dense = rig.open_artifact(artifact)
-    compared = []
+    seen, dense_ms = [Seen({}, 1.0, rig.node_times(artifact))], []
     for done, keep in enumerate(plans):
         if progress is not None:
             progress("whole models", done, len(plans))
@@ -238,18 +246,25 @@ def _compare(
         exporting += time.perf_counter() - begin
         with rig.quietly():
             pruned = fitted.open_artifact(artifact)
-            compared.append(
-                compare_latency(
-                    dense,
-                    pruned,
-                    pairs=PAIRS,
-                    min_pairs=LEAST_PAIRS,
-                    min_seconds=rig.seconds,
-                    max_seconds=max(TIMED_SECONDS, rig.seconds),
-                    warmup=3,
-                )
+            found = compare_latency(
+                dense,
+                pruned,
+                pairs=PAIRS,
+                min_pairs=LEAST_PAIRS,
+                min_seconds=rig.seconds,
+                max_seconds=max(TIMED_SECONDS, rig.seconds),
+                warmup=3,
             )
-    return compared, exporting
+        seen.append(Seen(keep, found.speedup.median, fitted.node_times(artifact)))
+        dense_ms.append(found.dense.p50_ms)
+    return seen, float(np.median(dense_ms)), exporting
+
+
+def _whole(operations: Operations, batch: int | None, dense_ms: float, seen: Seen) -> WholeModel:
+    """A model that was timed, in terms of its operations."""
+    left, ms = operations.at(seen.keep, batch=batch), dense_ms / seen.speedup
+    name = tag(seen.keep) if seen.keep else "dense"
+    return WholeModel(left, ms, name, parts_of(left, seen.nodes, ms))
 
 
 def spread_plans(levers: Levers, operations: Operations, count: int, seed: int = 0) -> list[KeepMask]:

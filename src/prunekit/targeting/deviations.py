@@ -88,19 +88,16 @@ class Residuals:
             places = np.stack([_place(self._operations[number]) for number in members])
             self._alike[np.ix_(members, members)] = _alike(places, places)
 
-    def fit(
-        self, rows: Sequence[int], ms_of: Callable[[Operation], float], measured: Vector, predicted: Vector
-    ) -> Deviations:
-        """The deviations that some of the models tell of.
+    def fit(self, ms_of: Callable[[Operation], float], measured: Vector, left: Vector) -> Deviations:
+        """The deviations that the models tell of.
 
         Args:
-            rows: which models.
             ms_of: predicted milliseconds of one operation, > 0.
-            measured: ``[rows]`` milliseconds of these models.
-            predicted: ``[rows]`` the same, as the sum of their operations and what is beside them.
+            measured: ``[models]`` milliseconds of each.
+            left: ``[models]`` what of them is not predicted.
         """
-        times = self._counts[list(rows)] * np.array([ms_of(operation) for operation in self._operations])
-        shared, left = times @ self._alike @ times.T, measured - predicted
+        times = self._counts * np.array([ms_of(operation) for operation in self._operations])
+        shared = times @ self._alike @ times.T
         likeliest, best = -np.inf, np.zeros(len(left))
         for spread in SPREADS:
             for noise in NOISES:

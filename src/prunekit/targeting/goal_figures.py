@@ -54,17 +54,14 @@ class GoalFigures:
             goals: checked by :func:`check_goals`.
             correction: by goal, how many times its prediction the figure measured.
         """
-        quality = [goal for goal in goals if goal.kind == "quality_drop"]
-        limits = [
-            Limit(self.losses, float(goal.reach or 0))
-            if goal in quality
-            else Limit(self._figure(goal), self._bound(goal, correction[str(goal)]))
-            for goal in goals
-        ]
-        return (self.costs.ms if quality else self.losses), limits
+        limits = [Limit(self.figure(goal), self._bound(goal, correction[str(goal)])) for goal in goals]
+        turned = any(goal.kind == "quality_drop" for goal in goals)
+        return (self.costs.ms if turned else self.losses), limits
 
-    def _figure(self, goal: Goal) -> Figure:
-        """What has to stay below :meth:`_bound`."""
+    def figure(self, goal: Goal) -> Figure:
+        """What a plan has to keep low for a goal."""
+        if goal.kind == "quality_drop":
+            return self.losses
         if goal.kind == "params":
             return self.costs.params
         if goal.kind == "macs":
@@ -83,7 +80,7 @@ class GoalFigures:
             return costs.ms.at(self._nothing) / float(goal.reach or 0) / correction
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / float(goal.reach or 0) / correction
-        if goal.kind in ("latency_ms", "kv_cache_bytes"):
+        if goal.kind in ("latency_ms", "kv_cache_bytes", "quality_drop"):
             return reach
         stored = self._dense_bytes / costs.param_bytes.at(self._nothing)
         if goal.kind == "size_bytes":
@@ -102,7 +99,7 @@ class GoalFigures:
         """The figure that a goal wants reached; of ``macs`` and ``params`` it may be told as a fraction."""
         if goal.kind not in ("params", "macs"):
             return float(goal.reach or 0)
-        before = self._figure(goal).at(self._nothing) / self._counted_at_once(goal)
+        before = self.figure(goal).at(self._nothing) / self._counted_at_once(goal)
         return float(goal.asked(round(before)))
 
     def _counted_at_once(self, goal: Goal) -> int:
@@ -163,7 +160,7 @@ class GoalFigures:
             return self._stored(levels)
         if goal.kind == "memory_bytes":
             return self._memory_beside() + self._stored(levels)
-        return self._figure(goal).at(levels) / self._counted_at_once(goal)
+        return self.figure(goal).at(levels) / self._counted_at_once(goal)
 
     def wrong(self, goal: Goal, measured: float, levels: IntArray) -> float:
         """How many times its prediction a goal's figure measured; above 1 it was worse than predicted."""

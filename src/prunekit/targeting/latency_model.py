@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,9 @@ from scipy.optimize import lsq_linear
 from prunekit.errors import MeasurementError
 from prunekit.measure.operation import TIMED, Operation
 from prunekit.targeting.deviations import Deviations, Residuals
+from prunekit.targeting.in_context import Parts
 from prunekit.targeting.operator_times import OperatorTimes
+from prunekit.targeting.part_times import PartTimes, fit_part_times
 
 Vector = npt.NDArray[np.float64]
 
@@ -32,16 +33,21 @@ class WholeModel:
         operations: what it computes.
         ms: of one call.
         name: what it is, for the record.
+        parts: what some of its operations took in it, where the runtime tells.
     """
 
     operations: tuple[Operation, ...]
     ms: float
     name: str
+    parts: Parts = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyModel:
     """``ms = rest + sum over operations of (scale[kind] * timed ms + rate[kind] * numbers moved) * (1 + d)``.
+
+    That holds of operations which were not timed inside of models. Those that were, and others like them,
+    take what :class:`prunekit.targeting.part_times.PartTimes` expects of them there.
 
     Operations of the kinds in :data:`TIMED` have times of their own; what they take in the model differs,
     because runtimes fuse operators, keep values in caches and change layouts where an operation alone has to
@@ -56,6 +62,7 @@ class LatencyModel:
 
     Attributes:
         times: of single operations.
+        parts: of operations inside of models.
         scales: by kind, >= 0; 0 for kinds that are not timed.
         rates: by kind, milliseconds for each number moved.
         rest: milliseconds that no width changes, >= 0.
@@ -65,6 +72,7 @@ class LatencyModel:
     """
 
     times: OperatorTimes
+    parts: PartTimes
     scales: dict[str, float]
     rates: dict[str, float]
     rest: float
@@ -74,8 +82,13 @@ class LatencyModel:
 
     def ms_of(self, operation: Operation) -> float:
         """Milliseconds of one operation in the model."""
+        expected = self.parts.of(operation)
+        return self._apart(operation) if expected is None else expected
+
+    def _apart(self, operation: Operation) -> float:
+        """The same from its own time and size."""
         kind = operation.kind
-        moving = self.rates.get(kind, 0.0) * _moved(operation)
+        moving = self.rates.get(kind, 0.0) * operation.moved
         if not operation.is_timed:
             return moving
         alone = self.times.net_ms(operation)
@@ -95,8 +108,9 @@ class LatencyModel:
 def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> LatencyModel:
     """Fit scales and rates to whole models: least squares of the relative errors; and deviations to the rest.
 
-    A weak prior draws the scales to 1 and the rates to 0, which decides where the models do not. The error of
-    each model is that of a fit to the others.
+    Where the runtime told what operations took inside of the models, that is fitted first, and the others
+    to what is left. A weak prior draws the scales to 1 and the rates to 0, which decides where the models do
+    not. The error of each model is that of a fit to the others.
 
     Args:
         times: of all timed operations in the models.
@@ -112,13 +126,12 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
     """
     if not models:
         raise MeasurementError("There is no whole model to fit to", expected="at least the dense one")
-    fit, every = _Fit(times, models), range(len(models))
     errors = []
     for place, model in enumerate(models):
         if len(models) > 2:
-            without = fit.fitted([other for other in every if other != place])
+            without = _Fit(times, [*models[:place], *models[place + 1 :]]).fitted()
             errors.append(without.ms(model.operations) / model.ms - 1)
-    return replace(fit.fitted(every), errors=tuple(errors), models=tuple(models))
+    return replace(_Fit(times, models).fitted(), errors=tuple(errors), models=tuple(models))
 
 
 class _Fit:
@@ -126,28 +139,38 @@ class _Fit:
 
     def __init__(self, times: OperatorTimes, models: Sequence[WholeModel]) -> None:
         self._known, self._models = times, models
-        self._residuals = Residuals(model.operations for model in models)
-        self._kinds = sorted({operation.kind for model in models for operation in model.operations})
+        self._parts = fit_part_times(times, (model.parts for model in models))
+        self._beside = [
+            [operation for operation in model.operations if self._parts.of(operation) is None]
+            for model in models
+        ]
+        self._left = np.array([model.ms - self._inside(model) for model in models])
+        self._ms = np.array([model.ms for model in models])
+        self._kinds = sorted({operation.kind for beside in self._beside for operation in beside})
         self._timed = [kind for kind in self._kinds if kind in TIMED]
-        rows = [[*self._times(model, times), *self._moves(model), 1.0] for model in models]
-        self._matrix = np.array(rows) / np.array([[model.ms] for model in models])
+        rows = [[*self._times(beside), *self._moves(beside), 1.0] for beside in self._beside]
+        self._matrix = np.array(rows) / self._ms[:, None]
         # A timed kind may have any rate.
         self._least = np.array(
             [0.0] * len(self._timed) + [-np.inf if kind in TIMED else 0.0 for kind in self._kinds] + [0.0]
         )
 
-    def fitted(self, rows: Sequence[int]) -> LatencyModel:
-        """The model that these whole models tell of, without its errors; no other whole model counts."""
-        scales, rates, rest = self._solved(rows)
-        plain = LatencyModel(self._known, scales, rates, rest, Deviations({}), (), ())
-        some = [self._models[row] for row in rows]
-        measured = np.array([model.ms for model in some])
-        predicted = np.array([plain.ms(model.operations) for model in some])
-        return replace(plain, deviations=self._residuals.fit(rows, plain.ms_of, measured, predicted))
+    def fitted(self) -> LatencyModel:
+        """The model that these whole models tell of, without its errors."""
+        scales, rates, rest = self._solved()
+        plain = LatencyModel(self._known, self._parts, scales, rates, rest, Deviations({}), (), ())
+        left = self._left - np.array([plain.ms(beside) for beside in self._beside])
+        return replace(plain, deviations=Residuals(self._beside).fit(plain.ms_of, self._ms, left))
 
-    def _solved(self, rows: Sequence[int]) -> tuple[dict[str, float], dict[str, float], float]:
+    def _inside(self, model: WholeModel) -> float:
+        """Milliseconds of operations that were timed in this model, or are like some that were in others."""
+        measured = sum(ms for _, ms in model.parts.values())
+        others = (self._parts.of(one) for one in model.operations if one not in model.parts)
+        return measured + sum(ms for ms in others if ms is not None)
+
+    def _solved(self) -> tuple[dict[str, float], dict[str, float], float]:
         """Scales and rates by kind, and the rest, that fit these models best."""
-        matrix = self._matrix[list(rows)]
+        matrix = self._matrix
         # Columns of equal weight: 1 = the whole time of the model in which it matters most.
         unit = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
         count = len(self._timed)
@@ -157,7 +180,7 @@ class _Fit:
         weight = PRIOR / np.maximum(share, 0.1)
         solution = lsq_linear(
             np.concatenate([matrix / unit, np.diag(weight)]),
-            np.concatenate([np.ones(len(matrix)), weight * prior]),
+            np.concatenate([self._left / self._ms, weight * prior]),
             bounds=(self._least, np.inf),
             method="bvls",
         ).x
@@ -166,21 +189,14 @@ class _Fit:
         rates = dict(zip(self._kinds, values[count:-1], strict=True))
         return scales, rates, values[-1]
 
-    def _times(self, model: WholeModel, times: OperatorTimes) -> list[float]:
+    def _times(self, operations: Sequence[Operation]) -> list[float]:
         return [
-            sum(times.net_ms(operation) for operation in model.operations if operation.kind == kind)
+            sum(self._known.net_ms(operation) for operation in operations if operation.kind == kind)
             for kind in self._timed
         ]
 
-    def _moves(self, model: WholeModel) -> list[float]:
+    def _moves(self, operations: Sequence[Operation]) -> list[float]:
         return [
-            float(sum(_moved(operation) for operation in model.operations if operation.kind == kind))
+            float(sum(operation.moved for operation in operations if operation.kind == kind))
             for kind in self._kinds
         ]
-
-
-def _moved(operation: Operation) -> int:
-    """Numbers that are read and written, but for the weights of a timed operation."""
-    if operation.kind in ("convolution", "linear"):
-        return prod(operation.inputs[0]) + prod(operation.output)
-    return operation.elements

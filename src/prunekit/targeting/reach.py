@@ -19,7 +19,7 @@ from prunekit.plan.knapsack import SOLVER_SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.attempts import Attempt, Reached
 from prunekit.targeting.bracket import bracket_of
-from prunekit.targeting.costs import Costs, tag
+from prunekit.targeting.costs import Costs, Seen, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.measuring import (
     USUAL_EFFORT,
@@ -299,6 +299,7 @@ class _Reaching:
                 least_seconds=self.rig.seconds,
                 seed=seed,
             )
+        nodes = rig.node_times(artifact)
         measured = {
             str(goal): self.figures.measured(goal, comparison, artifact, small, chosen.levels)
             for goal in self.goals
@@ -316,6 +317,7 @@ class _Reaching:
             comparison,
             choosing_s,
             time.perf_counter() - begin + choosing_s,
+            nodes,
         )
 
     def _surpluses(self, attempt: Attempt) -> list[float] | None:
@@ -344,7 +346,10 @@ class _Reaching:
         last = tried[-1]
         self.figures.costs = self._as_measured.learnt(
             self.rig,
-            [(self.costs.levers.masks(each.levels), each.comparison.speedup.median) for each in tried],
+            [
+                Seen(self.costs.levers.masks(each.levels), each.comparison.speedup.median, each.nodes)
+                for each in tried
+            ],
         )
         return {
             str(goal): self.figures.wrong(goal, last.measured[str(goal)], last.levels) for goal in self.goals

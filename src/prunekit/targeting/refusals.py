@@ -10,9 +10,19 @@ from prunekit.errors import GoalError
 from prunekit.measure import Interval
 from prunekit.plan import Goal
 from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
-from prunekit.targeting.limiting import shares_of_time
+from prunekit.targeting.limiting import shares
 from prunekit.targeting.together import Beyond
 from prunekit.types import IntArray
+
+COUNTED = {
+    "quality_drop": "loss",
+    "params": "parameters",
+    "macs": "MACs",
+    "kv_cache_bytes": "cached bytes",
+    "size_bytes": "bytes",
+    "memory_bytes": "bytes",
+}
+"""What a goal is counted in; of all other kinds milliseconds."""
 
 NAMED = 5
 """At most so many groups are named."""
@@ -79,7 +89,7 @@ def out_of_reach(asked: Asked, beyond: Beyond, nearest: Measured) -> GoalError:
     why = _alone(asked, beyond, nearest) if beyond.alone else _together(asked, beyond)
     return GoalError(
         f"{why}. Nearest to what was asked came a plan that measured {_misses(asked, nearest)}. "
-        f"What takes longest then: {_slowest(asked.figures, nearest.levels)}",
+        f"{_in_the_way(asked, beyond, nearest.levels)}",
         expected="a goal within that" if len(asked.goals) == 1 else "goals that one plan can meet",
         where="goal",
         remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "
@@ -126,11 +136,16 @@ def _misses(asked: Asked, nearest: Measured) -> str:
     return ", ".join(told)
 
 
-def _slowest(figures: GoalFigures, levels: IntArray) -> str:
-    """The groups that the most milliseconds depend on at these levels."""
-    shares, rest = shares_of_time(figures.costs, levels)
-    named = [f"'{name}' ({share:.0%})" for name, share in shares[:NAMED]]
-    return f"{', '.join(named)}, and what no group changes ({rest:.0%})"
+def _in_the_way(asked: Asked, beyond: Beyond, levels: IntArray) -> str:
+    """The groups that most of what is out of reach depends on at these levels, figure by figure."""
+    told, figures = [], asked.figures
+    for place in beyond.alone or beyond.together:
+        goal = asked.goals[place]
+        found, rest = shares(figures.figure(goal), figures.costs.levers, levels)
+        named = [f"'{name}' ({share:.0%})" for name, share in found[:NAMED]]
+        counted = COUNTED.get(goal.kind, "milliseconds")
+        told.append(f"Its {counted}: {', '.join(named)}, and what no group changes ({rest:.0%})")
+    return ". ".join(dict.fromkeys(told))
 
 
 def no_plan(asked: Asked, allocation: str) -> GoalError:

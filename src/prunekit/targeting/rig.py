@@ -28,12 +28,15 @@ from prunekit.measure import RUNTIMES, Target, check_target, open_target, peak_m
 from prunekit.measure.macs import MACS
 from prunekit.measure.operation import Operation, onnx_of, torch_of
 from prunekit.measure.priority import real_time
-from prunekit.measure.runtimes import TargetRunner
+from prunekit.measure.runtimes import NodeTime, TargetRunner
 from prunekit.surgery.carried import narrowed_inputs
 from prunekit.targeting.timing import TIMED_SECONDS
 from prunekit.types import KeepMask
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+PROFILED_SECONDS = 3.0
+"""That the operators of a model are timed for in it, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,21 @@ class Rig:
             return open_target(self.target, artifact, self.inputs)
         args, kwargs = self.inputs
         return open_target(self.target, Path(artifact.path), feed(artifact, args, kwargs))
+
+    def node_times(self, artifact: Any) -> tuple[NodeTime, ...]:
+        """What the operators take in what was exported, :meth:`quietly`; nothing where no runtime tells."""
+        profile = RUNTIMES[self.target.runtime].profile
+        if profile is None or self.target.precision == "int8":  # Whose operators have other shapes.
+            return ()
+        target, inputs = self.target, feed(artifact, *self.inputs)
+        with self.quietly():
+            return profile(
+                Path(artifact.path),
+                inputs,
+                threads=target.threads,
+                precision=target.precision,
+                seconds=min(PROFILED_SECONDS, self.seconds),
+            )
 
     def peak_bytes(self, artifact: Any) -> int:
         """Peak memory of a process that serves what was exported, on the inputs that it is timed on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +10,25 @@ from torch import nn
 
 from prunekit.errors import MeasurementError
 from prunekit.graph import Groups
+from prunekit.measure.operation import frame_of
 from prunekit.plan.levers import Lever, Levers
 from prunekit.plan.losses import LossCurve
 from prunekit.targeting.costs import Computation, costs_of
-from prunekit.targeting.deviations import Deviations
 from prunekit.targeting.identity import model_digest
-from prunekit.targeting.latency_model import LatencyModel, WholeModel
+from prunekit.targeting.latency_model import LatencyModel, WholeModel, fit_latency_model
 from prunekit.targeting.operator_times import OperatorTimes, operation_from, plain_operation
 from prunekit.targeting.planner import Planner
 from prunekit.targeting.rig import Rig
 from prunekit.types import Scores
 
-SCHEMA = "prunekit.target/3"
+SCHEMA = "prunekit.target/4"
 
 
 def stored_planner(planner: Planner) -> dict[str, Any]:
     """What a planner knows beside its model and the times of operations, as plain JSON types."""
     costs, latency = planner.costs, planner.costs.latency
-    every = dict.fromkeys(operation for model in latency.models for operation in model.operations)
+    computed = dict.fromkeys(operation for model in latency.models for operation in model.operations)
+    every = dict.fromkeys((*computed, *map(frame_of, computed)))
     known = {operation: place for place, operation in enumerate(every)}
     return {
         "schema": SCHEMA,
@@ -51,16 +52,18 @@ def stored_planner(planner: Planner) -> dict[str, Any]:
             for curve in planner.curves
         ],
         "latency": {
-            "scales": dict(latency.scales),
-            "rates": dict(latency.rates),
-            "rest": latency.rest,
-            "deviations": [[known[each], weight] for each, weight in latency.deviations.weights.items()],
-            "errors": list(latency.errors),
             "models": [
-                {"name": model.name, "ms": model.ms, "operations": [known[each] for each in model.operations]}
+                {
+                    "name": model.name,
+                    "ms": model.ms,
+                    "operations": [known[each] for each in model.operations],
+                    "parts": [[known[each], *part] for each, part in model.parts.items()],
+                }
                 for model in latency.models
             ],
-            "operations": [plain_operation(operation) for operation in known],
+            "operations": [
+                [plain_operation(operation), latency.times.ms.get(operation)] for operation in known
+            ],
         },
         "dense_ms": costs.dense_ms,
         "seconds": dict(costs.seconds),
@@ -153,16 +156,17 @@ def _stored_lever(lever: Lever) -> dict[str, Any]:
 
 
 def _latency(content: dict[str, Any], times: OperatorTimes) -> LatencyModel:
-    operations = [operation_from(plain) for plain in content["operations"]]
-    return LatencyModel(
-        times,
-        content["scales"],
-        content["rates"],
-        content["rest"],
-        Deviations({operations[place]: weight for place, weight in content["deviations"]}),
-        tuple(content["errors"]),
-        tuple(
-            WholeModel(tuple(operations[place] for place in item["operations"]), item["ms"], item["name"])
-            for item in content["models"]
-        ),
-    )
+    """Fitted again, to the same models."""
+    operations = [operation_from(plain) for plain, _ in content["operations"]]
+    alone = zip(operations, (ms for _, ms in content["operations"]), strict=True)
+    known = replace(times, path=None, ms={each: ms for each, ms in alone if ms is not None} | times.ms)
+    models = [
+        WholeModel(
+            tuple(operations[place] for place in item["operations"]),
+            item["ms"],
+            item["name"],
+            {operations[place]: (count, ms) for place, count, ms in item["parts"]},
+        )
+        for item in content["models"]
+    ]
+    return fit_latency_model(known, models)

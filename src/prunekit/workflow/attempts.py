@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from prunekit.plan import Goal
 from prunekit.targeting import Attempt, Planner, Reached, predicted_front
-from prunekit.targeting.limiting import shares_of_time
+from prunekit.targeting.limiting import shares
 from prunekit.workflow.job import Result
 
 NAMED = 6
@@ -26,7 +26,7 @@ def record_of(planner: Planner, asked: Sequence[Goal], reached: Reached) -> Resu
     """
     losses = planner.losses
     last = reached.attempts[-1]
-    limiting, rest = shares_of_time(planner.costs, last.levels)
+    limiting, rest = shares(planner.costs.ms, planner.costs.levers, last.levels)
     return {
         "asked": [{**asdict(goal), "words": str(goal)} for goal in asked],
         "attempts": [

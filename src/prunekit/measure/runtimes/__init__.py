@@ -1,5 +1,6 @@
 """The runtimes that a model can be measured on: one file each, and one row in the table."""
 
+from prunekit.measure.runtimes.node_times import NodeTime
 from prunekit.measure.runtimes.onnx_runtime import DTYPES, OnnxRunner, open_onnx
 from prunekit.measure.runtimes.openvino_cpu import OpenvinoRunner, open_openvino
 from prunekit.measure.runtimes.runner import (
@@ -21,6 +22,7 @@ __all__ = [
     "Arrays",
     "Device",
     "ModuleInputs",
+    "NodeTime",
     "OnnxRunner",
     "OpenvinoRunner",
     "Precision",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
+from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called
 from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file, first_line
 from prunekit.measure.session import Spinning, open_session, session_options
 
@@ -31,6 +34,19 @@ DTYPES: Mapping[str, str] = {
     "tensor(uint64)": "uint64",
 }
 """ONNX Runtime's name of an input's type -> NumPy's."""
+
+
+NODE_KINDS: Mapping[str, NodeKind] = {
+    "Conv": "convolution",
+    "FusedConv": "convolution",
+    "FusedGemm": "linear",
+    "FusedMatMul": "linear",
+    "Gemm": "linear",
+    "MatMul": "linear",
+    "ReorderInput": "layout",
+    "ReorderOutput": "layout",
+}
+"""ONNX Runtime's name of an operator -> what it computes."""
 
 
 class OnnxRunner:
@@ -124,14 +140,62 @@ def open_onnx(
     try:
         session = open_session(str(path), threads=threads, spinning=spinning)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise MeasurementError(
-            f"ONNX Runtime could not open the model: {first_line(error)}",
-            expected="a complete ONNX file that this version of ONNX Runtime knows",
-            where=str(path),
-            remedy="Export it again, or with a lower opset",
-        ) from error
+        raise _refused(path, error) from error
     options: dict[str, Any] = session_options(threads=threads, spinning=spinning)
     return OnnxRunner(path, session, inputs, options)
+
+
+def profile_onnx(path: Path | str, inputs: Arrays, *, threads: int, seconds: float) -> tuple[NodeTime, ...]:
+    """What the operators of a model take in it, in the order they run in.
+
+    Args:
+        path: an ONNX file.
+        inputs: by input name; their shapes fit those of the model.
+        threads: intra-op threads.
+        seconds: to call the model for.
+
+    Raises:
+        MeasurementError: the file is absent or damaged; the inputs do not fit.
+    """
+    path = Path(path)
+    check_file(path)
+    with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
+        try:
+            session = open_session(str(path), threads=threads, profile_to=f"{folder}/profile")
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise _refused(path, error) from error
+        called(OnnxRunner(path, session, inputs, {}), seconds)
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+    return _node_times(events)
+
+
+def _node_times(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:
+    """The nodes of a profile, each with the median over its runs."""
+    found: dict[str, tuple[dict[str, Any], list[float]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found.setdefault(event["name"], (event["args"], []))[1].append(event["dur"] / 1000)
+    nodes = []
+    for facts, taken in found.values():
+        data, *more = _shapes(facts["input_type_shape"]) or [()]
+        output = next(iter(_shapes(facts["output_type_shape"])), ())
+        kind = NODE_KINDS.get(facts["op_name"], "other")
+        nodes.append(NodeTime(kind, data, more[0] if more else (), output, float(np.median(taken))))
+    return tuple(nodes)
+
+
+def _shapes(values: list[dict[str, list[int]]]) -> list[tuple[int, ...]]:
+    """Of ``[{type: shape}, ...]``."""
+    return [tuple(shape) for value in values for shape in value.values()]
+
+
+def _refused(path: Path, error: Exception) -> MeasurementError:
+    return MeasurementError(
+        f"ONNX Runtime could not open the model: {first_line(error)}",
+        expected="a complete ONNX file that this version of ONNX Runtime knows",
+        where=str(path),
+        remedy="Export it again, or with a lower opset",
+    )
 
 
 def _open(
@@ -139,6 +203,13 @@ def _open(
 ) -> OnnxRunner:
     del device, precision  # The file says what it computes in; the table offers the CPU alone.
     return open_onnx(model, inputs, threads=threads)
+
+
+def _profile(
+    model: Path | str, inputs: Arrays, *, threads: int, precision: Precision, seconds: float
+) -> tuple[NodeTime, ...]:
+    del precision
+    return profile_onnx(model, inputs, threads=threads, seconds=seconds)
 
 
 def _lacks(device: Device, precision: Precision) -> str:
@@ -154,4 +225,5 @@ ONNXRUNTIME = Runtime(
     precisions={"cpu": ("fp32", "int8")},
     lacks=_lacks,
     open=_open,
+    profile=_profile,
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
+from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called
 from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file
 from prunekit.measure.session import compiled_options, open_compiled, openvino_core
 
@@ -29,6 +30,16 @@ RECORDED = (
 
 SOURCE_LINES = ("Exception from ", "Check '", "While validating ", "FrontEnd API failed")
 """How the lines of OpenVINO's messages begin that name its own source and not the trouble."""
+
+
+NODE_KINDS: Mapping[str, NodeKind] = {
+    "Convolution": "convolution",
+    "FullyConnected": "linear",
+    "GroupConvolution": "convolution",
+    "MatMul": "linear",
+    "Reorder": "layout",
+}
+"""OpenVINO's name of an operator -> what it computes."""
 
 
 class OpenvinoRunner:
@@ -90,6 +101,30 @@ class OpenvinoRunner:
             if inputs is not None:
                 self._bind(self.inputs)
         return dict(zip(self._output_names, values, strict=True))
+
+    def node_times(self, seconds: float) -> tuple[NodeTime, ...]:
+        """What its operators take, in the order they run in; it was opened with ``PERF_COUNT``.
+
+        Args:
+            seconds: to call it for.
+        """
+        taken: dict[str, list[float]] = {}
+
+        def call() -> None:
+            self()
+            for node in self._request.get_profiling_info():
+                taken.setdefault(node.node_name, []).append(1000 * node.real_time.total_seconds())
+
+        called(call, seconds)
+        nodes = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            kind = NODE_KINDS.get(node.get_rt_info()["layerType"].astype(str), "other")
+            inputs = [tuple(value.get_source_output().get_shape()) for value in node.inputs()]
+            data, weights = (*inputs, (), ())[:2]
+            output = tuple(node.output(0).get_shape()) if node.outputs() else ()
+            ms = float(np.median(taken.get(node.get_friendly_name(), [0.0])))
+            nodes.append(NodeTime(kind, data, weights, output, ms))
+        return tuple(nodes)
 
     @property
     def _count(self) -> int:
@@ -220,6 +255,15 @@ def _open(
     return open_openvino(model, inputs, threads=threads, precision=precision)
 
 
+def _profile(
+    model: Path | str, inputs: Arrays, *, threads: int, precision: Precision, seconds: float
+) -> tuple[NodeTime, ...]:
+    counting = {"PERF_COUNT": "YES"}
+    return open_openvino(model, inputs, threads=threads, precision=precision, properties=counting).node_times(
+        seconds
+    )
+
+
 def _lacks(device: Device, precision: Precision) -> str:
     able = openvino_core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     name = {"bf16": "BF16", "int8": "INT8", "fp32": "FP32"}[precision]
@@ -234,4 +278,5 @@ OPENVINO = Runtime(
     precisions={"cpu": ("fp32", "bf16", "int8")},
     lacks=_lacks,
     open=_open,
+    profile=_profile,
 )

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from prunekit.errors import MeasurementError
+from prunekit.measure.runtimes.node_times import NodeTime
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -74,6 +75,20 @@ class Opening(Protocol):
         ...
 
 
+class Profiling(Protocol):
+    """How a runtime tells what the operators of a model take in it."""
+
+    def __call__(
+        self, model: Any, inputs: Any, *, threads: int, precision: Precision, seconds: float
+    ) -> tuple[NodeTime, ...]:
+        """Open the model once more, run it for some time, and give its operators in the order they run in.
+
+        Raises:
+            MeasurementError: the runtime refuses the model, or the inputs do not fit it.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Runtime:
     """One row of the table of runtimes.
@@ -86,6 +101,7 @@ class Runtime:
         precisions: by device; what the runtime can do at all.
         lacks: why this machine cannot do a precision on a device that the runtime can do, or nothing.
         open: see :class:`Opening`.
+        profile: see :class:`Profiling`; None where the runtime does not tell.
     """
 
     name: str
@@ -95,6 +111,7 @@ class Runtime:
     precisions: Mapping[Device, tuple[Precision, ...]]
     lacks: Callable[[Device, Precision], str]
     open: Opening
+    profile: Profiling | None = None
 
 
 @contextmanager
