@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.target.subjects import SUBJECTS
 from benchmarks.target.where import where
 
-from prunekit.targeting.operator_times import SCHEMA
+from prunekit.targeting.stored import SCHEMA
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 RUNTIMES = ("onnxruntime", "openvino")
@@ -112,7 +112,7 @@ def page(cells: Sequence[Cell]) -> str:
         "A goal: the measured speed-up, its 95 % interval, the number of attempts, and the realised",
         "efficiency (measured speed-up over the factor by which the MACs fell). `>`: exceeded by more than",
         "3 %. What is not met says what the nearest plan measured, where a goal is out of reach. A star:",
-        "by an earlier version, which timed operations in another way.",
+        "by an earlier version, which timed operations alone and not inside of models too.",
         "",
         "## What the model of cost took, and what it was worth",
         "",

@@ -17,7 +17,7 @@ from prunekit.errors import PrunekitError
 from prunekit.measure import Target, environment
 from prunekit.plan import Goal
 from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
-from prunekit.targeting.operator_times import SCHEMA
+from prunekit.targeting.stored import SCHEMA
 
 TOLERANCE = 0.03
 THREADS = 2
