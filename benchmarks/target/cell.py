@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prunekit.errors import PrunekitError
 from prunekit.measure import Target, environment
 from prunekit.plan import Goal
 from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
+from prunekit.targeting.latency_model import fit_latency_model
 from prunekit.targeting.stored import SCHEMA
 
 TOLERANCE = 0.03
@@ -37,7 +39,8 @@ def measure(name: str, target: Target, asked: list[float], folder: Path) -> dict
         space=Space(subject.granularity),
         timing=Timing(real_time=True, folder=folder, tables=folder.parent / "tables"),
     )
-    built = time.perf_counter() - begin
+    built, latency = time.perf_counter() - begin, planner.costs.latency
+    apart = fit_latency_model(latency.times, [replace(model, parts={}) for model in latency.models])
     return {
         "model": name,
         "weights": subject.weights,
@@ -51,9 +54,10 @@ def measure(name: str, target: Target, asked: list[float], folder: Path) -> dict
         "table_s": round(built, 1),
         "exporting_s": round(planner.costs.seconds["exporting"], 1),
         "levers": len(planner.costs.levers),
-        "operations": len(planner.costs.latency.times.ms),
-        "errors": np.round(planner.costs.latency.errors, 4).tolist(),
-        "median_error": round(planner.costs.latency.median_error, 4),
+        "operations": len(latency.times.ms),
+        "errors": np.round(latency.errors, 4).tolist(),
+        "median_error": round(latency.median_error, 4),
+        "median_error_apart": round(apart.median_error, 4),
         "goals": list(_asked(planner, asked)),
     }
 
