@@ -1,4 +1,4 @@
-"""Operations are found again among the operators that a runtime carried out, or nothing is said about them."""
+"""Operations are found again among what a runtime carried out, or nothing is said about them."""
 
 from __future__ import annotations
 

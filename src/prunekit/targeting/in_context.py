@@ -72,8 +72,8 @@ def _key_of(operation: Operation) -> Hashable:
 
 
 def _key(kind: str, data: tuple[int, ...], weights: tuple[int, ...], output: tuple[int, ...]) -> Hashable:
-    if kind == "linear":  # Some runtimes do not tell weights that they have packed.
-        return kind, prod(data[:-1]), data[-1:], output[-1:]
+    if kind == "linear":  # Runtimes may have packed the weights, and may read the data transposed.
+        return kind, prod(data), prod(output), output[-1:]
     channels = tuple(-(-sizes[1] // BLOCK) if len(sizes) > 1 else 0 for sizes in (data, output))
     space = len(data) - 2
     # Not the size of the image that is read: runtimes pad it as they convolve.
