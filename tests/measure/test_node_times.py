@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from prunekit.deploy import export_onnx, feed
@@ -62,3 +63,23 @@ def test_a_file_that_is_none_is_said(tmp_path, runtime):
 def test_calls_go_on_for_some_time_within_bounds(seconds, calls):
     count: Counter = Counter()
     assert called(partial(count.update, "a"), seconds) == calls == count["a"]
+
+
+@pytest.mark.parametrize("runtime", TELLING)
+def test_shapes_that_differ_from_call_to_call_are_not_told(tmp_path, runtime):
+    """As many rows as there are numbers above 0, each times a matrix."""
+    matrix = numpy_helper.from_array(np.ones((4, 5), np.float32), "matrix")
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["turned"], perm=[1, 0]),
+        helper.make_node("Cast", ["turned"], ["floats"], to=1),
+        helper.make_node("MatMul", ["floats", "matrix"], ["out"]),
+    ]
+    values = [helper.make_tensor_value_info("x", 1, [2, 3, 4, 5])]
+    out = [helper.make_tensor_value_info("out", 1, [None, 5])]
+    graph = helper.make_graph(nodes, "counting", values, out, [matrix])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    x = (np.random.default_rng(0).random((2, 3, 4, 5)) > 0.5).astype(np.float32)
+    found = profile(runtime, tmp_path / "model.onnx", {"x": x})
+    assert [node.kind for node in found].count("linear") == 1

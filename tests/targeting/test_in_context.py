@@ -31,7 +31,8 @@ def node_of(operation: Operation, ms: float, pad: int = 1) -> NodeTime:
 
 
 ONE, TWO, THREE = convolution(8, 12), convolution(12, 20), linear(4, 20, 6)
-LAYOUT, OTHER = NodeTime("layout", (), (), (), 0.5), NodeTime("other", (), (), (), 2.0)
+READS, GIVES = (NodeTime(kind, (), (), (), 0.5) for kind in ("reads_layout", "gives_layout"))
+OTHER = NodeTime("other", (), (), (), 2.0)
 
 
 @pytest.mark.parametrize("pad", [1, 8, 16])
@@ -53,8 +54,8 @@ def test_those_that_look_alike_are_told_apart_by_their_order():
 
 
 def test_a_change_of_layout_counts_with_what_it_is_done_for():
-    nodes = [LAYOUT, node_of(ONE, 1.0), LAYOUT, LAYOUT, node_of(TWO, 2.0)]
-    assert parts_of([ONE, TWO], nodes, 4.5) == {ONE: (1, 2.5), TWO: (1, 2.0)}
+    nodes = [GIVES, READS, node_of(ONE, 1.0), GIVES, READS, OTHER, READS, node_of(TWO, 2.0), READS]
+    assert parts_of([ONE, TWO], nodes, 8.0) == {ONE: (1, 2.0), TWO: (1, 3.0)}
 
 
 @pytest.mark.parametrize("missing", [0, 2])

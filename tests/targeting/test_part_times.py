@@ -36,6 +36,10 @@ def planted(seed: int, count: int) -> tuple[OperatorTimes, list[WholeModel]]:
     return times, models
 
 
+def told(models: list[WholeModel]):
+    return [(model.operations, model.parts) for model in models]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_models_that_were_not_seen_are_told_better_with_parts(seed):
     times, models = planted(seed, 30)
@@ -61,7 +65,7 @@ def test_what_is_expected_is_the_regression_written_out(monkeypatch):
     monkeypatch.setattr(part_times, "NOISES", (0.1,))
     monkeypatch.setattr(part_times, "DOUBLINGS", (1.0,))
     times, models = planted(1, 4)
-    found = fit_part_times(times, (model.parts for model in models[:3]))
+    found = fit_part_times(times, told(models[:3]))
     seen = [one for model in models[:3] for one in model.parts]
     ms = np.array([planted_ms(one) for one in seen])
 
@@ -96,13 +100,25 @@ def test_of_two_that_should_take_the_same_the_one_less_is_known_of_counts_more(m
     known, unknown = linear(16, 64, 64), linear(1, 64 * 16, 64)
     times = OperatorTimes("planted")
     times.ms = {one: 1e-6 * one.macs for one in (*seen, known, unknown)}
-    found = fit_part_times(times, [{one: (1, 1e-6 * one.macs) for one in seen}])
+    found = fit_part_times(times, [(seen, {one: (1, 1e-6 * one.macs) for one in seen})])
     assert found.of(unknown) / times.ms[unknown] > 1.02 * found.of(known) / times.ms[known]
 
 
 def test_other_families_are_not_told():
     times, models = planted(0, 3)
-    found = fit_part_times(times, (model.parts for model in models))
+    found = fit_part_times(times, told(models))
     assert found.of(Operation("product", ((4, 64, 64), (4, 64, 64)), (4, 64, 64))) is None
     assert found.of(elementwise(10)) is None
     assert fit_part_times(times, []).of(linear(16, 64, 64)) is None
+
+
+@pytest.mark.parametrize(("large", "told_of"), [(True, False), (False, True)])
+def test_a_family_of_which_too_few_are_known_is_not_told(large, told_of):
+    """Of five equal operations and a small one, the part of the small one or of the others is known."""
+    big, small = linear(16, 512, 512), linear(16, 16, 16)
+    times = OperatorTimes("planted")
+    times.ms = {big: 1.0, small: 0.1}
+    parts = {small: (1, 0.005)} if large else {big: (5, 4.0)}
+    found = fit_part_times(times, [((*[big] * 5, small), parts)])
+    assert (found.of(small) is not None) == told_of
+    assert (found.of(big) is not None) == told_of

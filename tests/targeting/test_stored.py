@@ -19,13 +19,14 @@ from prunekit.targeting.costs import Seen
 IMAGES = torch.zeros(2, 1, 8, 8)
 
 
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory):
+@pytest.fixture(scope="module", params=["torch_eager", "onnxruntime"])
+def planner(request, tmp_path_factory):
+    """One runtime tells what operations take inside of models, the other does not."""
     torch.manual_seed(0)
     return measure_target(
         Net().eval(),
         IMAGES,
-        target=Target("torch_eager"),
+        target=Target(request.param, batch=2),
         space=Space("channel", most_levels=3),
         loss=lambda model: float(sum(each.detach().abs().sum() for each in model.parameters())),
         timing=Timing(variants=2, seconds=0.05, tables=tmp_path_factory.mktemp("tables")),

@@ -168,3 +168,39 @@ def combinations_of_ends(planner):
             levels = last.copy()
             levels[list(stay)] = 0
             yield levels
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("goal", "counted", "figure"),
+    [
+        (Goal("speedup", reach=900), "milliseconds", "ms"),
+        (Goal("params", remove=0.999), "parameters", "params"),
+        (Goal("macs", remove=0.999), "MACs", "macs"),
+    ],
+)
+def test_the_groups_in_the_way_are_those_of_the_figure(judged, goal, counted, figure):
+    """Oracle: what the figure is at the nearest plan with and without all that a lever changes."""
+    with pytest.raises(GoalError, match="out of reach") as error:
+        judged.reach(goal)
+    costs = judged.costs
+    last, found = costs.levers.last, getattr(costs, figure)
+    share = {}
+    for place, lever in enumerate(costs.levers):
+        terms = (table[tuple(last[list(scope)])] for scope, table in found.terms.items() if place in scope)
+        share[lever.name] = sum(map(float, terms)) / found.at(last)
+    first = max(share, key=share.__getitem__)
+    told = re.search(rf"Its {counted}: '{re.escape(first)}' \((\d+)%\)", error.value.given)
+    assert told is not None
+    assert int(told[1]) == pytest.approx(100 * share[first], abs=2)  # Milliseconds were corrected.
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_plan_that_loses_nothing_is_no_reason_to_stop(judged):
+    """The first attempt loses nothing and is too slow."""
+    free = replace(
+        judged,
+        curves=tuple(replace(curve, losses=np.maximum(curve.losses - 1e9, 0)) for curve in judged.curves),
+    )
+    with pytest.raises(GoalError, match="out of reach"):
+        free.reach([Goal("quality_drop", reach=0.1), Goal("speedup", reach=900)])

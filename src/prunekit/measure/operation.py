@@ -47,7 +47,7 @@ class Operation:
 
     @property
     def moved(self) -> int:
-        """Numbers that it reads and writes, but for weights."""
+        """Numbers that it reads and writes, but for weights of convolutions and linear operators."""
         if self.kind in ("convolution", "linear"):
             return prod(self.inputs[0]) + prod(self.output)
         return self.elements

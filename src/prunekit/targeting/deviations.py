@@ -9,13 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
 from prunekit.measure.operation import Operation
-
-Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
+from prunekit.targeting.likeness import Matrix, Vector, alike, apart, place_of
 
 DOUBLINGS = 2.0
 """How far apart two operations' sizes are where their errors have little to do with each other."""
@@ -46,7 +43,7 @@ class Deviations:
         if known is None:
             return 0.0
         places, weights = known
-        return float(weights @ _alike(places, _place(operation)[None])[:, 0])
+        return float(weights @ alike(apart(places, place_of(operation)[None]), DOUBLINGS)[:, 0])
 
     @cached_property
     def _families(self) -> dict[Any, tuple[Matrix, Vector]]:
@@ -55,7 +52,7 @@ class Deviations:
         for operation in self.weights:
             found.setdefault(_family(operation), []).append(operation)
         return {
-            family: (np.stack([*map(_place, each)]), np.array([self.weights[one] for one in each]))
+            family: (np.stack([*map(place_of, each)]), np.array([self.weights[one] for one in each]))
             for family, each in found.items()
         }
 
@@ -85,8 +82,8 @@ class Residuals:
         for number, operation in enumerate(self._operations):
             families.setdefault(_family(operation), []).append(number)
         for members in families.values():
-            places = np.stack([_place(self._operations[number]) for number in members])
-            self._alike[np.ix_(members, members)] = _alike(places, places)
+            places = np.stack([place_of(self._operations[number]) for number in members])
+            self._alike[np.ix_(members, members)] = alike(apart(places, places), DOUBLINGS)
 
     def fit(self, ms_of: Callable[[Operation], float], measured: Vector, left: Vector) -> Deviations:
         """The deviations that the models tell of.
@@ -115,15 +112,3 @@ def _family(operation: Operation) -> tuple[Any, ...]:
     grouped = settings.pop("groups", 1) not in (1, None)
     ranks = tuple(map(len, operation.inputs))
     return operation.kind, grouped, ranks, tuple(sorted(map(str, settings.items())))
-
-
-def _place(operation: Operation) -> Vector:
-    """The logarithms of the sizes of the first two inputs and the output."""
-    sizes = [size for shape in (*operation.inputs[:2], operation.output) for size in shape]
-    return np.log2(np.maximum(sizes, 1).astype(np.float64))
-
-
-def _alike(one: Matrix, other: Matrix) -> Matrix:
-    """How much the errors at the places of one have to do with those at the other's, in [0, 1]."""
-    apart = ((one[:, None] - other[None]) ** 2).sum(axis=2)
-    return np.exp(-apart / (2 * DOUBLINGS**2))

@@ -73,6 +73,8 @@ class GoalFigures:
         return self.costs.ms
 
     def _bound(self, goal: Goal, correction: float) -> float:
+        if goal.kind == "quality_drop":
+            return float(goal.reach or 0)
         costs, reach = self.costs, float(goal.reach or 0) / correction
         if goal.kind in ("params", "macs"):
             return self._asked(goal) * self._counted_at_once(goal) / correction
@@ -80,7 +82,7 @@ class GoalFigures:
             return costs.ms.at(self._nothing) / float(goal.reach or 0) / correction
         if goal.kind == "throughput":
             return 1000 * self.rig.target.batch / float(goal.reach or 0) / correction
-        if goal.kind in ("latency_ms", "kv_cache_bytes", "quality_drop"):
+        if goal.kind in ("latency_ms", "kv_cache_bytes"):
             return reach
         stored = self._dense_bytes / costs.param_bytes.at(self._nothing)
         if goal.kind == "size_bytes":

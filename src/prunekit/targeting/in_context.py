@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from math import prod
 
-from prunekit.measure.operation import Operation
+from prunekit.measure.operation import Operation, Shape
 from prunekit.measure.runtimes import NodeTime
 
 BLOCK = 16
-"""Runtimes keep images in blocks of at most so many channels, and tell the padded width."""
+"""Runtimes keep images in blocks of at most so many channels, and some tell the padded width."""
+
+PRODUCTS = ("linear", "product")
+"""Kinds of operations that runtimes carry out by the same operators."""
 
 Parts = dict[Operation, tuple[int, float]]
 """By operation: how often a model has it, and the milliseconds that all of these take in it."""
+
+Timed = tuple[NodeTime, float]
+Key = Callable[[str, Shape, Shape, Shape], Hashable]
 
 
 def parts_of(operations: Sequence[Operation], nodes: Sequence[NodeTime], whole_ms: float) -> Parts:
     """What operations take inside of a model.
 
-    An operator that the runtime carried out is told by its kind and its shapes; of those that agree in these
-    the first is the first operation, and so on. Where there are not as many of both, nothing is said about
-    them: the runtime may have put some together. What changes the layout of values counts with the operator
-    that it is done for.
+    An operator that the runtime carried out is told by its kind and its shapes; first by all of them, then,
+    among what is left, by channels rounded up to blocks. Of those that agree the first is the first
+    operation, and so on: in models with branches, widths that differ by less than a block may be taken for
+    each other. Where there are not as many of both, nothing is said about them: the runtime may have put some
+    together. A change of layout counts with the nearest of these operators, on the side that it is done for.
 
     Args:
         operations: of the model, in the order they run in.
@@ -32,49 +40,64 @@ def parts_of(operations: Sequence[Operation], nodes: Sequence[NodeTime], whole_m
     total = sum(node.ms for node in nodes)
     if not total:
         return {}
+    asked = [one for one in operations if one.kind in ("convolution", *PRODUCTS)]
+    left, found = _with_layouts(nodes), []
+    for channels in (1, BLOCK):
+        pairs, asked, left = _paired(asked, left, partial(_key, channels))
+        found += pairs
+    counts, parts = Counter(operations), Parts()
+    for operation, ms in found:
+        count, before = parts.get(operation, (0, 0.0))
+        parts[operation] = count + 1, before + ms * whole_ms / total
+    # One that was recognised here and not there would count with a part of its own time.
+    return {one: part for one, part in parts.items() if part[0] == counts[one] and part[1] > 0}
+
+
+def _paired(
+    operations: list[Operation], nodes: list[Timed], key: Key
+) -> tuple[list[tuple[Operation, float]], list[Operation], list[Timed]]:
+    """Operations with the milliseconds of their operators; and the operations and the operators left over."""
     asked: dict[Hashable, list[Operation]] = {}
     for operation in operations:
-        if operation.kind in ("convolution", "linear"):
-            asked.setdefault(_key_of(operation), []).append(operation)
-    seen: dict[Hashable, list[float]] = {}
-    for node, ms in _with_layouts(nodes):
-        seen.setdefault(_key(node.kind, node.data, node.weights, node.output), []).append(ms)
-    found: Parts = {}
-    for key, some in asked.items():
-        taken = seen.get(key, [])
-        if len(taken) != len(some):
-            continue
-        for operation, ms in zip(some, taken, strict=True):
-            count, before = found.get(operation, (0, 0.0))
-            found[operation] = count + 1, before + ms * whole_ms / total
-    # One that was recognised here and not there would count with a part of its own time.
-    counts = Counter(operations)
-    return {one: part for one, part in found.items() if part[0] == counts[one] and part[1] > 0}
+        data, weights, *_ = operation.inputs
+        asked.setdefault(key(operation.kind, data, weights, operation.output), []).append(operation)
+    seen: dict[Hashable, list[Timed]] = {}
+    for node, ms in nodes:
+        seen.setdefault(key(node.kind, node.data, node.weights, node.output), []).append((node, ms))
+    agreeing = {each for each, some in asked.items() if len(some) == len(seen.get(each, ()))}
+    pairs = [
+        (operation, ms)
+        for each in agreeing
+        for operation, (_, ms) in zip(asked[each], seen[each], strict=True)
+    ]
+    return (
+        pairs,
+        [operation for each, some in asked.items() if each not in agreeing for operation in some],
+        [timed for each, some in seen.items() if each not in agreeing for timed in some],
+    )
 
 
-def _with_layouts(nodes: Sequence[NodeTime]) -> list[tuple[NodeTime, float]]:
-    """Convolutions and linear operators, with the changes of layout behind them and, at first, before."""
-    found, before = [], 0.0
+def _with_layouts(nodes: Sequence[NodeTime]) -> list[Timed]:
+    """Convolutions and products, with the changes of layout that are done for what they read or give."""
+    found: list[list] = []
+    before = 0.0
     for node in nodes:
         if node.kind in ("convolution", "linear"):
             found.append([node, node.ms + before])
             before = 0.0
-        elif node.kind == "layout" and found:
-            found[-1][1] += node.ms
-        elif node.kind == "layout":
+        elif node.kind == "reads_layout":
             before += node.ms
+        elif node.kind == "gives_layout" and found:
+            found[-1][1] += node.ms
     return [(node, ms) for node, ms in found]
 
 
-def _key_of(operation: Operation) -> Hashable:
-    data, weights, *_ = operation.inputs
-    return _key(operation.kind, data, weights, operation.output)
-
-
-def _key(kind: str, data: tuple[int, ...], weights: tuple[int, ...], output: tuple[int, ...]) -> Hashable:
-    if kind == "linear":  # Runtimes may have packed the weights, and may read the data transposed.
-        return kind, prod(data), prod(output), output[-1:]
-    channels = tuple(-(-sizes[1] // BLOCK) if len(sizes) > 1 else 0 for sizes in (data, output))
+def _key(block: int, kind: str, data: Shape, weights: Shape, output: Shape) -> Hashable:
+    """What an operation and its operator have in common."""
+    if kind in PRODUCTS:  # Runtimes may have packed the weights, and may read the data transposed.
+        return "product", prod(data), prod(output), output[-1:]
+    channels = tuple(-(-sizes[1] // block) for sizes in (data, output) if len(sizes) > 1)
     space = len(data) - 2
+    grouped = channels != (1, 1) and weights[-space - 1 : -space] == (1,)
     # Not the size of the image that is read: runtimes pad it as they convolve.
-    return kind, data[:1], channels, output[2:], weights[len(weights) - space :]
+    return kind, grouped, data[:1], channels, output[2:], weights[len(weights) - space :]

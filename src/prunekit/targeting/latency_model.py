@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -126,20 +127,22 @@ def fit_latency_model(times: OperatorTimes, models: Sequence[WholeModel]) -> Lat
     """
     if not models:
         raise MeasurementError("There is no whole model to fit to", expected="at least the dense one")
-    errors = []
+    found, errors = _Fit(times, models).fitted(), []
     for place, model in enumerate(models):
         if len(models) > 2:
-            without = _Fit(times, [*models[:place], *models[place + 1 :]]).fitted()
+            without = _Fit(times, [*models[:place], *models[place + 1 :]], found.parts).fitted()
             errors.append(without.ms(model.operations) / model.ms - 1)
-    return replace(_Fit(times, models).fitted(), errors=tuple(errors), models=tuple(models))
+    return replace(found, errors=tuple(errors), models=tuple(models))
 
 
 class _Fit:
     """The least squares problem; every row is one model, in units of its measured time."""
 
-    def __init__(self, times: OperatorTimes, models: Sequence[WholeModel]) -> None:
+    def __init__(
+        self, times: OperatorTimes, models: Sequence[WholeModel], like: PartTimes | None = None
+    ) -> None:
         self._known, self._models = times, models
-        self._parts = fit_part_times(times, (model.parts for model in models))
+        self._parts = fit_part_times(times, ((model.operations, model.parts) for model in models), like)
         self._beside = [
             [operation for operation in model.operations if self._parts.of(operation) is None]
             for model in models
@@ -164,9 +167,12 @@ class _Fit:
 
     def _inside(self, model: WholeModel) -> float:
         """Milliseconds of operations that were timed in this model, or are like some that were in others."""
-        measured = sum(ms for _, ms in model.parts.values())
-        others = (self._parts.of(one) for one in model.operations if one not in model.parts)
-        return measured + sum(ms for ms in others if ms is not None)
+        found = 0.0
+        for operation, count in Counter(model.operations).items():
+            expected = self._parts.of(operation)
+            if expected is not None:
+                found += model.parts.get(operation, (count, count * expected))[1]
+        return found
 
     def _solved(self) -> tuple[dict[str, float], dict[str, float], float]:
         """Scales and rates by kind, and the rest, that fit these models best."""

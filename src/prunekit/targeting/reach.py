@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
+from prunekit.measure.runtimes import NodeTime
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
@@ -276,11 +277,17 @@ class _Reaching:
     def _again(self, attempt: Attempt, *, seed: int) -> Attempt:
         chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
         effort = enough_to_tell(attempt.comparison, self.goals)
-        again = self._attempt(chosen, attempt.choosing_s, effort, seed=seed)
+        again = self._attempt(chosen, attempt.choosing_s, effort, seed=seed, nodes=attempt.nodes)
         return replace(again, seconds=again.seconds + attempt.seconds - attempt.choosing_s)
 
     def _attempt(
-        self, chosen: Chosen, choosing_s: float, effort: Effort = USUAL_EFFORT, *, seed: int = 0
+        self,
+        chosen: Chosen,
+        choosing_s: float,
+        effort: Effort = USUAL_EFFORT,
+        *,
+        seed: int = 0,
+        nodes: tuple[NodeTime, ...] | None = None,
     ) -> Attempt:
         begin = time.perf_counter()
         keep = self.costs.levers.masks(chosen.levels)
@@ -299,7 +306,7 @@ class _Reaching:
                 least_seconds=self.rig.seconds,
                 seed=seed,
             )
-        nodes = rig.node_times(artifact)
+        nodes = rig.node_times(artifact) if nodes is None else nodes
         measured = {
             str(goal): self.figures.measured(goal, comparison, artifact, small, chosen.levels)
             for goal in self.goals

@@ -20,7 +20,7 @@ COUNTED = {
     "macs": "MACs",
     "kv_cache_bytes": "cached bytes",
     "size_bytes": "bytes",
-    "memory_bytes": "bytes",
+    "memory_bytes": "bytes of parameters",
 }
 """What a goal is counted in; of all other kinds milliseconds."""
 
@@ -89,7 +89,7 @@ def out_of_reach(asked: Asked, beyond: Beyond, nearest: Measured) -> GoalError:
     why = _alone(asked, beyond, nearest) if beyond.alone else _together(asked, beyond)
     return GoalError(
         f"{why}. Nearest to what was asked came a plan that measured {_misses(asked, nearest)}. "
-        f"{_in_the_way(asked, beyond, nearest.levels)}",
+        + _in_the_way(asked, beyond, nearest.levels),
         expected="a goal within that" if len(asked.goals) == 1 else "goals that one plan can meet",
         where="goal",
         remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "

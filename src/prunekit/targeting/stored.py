@@ -75,8 +75,8 @@ def restore_planner(
 ) -> Planner:
     """The planner that :func:`stored_planner` wrote down; nothing is timed.
 
-    Law: it predicts for every plan what the stored one predicts, to the bit, and every allocation chooses by
-    the same scores.
+    Law: it predicts for every plan what the stored one predicts, to the bit where NumPy and SciPy are the
+    same, and every allocation chooses by the same scores.
 
     Args:
         content: of :func:`stored_planner`.
@@ -159,7 +159,7 @@ def _latency(content: dict[str, Any], times: OperatorTimes) -> LatencyModel:
     """Fitted again, to the same models."""
     operations = [operation_from(plain) for plain, _ in content["operations"]]
     alone = zip(operations, (ms for _, ms in content["operations"]), strict=True)
-    known = replace(times, path=None, ms={each: ms for each, ms in alone if ms is not None} | times.ms)
+    known = replace(times, path=None, ms=times.ms | {each: ms for each, ms in alone if ms is not None})
     models = [
         WholeModel(
             tuple(operations[place] for place in item["operations"]),

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
-from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called
+from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called, usual_ms
 from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file, first_line
 from prunekit.measure.session import Spinning, open_session, session_options
 
@@ -43,10 +43,14 @@ NODE_KINDS: Mapping[str, NodeKind] = {
     "FusedMatMul": "linear",
     "Gemm": "linear",
     "MatMul": "linear",
-    "ReorderInput": "layout",
-    "ReorderOutput": "layout",
+    "ReorderInput": "reads_layout",
+    "ReorderOutput": "gives_layout",
 }
 """ONNX Runtime's name of an operator -> what it computes."""
+
+
+CONTAINERS = ("If", "Loop", "Scan")
+"""Operators whose time is that of other operators, which are told too."""
 
 
 class OnnxRunner:
@@ -164,23 +168,25 @@ def profile_onnx(path: Path | str, inputs: Arrays, *, threads: int, seconds: flo
             session = open_session(str(path), threads=threads, profile_to=f"{folder}/profile")
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise _refused(path, error) from error
-        called(OnnxRunner(path, session, inputs, {}), seconds)
+        runner = OnnxRunner(path, session, inputs, {})  # Which calls it once.
+        calls = 1 + called(runner, seconds)
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    return _node_times(events)
+    return _node_times(events, calls)
 
 
-def _node_times(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:
-    """The nodes of a profile, each with the median over its runs."""
+def _node_times(events: list[dict[str, Any]], calls: int) -> tuple[NodeTime, ...]:
+    """The nodes of a profile, in the order of their first runs."""
     found: dict[str, tuple[dict[str, Any], list[float]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             found.setdefault(event["name"], (event["args"], []))[1].append(event["dur"] / 1000)
     nodes = []
     for facts, taken in found.values():
-        data, *more = _shapes(facts["input_type_shape"]) or [()]
-        output = next(iter(_shapes(facts["output_type_shape"])), ())
-        kind = NODE_KINDS.get(facts["op_name"], "other")
-        nodes.append(NodeTime(kind, data, more[0] if more else (), output, float(np.median(taken))))
+        if facts["op_name"] not in CONTAINERS:
+            data, weights, *_ = (*_shapes(facts["input_type_shape"]), (), ())
+            output = next(iter(_shapes(facts["output_type_shape"])), ())
+            kind = NODE_KINDS.get(facts["op_name"], "other")
+            nodes.append(NodeTime(kind, data, weights, output, usual_ms(taken, calls)))
     return tuple(nodes)
 
 

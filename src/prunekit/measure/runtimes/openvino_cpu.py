@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.environment import check_threads
-from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called
+from prunekit.measure.runtimes.node_times import NodeKind, NodeTime, called, usual_ms
 from prunekit.measure.runtimes.runner import Arrays, Device, Precision, Runtime, check_file
 from prunekit.measure.session import compiled_options, open_compiled, openvino_core
 
@@ -37,7 +38,7 @@ NODE_KINDS: Mapping[str, NodeKind] = {
     "FullyConnected": "linear",
     "GroupConvolution": "convolution",
     "MatMul": "linear",
-    "Reorder": "layout",
+    "Reorder": "reads_layout",
 }
 """OpenVINO's name of an operator -> what it computes."""
 
@@ -115,16 +116,15 @@ class OpenvinoRunner:
             for node in self._request.get_profiling_info():
                 taken.setdefault(node.node_name, []).append(1000 * node.real_time.total_seconds())
 
-        called(call, seconds)
-        nodes = []
-        for node in self._compiled.get_runtime_model().get_ordered_ops():
-            kind = NODE_KINDS.get(node.get_rt_info()["layerType"].astype(str), "other")
-            inputs = [tuple(value.get_source_output().get_shape()) for value in node.inputs()]
-            data, weights = (*inputs, (), ())[:2]
-            output = tuple(node.output(0).get_shape()) if node.outputs() else ()
-            ms = float(np.median(taken.get(node.get_friendly_name(), [0.0])))
-            nodes.append(NodeTime(kind, data, weights, output, ms))
-        return tuple(nodes)
+        calls, nodes = called(call, seconds), []
+        for node in self._compiled.get_runtime_model().get_ops():
+            facts = {name: value.astype(str) for name, value in node.get_rt_info().items()}
+            data, weights, *_ = (*(_shape(value.get_source_output()) for value in node.inputs()), (), ())
+            output = _shape(node.output(0)) if node.outputs() else ()
+            kind = NODE_KINDS.get(facts["layerType"], "other")
+            ms = usual_ms(taken.get(node.get_friendly_name(), ()), calls)
+            nodes.append((int(facts["execOrder"]), NodeTime(kind, data, weights, output, ms)))
+        return tuple(node for _, node in sorted(nodes, key=itemgetter(0)))
 
     @property
     def _count(self) -> int:
@@ -200,6 +200,12 @@ def said(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(SOURCE_LINES)]
     return next(iter(telling or lines), type(error).__name__)
+
+
+def _shape(value: openvino.Output) -> tuple[int, ...]:
+    """Of a value; nothing where it is not the same in every call."""
+    shape = value.get_partial_shape()
+    return tuple(shape.to_shape()) if shape.is_static else ()
 
 
 def _read(path: Path) -> openvino.Model:
