@@ -157,7 +157,8 @@ def _is_near(goal: dict[str, Any]) -> bool:
 
 
 def _name(cell: Cell) -> str:
-    return cell["model"] + ("" if cell.get("timed_by") == [ALONE, SCHEMA] else " *")
+    present = [ALONE] if _is_int8(cell) else [ALONE, SCHEMA]  # Quantized models are not looked into.
+    return cell["model"] + ("" if cell.get("timed_by") == present else " *")
 
 
 def _runtime(cell: Cell) -> str:

@@ -49,7 +49,7 @@ def measure(name: str, target: Target, asked: list[float], folder: Path) -> dict
         "precision": target.precision,
         "batch": target.batch,
         "seconds": planner.rig.seconds,
-        "timed_by": [ALONE, SCHEMA],
+        "timed_by": [ALONE] if target.precision == "int8" else [ALONE, SCHEMA],
         "environment": environment(THREADS),
         "dense_ms": planner.costs.dense_ms,
         "table_s": round(built, 1),
