@@ -21,7 +21,7 @@ TOLERANCE = 1e-6
 deterministic = settings(
     derandomize=True,
     database=None,
-    max_examples=25,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 pytestmark = pytest.mark.filterwarnings("error")

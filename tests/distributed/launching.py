@@ -87,6 +87,8 @@ def _work(
     torch.save(found, directory / f"{rank}.pt")
     torch.distributed.barrier()  # One that ends while another still connects may abort.
     torch.distributed.destroy_process_group()
+    # Threads of a collective that failed may be left, and then the interpreter aborts at its own end.
+    os._exit(0)
 
 
 if __name__ == "__main__":
