@@ -100,7 +100,17 @@ def page(rows: list[dict[str, Any]]) -> str:
         cells.setdefault((row["model"], row["runtime"], row["by"]), []).append(told)
     for (model, runtime, by), told in cells.items():
         lines.append(f"| {model} | {runtime} | {by} | {' | '.join(told)} |")
-    lines += ["", *where([row["environment"] for row in rows])]
+    apart = {
+        by: np.median([abs(row["measured"] / row["asked"] - 1) for row in rows if row["by"] == by])
+        for by in ("with", "without")
+    }
+    lines += [
+        "",
+        f"They were apart from what was asked by {apart['with']:.1%} with these times and by",
+        f"{apart['without']:.1%} without (medians).",
+        "",
+        *where([row["environment"] for row in rows]),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from benchmarks.reconstruction_imagenet import crops
 from benchmarks.target.fair import OURS, PEER, Loss, as_fast, divergence, scores, told
-from benchmarks.target.subjects import SUBJECTS
+from benchmarks.target.subjects import SUBJECTS, Subject, smollm2_scorer
 from benchmarks.target.where import where
 from torch import Tensor, nn
 
@@ -120,18 +120,47 @@ def _texts() -> list[str]:
     return [example.text for example in assets.load("movie-reviews")["calibration"]]
 
 
-JUDGED: Mapping[str, Callable[[nn.Module], Judged]] = {
-    "EfficientNet-Lite0": efficientnet,
-    "MiniLM, 128 tokens": minilm,
+def smollm2(model: nn.Module) -> Judged:
+    """The mean cross-entropy of the next token, in editorials, in windows of 256 tokens."""
+    tokenizer = assets.load("smollm2-135m").tokenizer
+    text = "\n\n".join(assets.load("nyt-editorials")["calibration"])
+    windows = torch.tensor(tokenizer(text, verbose=False).input_ids[: 24 * 256]).view(24, 256)
+
+    def loss_on(chosen: Tensor) -> Loss:
+        @torch.no_grad()
+        def loss(small: nn.Module) -> float:
+            found = [
+                nn.functional.cross_entropy(small.eval()(two)[:, :-1].flatten(0, 1), two[:, 1:].flatten())
+                for two in chosen.split(2)
+            ]
+            return float(torch.stack(found).mean())
+
+        return loss
+
+    deciding, judging = windows[:8], windows[8:]
+    return Judged(
+        loss_on(deciding[:2]),
+        loss_on(judging),
+        [_batch(args=(two,)) for two in deciding.split(2)],
+        "cross-entropy of the next token, in nats, in other editorials",
+    )
+
+
+PEERED: Mapping[str, tuple[Callable[[], Subject], Callable[[nn.Module], Judged]]] = {
+    "EfficientNet-Lite0": (SUBJECTS["EfficientNet-Lite0"], efficientnet),
+    "MiniLM, 128 tokens": (SUBJECTS["MiniLM, 128 tokens"], minilm),
+    "SmolLM2-135M, 256 tokens scored": (smollm2_scorer, smollm2),
 }
+"""The models with trained weights: how each is made, and how it is judged."""
 
 
 def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
     """Every way at each speed, from one planner."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    subject = SUBJECTS[name]()
-    judged = JUDGED[name](subject.model)
+    make, judge = PEERED[name]
+    subject = make()
+    judged = judge(subject.model)
     folder = scratch / "".join(letter if letter.isalnum() else "-" for letter in name)
     folder.mkdir(parents=True, exist_ok=True)
     groups = pk.find_groups(pk.trace(subject.model, subject.args, subject.kwargs))
@@ -200,14 +229,14 @@ def _missed(row: Row) -> str:
 def main() -> None:
     """Measure what is missing and write the table."""
     parser = argparse.ArgumentParser(description="What plans of equal measured speed lose")
-    parser.add_argument("--model", choices=JUDGED, action="append")
+    parser.add_argument("--model", choices=PEERED, action="append")
     parser.add_argument("--speedup", type=float, action="append")
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
     store = OUT / "target_peers.json"
     rows: list[Row] = json.loads(store.read_text()) if store.exists() else []
     scratch = Path(os.environ.get("PRUNEKIT_SCRATCH") or Path(tempfile.gettempdir()) / "prunekit-target")
-    for name in given.model or JUDGED:
+    for name in given.model or PEERED:
         known = {row["asked"] for row in rows if row["model"] == name}
         missing = [asked for asked in given.speedup or SPEEDUPS if given.again or asked not in known]
         if missing:

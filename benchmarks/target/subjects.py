@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import assets
 
@@ -89,6 +89,24 @@ def _smollm2_decode() -> Subject:
         cache.update(keys, values, layer)
     step = {"input_ids": torch.randint(0, 40000, (2, 1)), "past_key_values": cache, "use_cache": True}
     return Subject(model.eval(), (), DECODER, "trained", step)
+
+
+class Scorer(nn.Module):
+    """A decoder of transformers that gives its logits alone, ``[batch, tokens, vocabulary]``."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Of token ids ``[batch, tokens]``."""
+        return self.decoder(input_ids=input_ids, use_cache=False).logits
+
+
+def smollm2_scorer() -> Subject:
+    """With logits after every token, as a loss on text needs them; not one of the grid's."""
+    model = Scorer(assets.load("smollm2-135m").model)
+    return Subject(model.eval(), (torch.randint(0, 40000, (2, 256)),), TRANSFORMER, "trained")
 
 
 SUBJECTS: Mapping[str, Callable[[], Subject]] = {
