@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 
 from prunekit.errors import MeasurementError
 from prunekit.measure import rounds
-from prunekit.measure.rounds import MOST_CALLS, Pace, collector_resting, time_rounds
+from prunekit.measure.rounds import MOST_CALLS, Pace, time_rounds
 
 
 class Clock:
@@ -87,18 +85,3 @@ def test_short_calls_are_repeated_until_a_sample_is_long_enough(clock):
 def test_nothing_to_time(clock, count, turns):
     with pytest.raises(MeasurementError, match="at least one"):
         time_rounds([Worker(clock, 1.0)] * count, Pace(Worker(clock, 1.0)), rounds=turns)
-
-
-@pytest.mark.parametrize("collecting", [True, False])
-def test_the_collector_is_as_it_was(collecting):
-    before = gc.isenabled()
-    try:
-        (gc.enable if collecting else gc.disable)()
-        with collector_resting():
-            assert not gc.isenabled()
-        assert gc.isenabled() == collecting
-        with pytest.raises(ZeroDivisionError), collector_resting():
-            raise ZeroDivisionError
-        assert gc.isenabled() == collecting
-    finally:
-        (gc.enable if before else gc.disable)()

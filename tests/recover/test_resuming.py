@@ -97,8 +97,14 @@ def run(workload, settings, *, checkpoints=None, stop_after=None):
     return {**model.state_dict(), **objective.state_dict(), "count": companion.count}, log, record
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("stop_after", [1, 4, 6])
+@pytest.mark.parametrize(
+    ("case", "stop_after"),
+    [
+        pytest.param(case, step, marks=[pytest.mark.slow] * (step != 4 and number > 0))
+        for number, case in enumerate(CASES)
+        for step in (1, 4, 6)
+    ],
+)
 def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(workload, tmp_path, case, stop_after):
     settings = dataclasses.replace(SETTINGS, **CASES[case])
     expected, log, _ = run(workload, settings)

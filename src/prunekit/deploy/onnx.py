@@ -29,7 +29,6 @@ from prunekit.deploy.inputs import (
     unique_names,
 )
 from prunekit.deploy.onnx_file import clean, write
-from prunekit.deploy.translations import remembered_translations
 from prunekit.errors import ExportError
 from prunekit.files import file_digest
 from prunekit.quiet import overheard
@@ -206,6 +205,8 @@ def _names_of_outputs(model: nn.Module, inputs: Inputs) -> list[str]:
 def _translate(
     model: nn.Module, inputs: Inputs, names: Sequence[str], *, opset: int, dynamic_batch: bool
 ) -> ir.Model:
+    from prunekit.deploy.translations import remembered_translations  # It loads all of onnxscript.
+
     if dynamic_batch and batch_size(inputs) == 1:
         inputs = doubled(inputs)  # torch.export takes a dimension of one for a constant.
     tensors = tuple(input_tensors(inputs).values())

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 Floats = npt.NDArray[np.float64]
 
@@ -88,11 +88,11 @@ def bca_interval(differences: Floats, means: Floats, *, confidence: float = 0.95
     observed = differences.sum() / len(differences)
     below = (np.count_nonzero(means < observed) + np.count_nonzero(means <= observed)) / (2 * len(means))
     margin = 0.5 / len(means)
-    bias = stats.norm.ppf(min(max(below, margin), 1 - margin))
+    bias = scipy.stats.norm.ppf(min(max(below, margin), 1 - margin))
     deviations = differences - observed
     acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
-    shifted = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(means, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
+    shifted = bias + scipy.stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, scipy.stats.norm.cdf(bias + shifted / (1 - acceleration * shifted)))
     return float(low), float(high)
 
 
@@ -118,7 +118,7 @@ def adjusted_wald_interval(
     the observed mean where it misses it, and used with another ``reach`` for metrics that are not binary.
     """
     widened = np.concatenate([differences, [-reach, reach]])
-    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt(widened.var() / len(widened))
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt(widened.var() / len(widened))
     observed, centre = differences.mean(), widened.mean()
     low = min(max(centre - half, -reach), observed)
     high = max(min(centre + half, reach), observed)
@@ -166,4 +166,4 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     2013, https://doi.org/10.1186/1471-2288-13-91. Deviation: none.
     """
     flips = lost + gained
-    return float(stats.binomtest(lost, flips, 0.5).pvalue) if flips else 1.0
+    return float(scipy.stats.binomtest(lost, flips, 0.5).pvalue) if flips else 1.0

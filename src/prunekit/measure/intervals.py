@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+import scipy
 
 Times = npt.NDArray[np.float64]
 
@@ -84,8 +84,8 @@ def interval_of_percentile(times: Times, percentile: float, *, confidence: float
     independent = independent_runs(times, percentile)
     tail = (1 - confidence) / 2
     stretch = (runs + 1) / (independent + 1)
-    first = math.floor(float(binom.ppf(tail, independent, share)) * stretch + 1e-9)
-    last = binom.ppf(1 - tail, independent, share) + 1
+    first = math.floor(float(scipy.stats.binom.ppf(tail, independent, share)) * stretch + 1e-9)
+    last = scipy.stats.binom.ppf(1 - tail, independent, share) + 1
     ordered, value = np.sort(times), float(np.percentile(times, percentile))
     low = float(ordered[first - 1]) if first >= 1 else 0.0
     high = math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunekit.errors import MeasurementError
+from prunekit.measure.collector import collector_resting
 from prunekit.measure.intervals import CONFIDENCE, Times, interval_of_percentile
 from prunekit.measure.runtimes import Runner, held
 from prunekit.types import Speedup
@@ -154,19 +154,12 @@ def compare_latency(
         )
     rng = np.random.default_rng(seed)
     order = rng.random(max(pairs, MOST_PAIRS) if min_seconds > 0 else pairs) < 0.5
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        with held(dense, pruned):
-            begin = time.perf_counter()
-            warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
-            length = _Length(pairs, min_pairs, time.perf_counter() + min_seconds, begin + max_seconds)
-            times = _time_pairs(dense, pruned, order, length, progress)
-            seconds = time.perf_counter() - begin
-    finally:
-        if collecting:
-            gc.enable()
+    with collector_resting(), held(dense, pruned):
+        begin = time.perf_counter()
+        warmed = _warm_up(dense, pruned, warmup, begin + _WARMUP_SHARE * max_seconds)
+        length = _Length(pairs, min_pairs, time.perf_counter() + min_seconds, begin + max_seconds)
+        times = _time_pairs(dense, pruned, order, length, progress)
+        seconds = time.perf_counter() - begin
     if times.min() <= 0:
         raise MeasurementError(
             "A call took no time that the clock could see",

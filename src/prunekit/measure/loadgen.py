@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import math
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 from prunekit.errors import MeasurementError
 from prunekit.measure.answering import Answering, AtOnce, Queued, Queueing
 from prunekit.measure.batches import Batches, failed
+from prunekit.measure.collector import collector_resting
 from prunekit.measure.loadlog import LoadLatency, Verdict, read_verdict
 from prunekit.measure.runtimes import Runner
 from prunekit.measure.standing import begin
@@ -332,14 +332,8 @@ def _start(loadgen: ModuleType, test: Any, answering: Answering, directory: Path
         finally:
             answering.close()
 
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_resting():
         broken = _ended(begin("prunekit-loadgen", drive), answering)
-    finally:
-        if collecting:
-            gc.enable()
     if broken is not None:
         raise MeasurementError(f"LoadGen failed: {broken}") from broken
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prunekit.errors import MeasurementError
+from prunekit.measure.collector import collector_resting
 from prunekit.measure.latency import Times
 from prunekit.measure.runtimes import Runner
 
@@ -106,19 +105,6 @@ def _one_round(runners: Sequence[Runner], calls: Sequence[int], rng: np.random.G
             runner()
         times[place] = (clock() - begin) / count / 1e6
     return times
-
-
-@contextmanager
-def collector_resting() -> Iterator[None]:
-    """Keep the garbage collector from running meanwhile."""
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _calls_for(runner: Runner, sample_ms: float) -> int:

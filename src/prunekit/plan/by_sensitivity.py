@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy
 from scipy.sparse import csr_array, eye_array, hstack
 
 from prunekit.errors import GoalError, SelectionError
@@ -146,15 +146,17 @@ def _exact(curves: Mapping[str, Curve], counts: Mapping[str, int], removed: floa
     one_each = csr_array((np.ones(count), of_curve), shape=(len(curves), 2 * count))
     on_chosen = hstack([-eye_array(count), eye_array(count)], format="csr")
     constraints = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(on_chosen, -np.inf, 0),
-        LinearConstraint(np.concatenate([base, slope])[None, :], removed / total, removed / total),
+        scipy.optimize.LinearConstraint(one_each, 1, 1),
+        scipy.optimize.LinearConstraint(on_chosen, -np.inf, 0),
+        scipy.optimize.LinearConstraint(
+            np.concatenate([base, slope])[None, :], removed / total, removed / total
+        ),
     ]
     scale = float(np.abs(cost).max()) or 1.0
-    solved = milp(
+    solved = scipy.optimize.milp(
         cost / scale,
         constraints=constraints,
-        bounds=Bounds(0, 1),
+        bounds=scipy.optimize.Bounds(0, 1),
         integrality=np.repeat([1, 0], count),
         options={"mip_rel_gap": 0},
     )

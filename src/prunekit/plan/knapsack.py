@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy
 from scipy.sparse import coo_array
 
 from prunekit.plan.figures import Figure, Limit, Scope
@@ -161,11 +161,11 @@ def solve_exactly(
     for limit in limits:
         row = layout.row(limit.figure) / limit.most
         bound = (limit.most - limit.figure.constant) / limit.most
-        constraints.append(LinearConstraint(row[None, :], -np.inf, bound))
-    solved = milp(
+        constraints.append(scipy.optimize.LinearConstraint(row[None, :], -np.inf, bound))
+    solved = scipy.optimize.milp(
         costs,
         constraints=constraints,
-        bounds=Bounds(0, 1),
+        bounds=scipy.optimize.Bounds(0, 1),
         integrality=layout.integrality,
         options={"time_limit": seconds, "mip_rel_gap": GAP},
     )
@@ -214,14 +214,14 @@ class _Layout:
             row[first : first + table.size] += table.ravel()
         return row
 
-    def choices(self) -> LinearConstraint:
+    def choices(self) -> scipy.optimize.LinearConstraint:
         """One level for each lever."""
         columns = np.arange(self._first[-1])
         rows = np.repeat(np.arange(len(self._sizes)), self._sizes)
         matrix = coo_array((np.ones(len(columns)), (rows, columns)), shape=(len(self._sizes), self.count))
-        return LinearConstraint(matrix.tocsr(), 1, 1)
+        return scipy.optimize.LinearConstraint(matrix.tocsr(), 1, 1)
 
-    def lifts(self) -> list[LinearConstraint]:
+    def lifts(self) -> list[scipy.optimize.LinearConstraint]:
         """For each scope, lever and level: the combinations with that level add up to its choice."""
         rows, columns, values, row = [], [], [], 0
         for scope, first in self._scopes.items():
@@ -236,7 +236,11 @@ class _Layout:
                     row += 1
         if not row:
             return []
-        return [LinearConstraint(coo_array((values, (rows, columns)), shape=(row, self.count)).tocsr(), 0, 0)]
+        return [
+            scipy.optimize.LinearConstraint(
+                coo_array((values, (rows, columns)), shape=(row, self.count)).tocsr(), 0, 0
+            )
+        ]
 
     def levels(self, solution: npt.NDArray[np.float64]) -> IntArray:
         """The level of each lever."""

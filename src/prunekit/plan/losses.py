@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
+import scipy
 
 from prunekit.errors import SelectionError, ShapeError
 from prunekit.plan.levers import Lever, Levers
@@ -303,7 +303,7 @@ def _rising_amounts(
 
 
 def _fitted(x: FloatArray64, increases: FloatArray64) -> _Measured:
-    y = np.maximum(np.asarray(isotonic_regression(increases).x, dtype=np.float64), 0.0)
+    y = np.maximum(np.asarray(scipy.optimize.isotonic_regression(increases).x, dtype=np.float64), 0.0)
     positive = y > 0
     power = 1.0
     if positive.sum() > 1 and np.ptp(np.log(x[positive])) > _APART:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import lsq_linear
+import scipy
 
 from prunekit.errors import MeasurementError
 from prunekit.measure.operation import TIMED, Operation
@@ -184,7 +184,7 @@ class _Fit:
         # A rate, in this unit, is the part of a model's time that it explains.
         share = np.concatenate([unit[:count], np.ones(len(unit) - count)])
         weight = PRIOR / np.maximum(share, 0.1)
-        solution = lsq_linear(
+        solution = scipy.optimize.lsq_linear(
             np.concatenate([matrix / unit, np.diag(weight)]),
             np.concatenate([self._left / self._ms, weight * prior]),
             bounds=(self._least, np.inf),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import shutil
 import tempfile
@@ -114,6 +115,7 @@ class Rig:
         """Found in the folder under that name, or made at ``path=`` and recorded there."""
         found = self._exports.get(name) or self._exported(name)
         if found is None:
+            gc.collect()  # Pruned graphs are cycles: the last one goes before the next one is copied.
             found = make(path=self.folder / f"{name}.onnx")
             write_atomically(self.folder / f"{name}.json", json.dumps(asdict(found)).encode())
         self._exports[name] = found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import trim_mean
+import scipy
 
 MOST_CALLS, LEAST_CALLS = 300, 10
 
@@ -62,4 +62,4 @@ def usual_ms(taken: Sequence[float], calls: int) -> float:
         taken: of each run; bodies of loops run more often than the model is called, branches less often.
         calls: of the model.
     """
-    return float(trim_mean(np.asarray(taken), TRIMMED)) * len(taken) / calls if taken else 0.0
+    return float(scipy.stats.trim_mean(np.asarray(taken), TRIMMED)) * len(taken) / calls if taken else 0.0
