@@ -71,7 +71,7 @@ def efficientnet(model: nn.Module) -> Judged:
         divergence(model, deciding, mending),
         divergence(model, batches_of(list(pictures[1::2]), 5), mending),
         mending,
-        "KL divergence from the dense model's classes, crops of other pictures",
+        "KL divergence from the dense model's classes on crops of other pictures, norms alike",
     )
 
 

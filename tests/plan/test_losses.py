@@ -239,6 +239,20 @@ def test_what_was_not_measured_borrows_the_median_of_its_kind_and_says_so():
     assert {curve.source for curve in loss_curves(levers, scores)} == {"scores"}
 
 
+def test_what_measured_as_no_loss_counts_a_hundredth_of_its_kind_by_its_scores():
+    groups = (*(width(name, 8) for name in "abc"), layers("d", 2))
+    scores = {group.name: np.ones(group.size, dtype=np.float32) for group in groups}
+    scores["d:layer"] = np.array([1.0, 3.0], dtype=np.float32)
+    levers = find_levers(groups, scores)
+    free, first, second = "c:neuron", *(lever.name for lever in list(levers)[3:])
+    points = {name: {0.5: 1.0, 1.0: 2.0} for name in ("a:neuron", "b:neuron")}
+    points |= {free: {0.5: -1.0, 1.0: 0.0}, first: {1.0: -0.1}, second: {1.0: 0.0}}
+    found = {curve.lever: curve.losses for curve in loss_curves(levers, scores, points)}
+    np.testing.assert_allclose(found[free], 0.01 * found["a:neuron"])
+    # No layer loses anything, so that the widths lend: half of an average layer, and one and a half.
+    assert 0 < found[first][-1] < found[second][-1] < 0.05
+
+
 @pytest.mark.parametrize(
     ("sensitivities", "says"),
     [

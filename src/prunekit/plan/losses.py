@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -25,6 +25,9 @@ Normalization = Literal["share", "isomorphic", "none"]
 
 _BY_COUNT = 1e-3
 """How much of the amount that is lost counts units in place of scores, so that units of score 0 count too."""
+
+_LEAST = 0.01
+"""How much of what its kind loses a lever counts at least: no measurement tells that a cut costs nothing."""
 
 _APART = 1e-9
 """By how much the logarithms of two amounts differ at least, to tell a power from them."""
@@ -103,7 +106,9 @@ def loss_curves(
 
     A lever without measurement borrows: at each level the median of what the measured levers of its kind
     (granularity) lose at the same x; of all measured levers, where there are none of its kind. The curve's
-    ``source`` says so.
+    ``source`` says so. A measured lever counts at least a hundredth of what those lose that lose something,
+    of its kind or else of all: of levers that seem to cost nothing no more are taken than a goal needs, and
+    those of the least scores.
 
     Args:
         levers: whose levels are asked about.
@@ -273,17 +278,26 @@ def _calibrated(
     curves: list[LossCurve] = []
     for lever, own in zip(levers, amounts, strict=True):
         found, kind = measured.get(lever.name), str(lever.group.granularity)
-        if found is not None:
-            curves.append(LossCurve(lever.name, found.at(own), own, "measured", found.power))
-            continue
         lenders = kinds.get(kind) or list(measured.values())
+        if found is not None:
+            costly = [each for each in lenders if each.y.any()] or [
+                each for each in measured.values() if each.y.any()
+            ]
+            least = _LEAST * _median_at(own, costly) if costly else 0.0
+            losses = np.maximum(found.at(own), least)
+            curves.append(LossCurve(lever.name, losses, own, "measured", found.power))
+            continue
         whose = f"of the kind {kind}" if kind in kinds else "of other kinds"
-        losses = np.median([lender.at(own) for lender in lenders], axis=0)
+        losses = _median_at(own, lenders)
         power = float(np.median([lender.power for lender in lenders]))
         curves.append(
             LossCurve(lever.name, losses, own, f"borrowed from {len(lenders)} measured {whose}", power)
         )
     return tuple(curves)
+
+
+def _median_at(amounts: FloatArray64, lenders: Sequence[_Measured]) -> FloatArray64:
+    return np.median([lender.at(amounts) for lender in lenders], axis=0)
 
 
 def _rising_amounts(
