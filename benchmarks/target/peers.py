@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,9 +182,11 @@ def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
             row["environment"] = environment(THREADS)
             try:
                 found = as_fast(planner, speedup, way, next(iter(subject.args), None))
-                row |= told(found) | {"increase": judged.judging(found.model) - dense}
+                row |= told(found)
+                if found.counts:
+                    row["increase"] = judged.judging(found.model) - dense
             except (GoalError, MeasurementError) as error:
-                row["why"] = str(error)
+                row |= {"error": type(error).__name__, "why": str(error)}
             rows.append(row)
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -220,10 +221,9 @@ def page(rows: list[Row]) -> str:
 
 def _missed(row: Row) -> str:
     """What came instead of the speed-up that was asked for."""
-    nearest = re.search(r"nearest that was tried is ([\d.]+)x", row["why"])
-    if nearest:
-        return f"not {'judged' if float(nearest[1]) > row['asked'] else 'reached'}: {nearest[1]}"
-    return "too noisy to tell" if "pairs would be needed" in row["why"] else "not reached"
+    if "measured" in row:
+        return f"not judged: {row['measured']:.2f}"
+    return "too noisy to tell" if row["error"] == MeasurementError.__name__ else "not reached"
 
 
 def main() -> None:

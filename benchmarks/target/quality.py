@@ -92,7 +92,9 @@ def measure(study: str, seed: int, speedups: list[float], scratch: Path) -> list
             row: Row = {"study": study, "seed": seed, "asked": speedup, "way": way}
             try:
                 found = as_fast(planner, speedup, way, next(iter(subject.example.args), None))
-                row |= told(found) | _recovered(found.model, subject, setting, batches)
+                row |= told(found)
+                if found.counts:
+                    row |= _recovered(found.model, subject, setting, batches)
             except (GoalError, MeasurementError) as error:
                 row["why"] = str(error)
             rows.append(row)
