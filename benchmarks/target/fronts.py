@@ -36,8 +36,8 @@ def drawn(rows: list[dict[str, Any]]) -> Figure:
             own = [row for row in rows if (row["model"], row["way"]) == (model, way) and "increase" in row]
             own.sort(key=lambda row: row["measured"])
             if own:
-                speed = [row["measured"] for row in own]
-                lost = [row["increase"] for row in own]
+                speed = [1.0, *(row["measured"] for row in own)]  # From the dense model on.
+                lost = [0.0, *(row["increase"] for row in own)]
                 axes.plot(speed, lost, marker="o", markersize=4, color=colour, label=way)
         axes.set_title(model, loc="left", fontsize=10)
         axes.set_xlabel("measured speed-up")
@@ -47,13 +47,12 @@ def drawn(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Draw them."""
+def write(rows: list[dict[str, Any]]) -> None:
+    """Draw them into the file."""
     mpl.rcParams["svg.hashsalt"] = "prunekit"  # The same picture from the same figures.
     mpl.rcParams["svg.fonttype"] = "none"
-    rows = json.loads((OUT / "target_peers.json").read_text())
     drawn(rows).savefig(OUT / "target_peers.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    main()
+    write(json.loads((OUT / "target_peers.json").read_text()))

@@ -6,7 +6,7 @@ ONNX Runtime, batch 1, 2 threads. Every way is brought to the same measured spee
 by the increase of a loss on data that none of them saw: of two halves of the calibration data the first says
 what levers lose, the second judges. Scores are Wanda's, of layers block influence. Nothing is trained;
 running statistics of batch norms are recomputed on the first half, whatever the way. Writes
-``docs/benchmarks/target_peers.json`` and ``target_peers.md``.
+``target_peers.json``, ``target_peers.md`` and its picture in ``docs/benchmarks``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from benchmarks.reconstruction_imagenet import crops
 from benchmarks.target.fair import OURS, PEER, Loss, as_fast, divergence, scores, told
+from benchmarks.target.fronts import write
 from benchmarks.target.subjects import SUBJECTS, Subject, smollm2_scorer
 from benchmarks.target.where import where
 from torch import Tensor, nn
@@ -214,6 +215,7 @@ def page(rows: list[Row]) -> str:
         measured = f"{row['measured']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         lines.append(f"{asked}| {measured} | {row['increase']:.4f} | {left} |")
     losses = {row["model"]: row["loss"] for row in rows}
+    lines += ["", "![Loss over measured speed-up, by way of choosing](target_peers.svg)"]
     lines += ["", *(f"{model}: {what}." for model, what in losses.items())]
     lines += ["", *where([row["environment"] for row in rows])]
     return "\n".join(lines) + "\n"
@@ -244,6 +246,7 @@ def main() -> None:
             rows = [row for row in rows if not (row["model"] == name and row["asked"] in missing)] + new
             store.write_text(json.dumps(rows, indent=1) + "\n")
             (OUT / "target_peers.md").write_text(page(rows))
+            write(rows)
 
 
 if __name__ == "__main__":
