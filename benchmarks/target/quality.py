@@ -171,7 +171,7 @@ def _counts(row: Row) -> bool:
 def _differences(cells: Mapping[tuple[str, float, str], list[Row]]) -> list[str]:
     lines = []
     for (study, asked, way), found in sorted(cells.items(), key=lambda item: item[0][:2]):
-        for own in () if way in (OURS, REFINED) else (OURS, REFINED):
+        for own in {OURS: (REFINED,), REFINED: ()}.get(way, (OURS, REFINED)):
             ours = {row["seed"]: row for row in cells.get((study, asked, own), []) if _counts(row)}
             pairs = [(ours[row["seed"]], row) for row in found if _counts(row) and row["seed"] in ours]
             if pairs:
