@@ -157,7 +157,11 @@ def test_the_table_the_gates_and_the_report(recipe, monkeypatch, outcome):
     assert "\x1b" not in result.stdout
 
 
-def test_the_version_needs_no_torch():
-    code = "import sys, prunekit.cli; print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [("prunekit.cli", ["torch"]), ("prunekit.targeting", ["scipy.stats", "scipy.optimize", "onnxscript"])],
+)
+def test_what_takes_long_to_load_is_loaded_when_it_is_used(module, late):
+    code = f"import sys, {module}; print([each for each in {late} if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "[]\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit.errors import GoalError
 from prunekit.measure import LatencyComparison
-from prunekit.targeting import Planner, refine
+from prunekit.targeting import Planner, Reached, refine
+from prunekit.targeting.costs import tag
 from prunekit.targeting.measuring import check_steady, enough_to_tell, measure_beside, tells
 
 OURS = "knapsack"
@@ -111,28 +112,34 @@ def as_fast(
         loss: that the search asks.
 
     Raises:
-        PrunekitError: it cannot be that fast.
+        PrunekitError: it cannot be that fast; of Torch-Pruning, that no sparsity was near.
     """
     if way == PEER:
         assert example is not None
         return _torch_pruning(planner, example, speedup)
     goal = pk.Goal("speedup", reach=speedup, tolerance=TOLERANCE)
-    allocation = OURS if way == REFINED else way
-    found = planner.reach(goal, allocation=allocation)  # pyright: ignore[reportArgumentType]
-    plan, comparison = found.plan, found.comparison
-    model = planner.remove(found)[0].model
+    found = _reached(planner, goal, OURS if way == REFINED else way)
+    comparison = found.comparison
     if way == REFINED:
         assert loss is not None
-        plan = refine(planner, found, loss, trials=TRIALS).plan
-        model = pk.remove(planner.model, plan, planner.groups).model
-        comparison = _beside(planner, model, f"refined-{speedup:g}-{plan.after.macs}", goal)
+        found = replace(found, plan=refine(planner, found, loss, trials=TRIALS).plan)
+    model = planner.remove(found)[0].model
+    if way == REFINED:
+        comparison = _beside(planner, model, f"plan-{tag(found.plan.keep_mask())}", goal)
+        check_steady(comparison, goal)
     may_be_faster = way in (OURS, REFINED) and comparison.speedup.median > speedup
     counts = _is_near(comparison, speedup) or may_be_faster
-    return Equal(model, comparison, plan.after.macs / plan.before.macs, counts)
+    return Equal(model, comparison, found.plan.after.macs / found.plan.before.macs, counts)
+
+
+@cache
+def _reached(planner: Planner, goal: pk.Goal, way: str) -> Reached:
+    """By this planner once, so that what is refined is what was judged."""
+    return planner.reach(goal, allocation=way)  # pyright: ignore[reportArgumentType]
 
 
 def _beside(planner: Planner, small: nn.Module, name: str, goal: pk.Goal) -> LatencyComparison:
-    """What a model measures beside the dense one; twice where it measures well, as prunekit's attempts do."""
+    """What a model measures beside the dense one; again where it measures well, as of attempts."""
     artifact = planner.rig.artifact(small, name)
     with planner.rig.quietly():
         whole = planner.rig.open_artifact(planner.rig.artifact(planner.model, "dense"))

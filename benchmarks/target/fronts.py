@@ -47,12 +47,12 @@ def drawn(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """Draw them into the file."""
+def draw_fronts(rows: list[dict[str, Any]]) -> None:
+    """Write the picture."""
     mpl.rcParams["svg.hashsalt"] = "prunekit"  # The same picture from the same figures.
     mpl.rcParams["svg.fonttype"] = "none"
     drawn(rows).savefig(OUT / "target_peers.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    write(json.loads((OUT / "target_peers.json").read_text()))
+    draw_fronts(json.loads((OUT / "target_peers.json").read_text()))

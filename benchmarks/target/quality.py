@@ -36,6 +36,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.errors import GoalError, MeasurementError
+from prunekit.measure import environment
 from prunekit.recover import task_of, train
 
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -93,6 +94,7 @@ def measure(study: str, seed: int, asked: Sequence[tuple[float, str]], scratch: 
     rows = []
     for speedup, way in asked:
         row: Row = {"study": study, "seed": seed, "asked": speedup, "way": way}
+        row["environment"] = environment(2)
         try:
             found = as_fast(planner, speedup, way, example, loss)
             row |= told(found)
@@ -139,15 +141,22 @@ def page(rows: list[Row]) -> str:
     for (study, asked, way), found in sorted(cells.items(), key=lambda item: item[0][:2]):
         some = [row for row in found if _counts(row)]
         if not some:
-            lines.append(f"| {study} | {asked:g}x | {way} | {len(found)} | not reached | | | |")
+            lines.append(f"| {study} | {asked:g}x | {way} | {len(found)} | not as fast | | | |")
             continue
         left, apart, test = (
             float(np.mean([row[key] for row in some])) for key in ("macs_left", "divergence", "test")
         )
         speeds = [row["measured"] for row in some]
-        cell = f"| {study} | {asked:g}x | {way} | {len(some)} "
+        star = " *" if any(row.get("earlier") for row in some) else ""
+        cell = f"| {study}{star} | {asked:g}x | {way} | {len(some)} "
         cell += f"| {min(speeds):.2f} to {max(speeds):.2f} "
         lines.append(f"{cell}| {left:.0%} | {apart:.3f} | {100 * test:.2f} % |")
+    if any(row.get("earlier") for row in rows):
+        lines += [
+            "",
+            "A star: by an earlier version, where norms were recalibrated in pruned models alone, and what",
+            "measured no loss cost nothing.",
+        ]
     lines += [
         "",
         "## The knapsack against the others, in points of test accuracy",
@@ -163,7 +172,7 @@ def page(rows: list[Row]) -> str:
 
 
 def _counts(row: Row) -> bool:
-    """It was made as fast as asked, or, of the knapsack's, faster."""
+    """It was made as fast as asked, or, of the knapsack's, faster; earlier rows may be, of any way."""
     apart = row.get("measured", 0.0) / row["asked"] - 1
     return "test" in row and (abs(apart) <= TOLERANCE or (row["way"] in (OURS, REFINED) and apart > 0))
 

@@ -1,6 +1,7 @@
 """The garbage collector while something is timed."""
 
 import gc
+import weakref
 
 import pytest
 
@@ -20,3 +21,16 @@ def test_the_collector_is_as_it_was(collecting):
         assert gc.isenabled() == collecting
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_nothing_is_collected():
+    class Node:
+        pass
+
+    node = Node()
+    node.own, seen = node, weakref.ref(node)
+    with collector_resting():
+        del node
+        assert seen() is not None
+    gc.collect()
+    assert seen() is None

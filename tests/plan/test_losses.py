@@ -249,8 +249,24 @@ def test_what_measured_as_no_loss_counts_a_hundredth_of_its_kind_by_its_scores()
     points |= {free: {0.5: -1.0, 1.0: 0.0}, first: {1.0: -0.1}, second: {1.0: 0.0}}
     found = {curve.lever: curve.losses for curve in loss_curves(levers, scores, points)}
     np.testing.assert_allclose(found[free], 0.01 * found["a:neuron"])
-    # No layer loses anything, so that the widths lend: half of an average layer, and one and a half.
-    assert 0 < found[first][-1] < found[second][-1] < 0.05
+    # No layer measured a loss, so that widths tell: 1 at a half, linear; layers of 0.5 and 1.5 averages.
+    np.testing.assert_allclose([found[first][-1], found[second][-1]], [0.01, 0.03], rtol=0.01)
+
+
+def test_levers_that_borrow_count_no_less_than_levers_that_measured_no_loss():
+    groups = tuple(width(name, 8) for name in "abcd")
+    scores = {group.name: np.ones(group.size, dtype=np.float32) for group in groups}
+    levers = find_levers(groups, scores)
+    points = {"a:neuron": {0.5: 1.0}, "b:neuron": {0.5: 0.0}, "c:neuron": {0.5: 1e-9}}
+    costly, free, cheap, borrowed = loss_curves(levers, scores, points)
+    for curve in (free, cheap, borrowed):
+        np.testing.assert_allclose(curve.losses, 0.005 * costly.losses, rtol=1e-6)
+
+
+def test_where_nothing_measured_a_loss_nothing_costs_any():
+    levers, scores = flat()
+    (losses,) = level_losses(levers, scores, {"a:neuron": {0.5: 0.0, 1.0: -1.0}})
+    np.testing.assert_array_equal(losses, 0)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ _BY_COUNT = 1e-3
 """How much of the amount that is lost counts units in place of scores, so that units of score 0 count too."""
 
 _LEAST = 0.01
-"""How much of what its kind loses a lever counts at least: no measurement tells that a cut costs nothing."""
+"""The share of what its kind loses that a lever costs at least: no measurement tells that a cut is free."""
 
 _APART = 1e-9
 """By how much the logarithms of two amounts differ at least, to tell a power from them."""
@@ -97,7 +97,7 @@ def loss_curves(
     was measured in the least-squares sense: its isotonic regression, with what is below 0 set to 0 after it;
     before it, noise below 0 would be lifted and noise above 0 kept, so that a pool of both came out high),
 
-    - at a measured point the loss is ``y[i]``,
+    - at a measured point the loss is ``y[i]``, or the least that counts (below), where that is more,
     - between two it is ``y[i] * (x / x[i]) ** q``, a power of what the scores say, with the q that meets
       both; linear in x from a point where y is 0,
     - beyond the last it is ``y[n] * (x / x[n]) ** p``, where p is the slope of log y over log x, fitted to
@@ -106,9 +106,11 @@ def loss_curves(
 
     A lever without measurement borrows: at each level the median of what the measured levers of its kind
     (granularity) lose at the same x; of all measured levers, where there are none of its kind. The curve's
-    ``source`` says so. A measured lever counts at least a hundredth of what those lose that lose something,
-    of its kind or else of all: of levers that seem to cost nothing no more are taken than a goal needs, and
-    those of the least scores.
+    ``source`` says so.
+
+    No lever costs less than a hundredth of the median of the levers of its kind that measured a loss (of all
+    levers, where none of its kind did): of levers that seem to cost nothing no more are taken than a goal
+    needs, and those of the least scores.
 
     Args:
         levers: whose levels are asked about.
@@ -279,16 +281,13 @@ def _calibrated(
     for lever, own in zip(levers, amounts, strict=True):
         found, kind = measured.get(lever.name), str(lever.group.granularity)
         lenders = kinds.get(kind) or list(measured.values())
+        least = _least_at(own, lenders, list(measured.values()))
         if found is not None:
-            costly = [each for each in lenders if each.y.any()] or [
-                each for each in measured.values() if each.y.any()
-            ]
-            least = _LEAST * _median_at(own, costly) if costly else 0.0
             losses = np.maximum(found.at(own), least)
             curves.append(LossCurve(lever.name, losses, own, "measured", found.power))
             continue
         whose = f"of the kind {kind}" if kind in kinds else "of other kinds"
-        losses = _median_at(own, lenders)
+        losses = np.maximum(np.median([lender.at(own) for lender in lenders], axis=0), least)
         power = float(np.median([lender.power for lender in lenders]))
         curves.append(
             LossCurve(lever.name, losses, own, f"borrowed from {len(lenders)} measured {whose}", power)
@@ -296,8 +295,20 @@ def _calibrated(
     return tuple(curves)
 
 
-def _median_at(amounts: FloatArray64, lenders: Sequence[_Measured]) -> FloatArray64:
-    return np.median([lender.at(amounts) for lender in lenders], axis=0)
+def _least_at(
+    amounts: FloatArray64, own_kind: Sequence[_Measured], every: Sequence[_Measured]
+) -> FloatArray64:
+    """The least loss that counts: :data:`_LEAST` of the median of the levers that measured one.
+
+    Beyond what a lever measured it goes on in a straight line: a power could make much of a hundredth.
+    """
+    costly = [each for each in own_kind if each.y.any()] or [each for each in every if each.y.any()]
+    if not costly:
+        return np.zeros_like(amounts)
+    found = [
+        each.at(np.minimum(amounts, each.x[-1])) * np.maximum(amounts / each.x[-1], 1.0) for each in costly
+    ]
+    return _LEAST * np.median(found, axis=0)
 
 
 def _rising_amounts(

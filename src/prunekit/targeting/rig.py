@@ -95,6 +95,7 @@ class Rig:
 
         For a target in int8 that is quantized, with ranges from the example inputs.
         """
+        gc.collect()  # Pruned graphs are cycles that hold weights: those before go first.
         if RUNTIMES[self.target.runtime].takes != "file":
             return copy.deepcopy(module).eval()
         name = f"{self.of[:12]}-{name}" if self.of else name
@@ -115,7 +116,6 @@ class Rig:
         """Found in the folder under that name, or made at ``path=`` and recorded there."""
         found = self._exports.get(name) or self._exported(name)
         if found is None:
-            gc.collect()  # Pruned graphs are cycles: the last one goes before the next one is copied.
             found = make(path=self.folder / f"{name}.onnx")
             write_atomically(self.folder / f"{name}.json", json.dumps(asdict(found)).encode())
         self._exports[name] = found
