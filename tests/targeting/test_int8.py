@@ -18,7 +18,7 @@ from prunekit.measure.target import QUANTIZED
 from prunekit.targeting import rig as rigs
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+@pytest.fixture(scope="module", params=["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def planner(request, tmp_path_factory: pytest.TempPathFactory) -> pk.Planner:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exports")
