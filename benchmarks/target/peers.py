@@ -15,8 +15,9 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -153,21 +154,29 @@ def smollm2(model: nn.Module) -> Judged:
     )
 
 
-PEERED: Mapping[str, tuple[Callable[[], Subject], Callable[[nn.Module], Judged]]] = {
-    "EfficientNet-Lite0": (SUBJECTS["EfficientNet-Lite0"], efficientnet),
-    "MiniLM, 128 tokens": (SUBJECTS["MiniLM, 128 tokens"], minilm),
-    "SmolLM2-135M, 256 tokens scored": (smollm2_scorer, smollm2),
+@dataclass(frozen=True)
+class Peered:
+    """A model with trained weights: how it is made, how it is judged, and the ways that can prune it."""
+
+    make: Callable[[], Subject]
+    judge: Callable[[nn.Module], Judged]
+    ways: tuple[str, ...] = WAYS
+
+
+PEERED: Mapping[str, Peered] = {
+    "EfficientNet-Lite0": Peered(SUBJECTS["EfficientNet-Lite0"], efficientnet, (*WAYS, PEER)),
+    "MiniLM, 128 tokens": Peered(SUBJECTS["MiniLM, 128 tokens"], minilm),
+    "SmolLM2-135M, 256 tokens scored": Peered(smollm2_scorer, smollm2),
 }
-"""The models with trained weights: how each is made, and how it is judged."""
+"""By name."""
 
 
-def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
-    """Every way at each speed, from one planner."""
+def measure(name: str, missing: list[tuple[float, str]], scratch: Path) -> Iterator[Row]:
+    """Each speed-up by each way that is missing, one after the other, from one planner."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    make, judge = PEERED[name]
-    subject = make()
-    judged = judge(subject.model)
+    subject = PEERED[name].make()
+    judged = PEERED[name].judge(subject.model)
     folder = scratch / "".join(letter if letter.isalnum() else "-" for letter in name)
     folder.mkdir(parents=True, exist_ok=True)
     groups = pk.find_groups(pk.trace(subject.model, subject.args, subject.kwargs))
@@ -182,22 +191,18 @@ def measure(name: str, speedups: list[float], scratch: Path) -> list[Row]:
         timing=pk.Timing(real_time=True, folder=folder, tables=scratch / "tables"),
     )
     dense = judged.judging(subject.model)
-    ways = (*WAYS, PEER) if "channel" in subject.granularity else WAYS
-    rows = []
-    for speedup in speedups:
-        for way in ways:
-            row: Row = {"model": name, "asked": speedup, "way": way, "loss": judged.what}
-            row["environment"] = environment(THREADS)
-            try:
-                found = as_fast(planner, speedup, way, next(iter(subject.args), None))
-                row |= told(found)
-                if found.counts:
-                    row["increase"] = judged.judging(found.model) - dense
-            except (GoalError, MeasurementError) as error:
-                row |= {"error": type(error).__name__, "why": str(error)}
-            rows.append(row)
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+    for speedup, way in missing:
+        row: Row = {"model": name, "asked": speedup, "way": way, "loss": judged.what}
+        row["environment"] = environment(THREADS)
+        try:
+            found = as_fast(planner, speedup, way, next(iter(subject.args), None))
+            row |= told(found)
+            if found.counts:
+                row["increase"] = judged.judging(found.model) - dense
+        except (GoalError, MeasurementError) as error:
+            row |= {"error": type(error).__name__, "why": str(error)}
+        print(json.dumps(row), flush=True)
+        yield row
 
 
 def page(rows: list[Row]) -> str:
@@ -245,14 +250,20 @@ def main() -> None:
     rows: list[Row] = json.loads(store.read_text()) if store.exists() else []
     scratch = Path(os.environ.get("PRUNEKIT_SCRATCH") or Path(tempfile.gettempdir()) / "prunekit-target")
     for name in given.model or PEERED:
-        known = {row["asked"] for row in rows if row["model"] == name}
-        missing = [asked for asked in given.speedup or SPEEDUPS if given.again or asked not in known]
-        if missing:
-            new = measure(name, missing, scratch)
-            rows = [row for row in rows if not (row["model"] == name and row["asked"] in missing)] + new
+        wanted = [(asked, way) for asked in given.speedup or SPEEDUPS for way in PEERED[name].ways]
+        known = {(row["asked"], row["way"]) for row in rows if row["model"] == name and not given.again}
+        missing = [pair for pair in wanted if pair not in known]
+        for row in measure(name, missing, scratch) if missing else ():
+            rows = _with(rows, row)
             store.write_text(json.dumps(rows, indent=1) + "\n")
             (OUT / "target_peers.md").write_text(page(rows))
             draw_fronts(rows)
+
+
+def _with(rows: list[Row], new: Row) -> list[Row]:
+    """The rows with a new one, which takes the place of an older one of its kind."""
+    kind = itemgetter("model", "asked", "way")
+    return [row for row in rows if kind(row) != kind(new)] + [new]
 
 
 if __name__ == "__main__":
