@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -143,9 +142,8 @@ def page(cells: Sequence[Cell]) -> str:
 
 def _goal(goal: dict[str, Any]) -> str:
     if not goal["met"]:
-        best = re.search(r"came a plan that measured ([\d.]+)", goal["why"])
         said = "too noisy to tell" if goal.get("error") == "MeasurementError" else "not met"
-        return f"{said}: {best[1]}" if best else said
+        return f"{said}: {goal['nearest']:.2f}" if goal.get("nearest") else said
     efficiency = goal["measured"] / goal["macs_removed"]
     speedup = f"{goal['measured']:.2f} ({goal['low']:.2f} to {goal['high']:.2f})"
     speedup = speedup if _is_near(goal) else f"> {speedup}"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from benchmarks.target.subjects import SUBJECTS
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import GoalError, PrunekitError
 from prunekit.measure import Target, environment
 from prunekit.plan import Goal
 from prunekit.targeting import Planner, Reached, Space, Timing, measure_target
@@ -66,11 +66,12 @@ def measure(name: str, target: Target, asked: list[float], folder: Path) -> dict
 def _asked(planner: Planner, speedups: Sequence[float]) -> Iterator[dict[str, Any]]:
     """What becomes of each speed-up; each learns from the attempts at those before."""
     for speedup in speedups:
-        begin = time.perf_counter()
+        begin, goal = time.perf_counter(), Goal("speedup", reach=speedup, tolerance=TOLERANCE)
         try:
-            reached = planner.reach(Goal("speedup", reach=speedup, tolerance=TOLERANCE))
+            reached = planner.reach(goal)
         except PrunekitError as error:
-            yield {"asked": speedup, "met": False, "error": type(error).__name__, "why": str(error)}
+            missed = {"asked": speedup, "met": False, "error": type(error).__name__, "why": str(error)}
+            yield missed | ({"nearest": error.nearest.get(str(goal))} if isinstance(error, GoalError) else {})
             continue
         planner = planner.learnt(reached)
         yield {"asked": speedup, "met": True, **_facts(reached), "s": round(time.perf_counter() - begin, 1)}

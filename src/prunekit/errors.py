@@ -22,6 +22,8 @@ PrunekitError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class PrunekitError(Exception):
     """Base of all errors raised on purpose; its text is one paragraph that says what to do next.
@@ -61,7 +63,16 @@ class RecipeError(UsageError):
 
 
 class GoalError(UsageError):
-    """The goal cannot be reached by any plan."""
+    """The goal cannot be reached by any plan.
+
+    Attributes:
+        nearest: by goal, as it is written, what the plan that came nearest measured; empty where none was
+            measured.
+    """
+
+    def __init__(self, given: str, *, nearest: Mapping[str, float] | None = None, **said: str) -> None:
+        super().__init__(given, **said)
+        self.nearest = dict(nearest or {})
 
 
 class WorkloadError(UsageError):

@@ -71,6 +71,10 @@ class Asked:
     def __str__(self) -> str:
         return " and ".join(map(str, self.goals))
 
+    def least_surplus(self, measured: Measured) -> float:
+        """By what share a plan exceeds the goal that it is furthest from; below 0: misses it."""
+        return min(self.figures.surplus(goal, measured.figures[str(goal)]) for goal in self.goals)
+
     def predicted(self, place: int, levels: IntArray) -> str:
         """What a goal asks about at these levels, corrected."""
         goal = self.goals[place]
@@ -94,6 +98,7 @@ def out_of_reach(asked: Asked, beyond: Beyond, nearest: Measured) -> GoalError:
         where="goal",
         remedy="Ask for less, loosen max_sparsity or min_units, or let more kinds of units go "
         "(granularity: layers, hidden)",
+        nearest=nearest.figures,
     )
 
 
@@ -173,4 +178,5 @@ def not_met(asked: Asked, measured: Sequence[Measured]) -> GoalError:
         expected=f"a figure within {min(goal.tolerance for goal in asked.goals):.1%} of what was asked",
         where="goal",
         remedy="Raise the tolerance, or give the groups more widths to choose from: Space(most_levels=)",
+        nearest=max(measured, key=asked.least_surplus).figures,
     )
