@@ -15,7 +15,7 @@ from prunekit.cli import app
 from prunekit.measure import LoadSettings, cost_per_million, find_meters
 from prunekit.workflow import LoadRequest, measure_load
 
-QUICK = ("--seconds", "0.1", "--queries", "700", "--rounds", "2")
+QUICK = ("--min-seconds", "0.1", "--min-queries", "700", "--rounds", "2")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_without_a_bound_one_after_another_and_all_at_once(models, runtime):
     """One model; both scenarios; latencies where samples come alone; the table has no empty column."""
     if runtime == "openvino":
         pytest.importorskip("openvino")
-    quick = ("--seconds", "0.05", "--queries", "20", "--runtime", runtime)
+    quick = ("--min-seconds", "0.05", "--min-queries", "20", "--runtime", runtime)
     values = json.loads(call(models[0], *quick, "--json").stdout)
     assert [load["scenario"] for load in values["loads"]] == ["single_stream", "offline"]
     alone, together = ({row["quantity"] for row in load["rows"]} for load in values["loads"])
@@ -95,7 +95,7 @@ def test_without_a_bound_one_after_another_and_all_at_once(models, runtime):
 
 def test_scenarios_are_measured_in_the_order_in_which_they_are_named(models):
     named = ("--scenario", "offline", "--scenario", "server", "--p99-ms", "500", "--qps", "200")
-    result = call(models[0], *named, "--seconds", "0.05", "--queries", "20", "--json")
+    result = call(models[0], *named, "--min-seconds", "0.05", "--min-queries", "20", "--json")
     offline, server = json.loads(result.stdout)["loads"]
     assert (offline["scenario"], server["scenario"]) == ("offline", "server")
     asked = [
@@ -109,8 +109,9 @@ def test_an_open_batch_is_served_in_calls_of_every_size(models, runtime):
     """Eight samples at once, in calls of at most three: three calls for each query."""
     if runtime == "openvino":
         pytest.importorskip("openvino")
-    how = ("--runtime", runtime, "--scenario", "multi-stream", "--max-batch", "3")
-    found = only(json.loads(call(models[0], *how, "--seconds", "0.05", "--queries", "20", "--json").stdout))
+    short = ("--min-seconds", "0.05", "--min-queries", "20")
+    how = ("--runtime", runtime, "--scenario", "multi-stream", "--max-batch", "3", *short)
+    found = only(json.loads(call(models[0], *how, "--json").stdout))
     assert found["found"]["issued"] == found["found"]["answered"] == 8 * found["found"]["queries"]
     assert found["found"]["calls"] == 3 * found["found"]["queries"]
 

@@ -181,11 +181,16 @@ class Precision:
         return input_batches(graph, double=self.name != "own")
 
     def distance(self, model: nn.Module, other: nn.Module, graph: Graph) -> float:
-        """Largest relative difference of the outputs over all batches; both already in this precision."""
+        """Largest relative difference of the outputs over the batches; both already in this precision.
+
+        Of the batches up to the first on which the two are further apart than the tolerance.
+        """
         worst = 0.0
         for args, kwargs in self.batches(graph):
             pair = (outputs(each, args, kwargs) for each in (model, other))
             worst = max(worst, max_relative_error(*pair))
+            if worst > self.tolerance:
+                break
         return worst
 
 
