@@ -73,20 +73,39 @@ def test_what_tells_already_takes_no_more_pairs(goals):
     assert enough_to_tell(times(60, own=1e-3), goals) == USUAL_EFFORT
 
 
-def test_pairs_that_should_tell_get_all_of_the_time_at_once(monkeypatch):
-    """Oracle: what the comparison is asked for; what is found in a part of the time would be thrown away."""
-    lengths = []
+def test_pairs_add_up_until_they_tell(monkeypatch):
+    """Oracle: the pairs that the comparisons were asked for, and the times that they gave."""
+    seen: list[LatencyComparison] = []
 
-    def planted(dense, pruned, *, pairs, max_seconds, **_):
-        lengths.append(max_seconds)
-        return times(pairs, own=0.2)
+    def planted(dense, pruned, *, pairs, seed, **_):
+        seen.append(times(pairs, own=0.2, seed=seed))
+        return seen[-1]
 
     monkeypatch.setattr(measuring, "compare_latency", planted)
-    effort = Effort(40, PATIENCE, first=enough_to_tell(times(60, own=0.2), [SPEEDUP]).first)
-    measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP], effort=effort)
-    assert lengths[0] == PATIENCE
-    measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP])
-    assert lengths[-2:] == [MOST_SECONDS / 2, pytest.approx(MOST_SECONDS, rel=0.1)]
+    noisy = times(60, own=0.2, seed=5)
+    counted = enough_to_tell(noisy, [SPEEDUP], counts=True)
+    assert counted.pairs == enough_to_tell(noisy, [SPEEDUP]).pairs - 60
+    for effort, known in ((USUAL_EFFORT, None), (counted, noisy)):
+        seen.clear()
+        found = measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP], effort=effort, known=known)
+        parts = [known, *seen] if known else seen
+        assert found.pruned_ms.tolist() == np.concatenate([part.pruned_ms for part in parts]).tolist()
+        assert found.seconds == len(parts)
+        check_steady(found, SPEEDUP)
+
+
+def test_no_pair_is_begun_once_the_time_is_up(monkeypatch):
+    """Each measurement takes a second, of noise that no time is enough for; oracle: the time that is left."""
+    given: list[float] = []
+
+    def planted(dense, pruned, *, pairs, max_seconds, **_):
+        given.append(max_seconds)
+        return times(pairs, own=30.0)
+
+    monkeypatch.setattr(measuring, "compare_latency", planted)
+    for seconds in (0.5, 1.5):
+        measure_beside(None, None, tolerance=0.02, goals=[SPEEDUP], effort=Effort(seconds=seconds))
+    assert given == [0.5, 1.5, 0.5]
 
 
 def test_patience_ends():

@@ -166,18 +166,42 @@ def compare_latency(
             expected="models that take a microsecond or more",
             remedy="Measure a larger batch",
         )
+    done = times.shape[1]
+    return _comparison(times, order[:done], warmed, round(seconds, 3), stopped_early=done < pairs)
+
+
+def joined(first: LatencyComparison, second: LatencyComparison) -> LatencyComparison:
+    """The pairs of two measurements of the same two models, one after the other, as one measurement.
+
+    Whether there is to be a second one may depend on how noisy the first was, and not on how fast.
+    """
+    both = (first, second)
+    times = np.concatenate([np.stack([each.dense_ms, each.pruned_ms]) for each in both], axis=1)
+    return _comparison(
+        times,
+        np.concatenate([each.dense_first for each in both]),
+        first.warmup + second.warmup,
+        round(first.seconds + second.seconds, 3),
+        stopped_early=second.stopped_early,
+    )
+
+
+def _comparison(
+    times: Times, dense_first: npt.NDArray[np.bool_], warmup: int, seconds: float, *, stopped_early: bool
+) -> LatencyComparison:
+    """What ``[2, pairs]`` milliseconds come to: dense, pruned."""
     dense_ms, pruned_ms = times
     return LatencyComparison(
         dense=percentiles(dense_ms),
         pruned=percentiles(pruned_ms),
         speedup=paired_speedup(dense_ms, pruned_ms),
         noise=_noise(dense_ms, pruned_ms),
-        warmup=warmed,
-        seconds=round(seconds, 3),
-        stopped_early=len(dense_ms) < pairs,
+        warmup=warmup,
+        seconds=seconds,
+        stopped_early=stopped_early,
         dense_ms=dense_ms,
         pruned_ms=pruned_ms,
-        dense_first=order[: len(dense_ms)],
+        dense_first=dense_first,
     )
 
 

@@ -15,7 +15,7 @@ from prunekit.measure import (
     fewest_runs,
     interval_of_percentile,
 )
-from prunekit.measure.latency import MOST_PAIRS
+from prunekit.measure.latency import MOST_PAIRS, joined
 from prunekit.plan import Goal
 
 FIRST_PAIRS = 40
@@ -23,7 +23,7 @@ MOST_SECONDS = 30.0
 """That one measurement may take, where more were not asked for."""
 
 SHARE = 0.25
-"""The half-width of the interval that is aimed at, as a share of the goal's tolerance."""
+"""The half-width of the interval that is usually aimed at, as a share of the goal's tolerance."""
 
 PATIENCE = 240.0
 """Seconds that one may take where a first one could not tell and the figure is to count."""
@@ -42,15 +42,14 @@ class Effort:
     """What a measurement is given.
 
     Attributes:
-        pairs: to begin with.
+        pairs: to begin with; more follow, as many as it takes.
         seconds: after which no further pair is begun.
-        first: the share of the time that these may take; where they tell too little, the rest goes to new
-            ones, as many as it takes.
+        share: the half-width of the interval that is aimed at, as a share of the goal's tolerance.
     """
 
     pairs: int = FIRST_PAIRS
     seconds: float = MOST_SECONDS
-    first: float = 0.5
+    share: float = SHARE
 
 
 USUAL_EFFORT = Effort()
@@ -99,6 +98,7 @@ def measure_beside(
     goals: Sequence[Goal] = (),
     effort: Effort = USUAL_EFFORT,
     least_seconds: float = 0.0,
+    known: LatencyComparison | None = None,
     seed: int = 0,
 ) -> LatencyComparison:
     """Compare two models with as many pairs as the tolerances need, within the time given.
@@ -108,61 +108,64 @@ def measure_beside(
         pruned: the smaller model.
         tolerance: to which the speed-up is to be known, relative.
         goals: what else is to be known, each to its own tolerance: goals of times. For one at a percentile
-            enough calls lie beyond it, and the first measurement may take all of the time.
+            enough calls lie beyond it.
         effort: how long.
         least_seconds: that timing takes where there are goals, in at most
             :data:`prunekit.measure.latency.MOST_PAIRS` pairs, even where the effort is less.
+        known: an earlier measurement of the two, whose pairs count too.
         seed: of the orders.
     """
     asked = [goal.percentile for goal in goals if goal.percentile is not None]
-    pairs, seconds = max([effort.pairs, *map(_enough_beyond, asked)]), effort.seconds
-    share = 1.0 if asked else effort.first
+    pairs = max([effort.pairs, *map(_enough_beyond, asked)])
     least = least_seconds if goals else 0.0
-    first = compare_latency(
+    seconds = max(least, effort.seconds)
+    new = compare_latency(
         dense,
         pruned,
         pairs=pairs,
         min_pairs=8,
         warmup=5,
         min_seconds=least,
-        max_seconds=max(least, share * seconds),
+        max_seconds=seconds,
         seed=seed,
     )
-    needed = [certainty(_interval_of_speedup(first), SHARE * tolerance).needed]
+    found, left = joined(known, new) if known is not None else new, seconds - new.seconds
+    more = min(max(MOST_PAIRS, pairs), _needed(found, tolerance, goals, effort.share)) - found.speedup.pairs
+    if more < 2 or left <= 0:
+        return found
+    rest = compare_latency(dense, pruned, pairs=more, min_pairs=2, warmup=1, max_seconds=left, seed=seed + 1)
+    return joined(found, rest)
+
+
+def _needed(found: LatencyComparison, tolerance: float, goals: Sequence[Goal], share: float) -> int:
+    """The pairs that it takes to know everything to a share of its tolerance."""
+    needed = [certainty(_interval_of_speedup(found), share * tolerance).needed]
     for goal in goals:
-        found = timed_interval(goal, first, batch=1)
-        if found is not None:
-            needed.append(certainty(found, SHARE * goal.tolerance, goal.percentile).needed)
-    done, most = first.speedup.pairs, max(MOST_PAIRS, pairs)
-    left = max(least, seconds) - first.seconds
-    if done >= min(most, max(needed)) or first.stopped_early or left < first.seconds:
-        return first
-    return compare_latency(
-        dense,
-        pruned,
-        pairs=min(most, max(*needed, pairs)),
-        min_pairs=8,
-        warmup=1,
-        max_seconds=left,
-        seed=seed + 1,
-    )
+        figure = timed_interval(goal, found, batch=1)
+        if figure is not None:
+            needed.append(certainty(figure, share * goal.tolerance, goal.percentile).needed)
+    return max(needed)
 
 
-def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal]) -> Effort:
+def enough_to_tell(comparison: LatencyComparison, goals: Sequence[Goal], *, counts: bool = False) -> Effort:
     """The effort that should tell whether goals are met.
 
-    The usual one where the comparison can tell already; else :data:`MARGIN` times the pairs that it takes, at
-    once, as far as :data:`PATIENCE` goes.
+    The usual one where the comparison can tell already; else :data:`MARGIN` times the pairs that it takes, as
+    far as :data:`PATIENCE` goes.
 
     Args:
         comparison: of a pruned model.
         goals: any.
+        counts: its pairs count too, so that so many fewer are needed.
     """
     if tells(comparison, goals):
         return USUAL_EFFORT
-    pairs = math.ceil(MARGIN * max(each.needed for each in _known(comparison, goals)))
-    within = MARGIN * pairs * comparison.seconds / comparison.speedup.pairs
-    return Effort(pairs, min(max(within, MOST_SECONDS), PATIENCE), first=1.0)
+    done = comparison.speedup.pairs
+    pairs = math.ceil(MARGIN * max(each.needed for each in _known(comparison, goals))) - (
+        done if counts else 0
+    )
+    within = MARGIN * pairs * comparison.seconds / done
+    return Effort(pairs, min(max(within, MOST_SECONDS), PATIENCE), share=1.0)
 
 
 def tells(comparison: LatencyComparison, goals: Sequence[Goal]) -> bool:

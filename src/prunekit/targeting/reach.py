@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit.errors import GoalError
 from prunekit.graph import Groups
+from prunekit.measure import LatencyComparison
 from prunekit.measure.runtimes import NodeTime
 from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
@@ -270,14 +271,16 @@ class _Reaching:
         return bool(tried) and self.figures.surplus(goal, tried[-1].measured[str(goal)]) > 0
 
     def _once_more(self, attempt: Attempt, *, seed: int) -> Attempt:
-        """The same plan, measured again, and for longer where that cannot tell whether the goals are met."""
+        """The same plan, measured again, and further where that cannot tell whether the goals are met."""
         again = self._again(attempt, seed=seed)
-        return again if tells(again.comparison, self.goals) else self._again(again, seed=seed + ATTEMPTS)
+        if tells(again.comparison, self.goals):
+            return again
+        return self._again(again, known=again.comparison, seed=seed + ATTEMPTS)
 
-    def _again(self, attempt: Attempt, *, seed: int) -> Attempt:
+    def _again(self, attempt: Attempt, *, known: LatencyComparison | None = None, seed: int) -> Attempt:
         chosen = Chosen(attempt.levels, attempt.objective, attempt.by, proven=False)
-        effort = enough_to_tell(attempt.comparison, self.goals)
-        again = self._attempt(chosen, attempt.choosing_s, effort, seed=seed, nodes=attempt.nodes)
+        effort = enough_to_tell(attempt.comparison, self.goals, counts=known is not None)
+        again = self._attempt(chosen, attempt.choosing_s, effort, known=known, seed=seed, nodes=attempt.nodes)
         return replace(again, seconds=again.seconds + attempt.seconds - attempt.choosing_s)
 
     def _attempt(
@@ -286,6 +289,7 @@ class _Reaching:
         choosing_s: float,
         effort: Effort = USUAL_EFFORT,
         *,
+        known: LatencyComparison | None = None,
         seed: int = 0,
         nodes: tuple[NodeTime, ...] | None = None,
     ) -> Attempt:
@@ -304,6 +308,7 @@ class _Reaching:
                 goals=timed,
                 effort=effort,
                 least_seconds=self.rig.seconds,
+                known=known,
                 seed=seed,
             )
         nodes = rig.node_times(artifact) if nodes is None else nodes
