@@ -14,6 +14,7 @@ from torch import nn
 
 from prunekit.plan import Goal
 from prunekit.plan.figures import Figure, Limit
+from prunekit.plan.knapsack import Chosen
 from prunekit.targeting.attempts import Attempt
 from prunekit.targeting.bracket import Bracket
 from prunekit.targeting.planner import Planner
@@ -53,21 +54,54 @@ def attempt(levels, speedup: float) -> Attempt:
 
 TABLE = {(place,): np.array([4.0, 3.0, 2.0, 1.0]) for place in range(3)}
 LOSS = {(place,): np.array([0.0, 1.0, 2.0, 4.0]) * (place + 1) for place in range(3)}
+GOAL = Goal("speedup", reach=2)
 
 
-def test_plans_lie_between_the_two():
-    """Oracle: every plan in the box, looked at one by one."""
-    bracket = Bracket(attempt([0, 1, 2], 1.5), attempt([3, 2, 0], 2.5))
-    limit = Limit(Figure(1.0, TABLE), 9.0)
-    found = bracket.choose(Figure(0.5, LOSS), [limit], seconds=2, tried=[bracket.short, bracket.over])
-    box = [np.array([a, b, c]) for a in range(4) for b in (1, 2) for c in range(3)]
-    allowed = [levels for levels in box if limit.is_met(levels)]
-    best = min(Figure(0.5, LOSS).at(levels) for levels in allowed)
-    assert any((found.levels == levels).all() for levels in allowed)
-    assert found.objective == pytest.approx(best)
+class Counted:
+    """The figures of a goal of a speed-up on a machine that is as the table says."""
+
+    ms = Figure(1.0, TABLE)
+
+    def predicted(self, goal: Goal, levels: np.ndarray) -> float:
+        return self.ms.at([0, 0, 0]) / self.ms.at(levels)
+
+    def wrong(self, goal: Goal, measured: float, levels: np.ndarray) -> float:
+        return self.predicted(goal, levels) / measured
+
+    def surplus(self, goal: Goal, measured: float) -> float:
+        return measured / (goal.reach or 1) - 1
+
+
+def chosen(bracket: Bracket, *tried: Attempt) -> Chosen | None:
+    limit = Limit(Counted.ms, 6.5)
+    return bracket.choose(Figure(0.5, LOSS), [limit], [GOAL], Counted(), tried=tried)
+
+
+@pytest.mark.parametrize("off", [0.8, 1.0, 1.2])
+def test_the_way_leads_from_one_to_the_other_by_single_steps(off):
+    """Every plan of it, asked for one after the other; oracle: the figures of the table, off by a factor."""
+    ends = [attempt(levels, off * Counted().predicted(GOAL, levels)) for levels in ([0, 1, 2], [3, 3, 0])]
+    tried = list(ends)
+    while (found := chosen(Bracket(*ends), *tried)) is not None:
+        assert found.objective == Figure(0.5, LOSS).at(found.levels)
+        tried.append(attempt(found.levels, off * Counted().predicted(GOAL, found.levels)))
+    way = [each.levels for each in tried[2:]]
+    assert len(way) == len({levels.tobytes() for levels in way}) == 6
+    assert all((levels >= [0, 1, 0]).all() and (levels <= [3, 3, 2]).all() for levels in way)
+    steps = sorted((levels - ends[0].levels).__abs__().sum() for levels in way)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_nearest_is_tried_and_where_that_failed_twice_the_one_halfway():
+    """Both ends are a quarter faster than the table says; oracle: the table's plan of just that figure."""
+    short, over = (
+        attempt(levels, 1.25 * Counted().predicted(GOAL, levels)) for levels in ([0] * 3, [3, 3, 0])
+    )
+    found = chosen(Bracket(short, over), short, over)
+    assert 1.25 * Counted().predicted(GOAL, found.levels) == pytest.approx(GOAL.reach, rel=0.05)
+    assert chosen(Bracket(short, over), over, over).levels.sum() == 3
 
 
 def test_a_plan_that_was_tried_is_not_tried_again():
     bracket = Bracket(attempt([0, 0, 0], 1.5), attempt([1, 0, 0], 2.5))
-    limit = Limit(Figure(1.0, TABLE), 12.5)
-    assert bracket.choose(Figure(0.0, LOSS), [limit], seconds=2, tried=[bracket.over]) is None
+    assert chosen(bracket, bracket.over, bracket.short) is None

@@ -24,8 +24,8 @@ GAP = 0.005
 SWEEPS, MULTIPLIERS = 30, 40
 
 
-By = Literal["milp", "descent", "uniform", "global", "isomorphic", "greedy"]
-"""What chooses: a solver, or a baseline."""
+By = Literal["milp", "descent", "bracket", "uniform", "global", "isomorphic", "greedy"]
+"""What chooses: a solver, the way between two plans that were measured, or a baseline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Chosen:
     Attributes:
         levels: ``[levers]``.
         objective: the figure that was made least.
-        by: ``milp`` or ``descent``, whichever was better; or a baseline.
+        by: ``milp`` or ``descent``, whichever was better; ``bracket``; or a baseline.
         proven: the solver showed that nothing is better by more than :data:`GAP`.
     """
 

@@ -20,7 +20,7 @@ class Attempt:
 
     Attributes:
         levels: of the levers.
-        by: what chose it: ``milp``, ``descent`` or a baseline.
+        by: what chose it: ``milp``, ``descent``, ``bracket`` or a baseline.
         predicted: by goal, as the model of cost saw it.
         measured: by goal.
         intervals: by goal of a time, what was measured with its interval.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from prunekit.plan import Goal
-from prunekit.plan.figures import Figure, Limit, figure_of
-from prunekit.plan.knapsack import Chosen, choose
+from prunekit.plan.figures import Figure, Limit
+from prunekit.plan.knapsack import Chosen
 from prunekit.targeting.attempts import Attempt
-from prunekit.targeting.goal_figures import GoalFigures
+from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
 from prunekit.types import IntArray
 
 
@@ -39,58 +39,129 @@ class Bracket:
         found = {}
         for goal in goals:
             measured = [each.measured[str(goal)] for each in (self.short, self.over)]
-            wrong = [figures.wrong(goal, *each) for each in zip(measured, self._levels, strict=True)]
             least, most = (figures.surplus(goal, each) for each in measured)
             share = 0.5 if most == least else min(1.0, max(0.0, least / (least - most)))
-            found[str(goal)] = wrong[0] ** (1 - share) * wrong[1] ** share
+            found[str(goal)] = self._wrong(goal, figures, share)
         return found
 
+    def _wrong(self, goal: Goal, figures: GoalFigures, share: float) -> float:
+        """What is wrong about a plan that share of the way on, as a power between what is of the two."""
+        short, over = (
+            figures.wrong(goal, each.measured[str(goal)], each.levels) for each in (self.short, self.over)
+        )
+        return short ** (1 - share) * over**share
+
     def choose(
-        self, objective: Figure, limits: Sequence[Limit], *, seconds: float, tried: Sequence[Attempt]
+        self,
+        objective: Figure,
+        limits: Sequence[Limit],
+        goals: Sequence[Goal],
+        figures: GoalFigures,
+        *,
+        tried: Sequence[Attempt],
     ) -> Chosen | None:
-        """The best plan between the two that keeps the limits; None where there is none but those tried.
+        """The plan on the way from the one to the other that should just meet the goals.
+
+        The one halfway, where the last two attempts fell on the same side: of what was expected of them too
+        much was wrong. None where none is left but those tried.
 
         Args:
             objective: what to make least.
             limits: what has to be kept.
-            seconds: for the exact solver.
+            goals: that were asked.
+            figures: what the goals mean.
             tried: all that was measured.
         """
-        low, high = np.min(self._levels, axis=0), np.max(self._levels, axis=0)
-        inside = [replace(limit, figure=_cropped(limit.figure, low, high)) for limit in limits]
-        found = choose(_cropped(objective, low, high), inside, (high - low + 1).tolist(), seconds=seconds)
-        if found is None or any((found.levels + low == attempt.levels).all() for attempt in tried):
+        known = {attempt.levels.tobytes() for attempt in tried}
+        way = [levels for levels in self._way(objective, limits) if levels.tobytes() not in known]
+        if not way:
             return None
-        return replace(found, levels=found.levels + low)
+        expected = [self._expected(goals, figures, levels) for levels in way]
+        levels = (
+            way[len(way) // 2] if _is_stuck(tried, goals, figures) else way[int(np.argmin(np.abs(expected)))]
+        )
+        return Chosen(levels, objective.at(levels), "bracket", proven=False)
+
+    def _way(self, objective: Figure, limits: Sequence[Limit]) -> Iterator[IntArray]:
+        """From what is over to what falls short, one step of one lever after the other.
+
+        First the levers that win back most of the objective for what they cost of the limits, each all the
+        way. Neighbours differ by one step, so where one is over and the next falls short, nothing is between.
+        """
+        here, there = self.over.levels.copy(), self.short.levels
+
+        def figures_at(levels: IntArray) -> tuple[float, float]:
+            return objective.at(levels), sum(limit.figure.at(levels) / limit.most for limit in limits)
+
+        def switched(lever: int) -> tuple[float, float]:
+            levels = here.copy()
+            levels[lever] = there[lever]
+            lost, taken = figures_at(levels)
+            return start[0] - lost, taken - start[1]
+
+        start, end = figures_at(here), figures_at(there)
+        price = max((start[0] - end[0]) / max(end[1] - start[1], 1e-12), 1e-12)
+        worth = {
+            lever: _share_of(won, price * cost)
+            for lever in np.flatnonzero(here != there).tolist()
+            for won, cost in [switched(lever)]
+        }
+        for lever in sorted(worth, key=worth.__getitem__, reverse=True):
+            step = int(np.sign(there[lever] - here[lever]))
+            while here[lever] != there[lever]:
+                here[lever] += step
+                if (here != there).any():
+                    yield here.copy()
+
+    def _expected(self, goals: Sequence[Goal], figures: GoalFigures, levels: IntArray) -> float:
+        """By how much a plan should exceed the goal it is furthest from, if its error is between theirs."""
+        found = []
+        for goal in goals:
+            ends = [figures.predicted(goal, each) for each in self._levels]
+            predicted = figures.predicted(goal, levels)
+            share = (
+                float(np.clip(np.log(predicted / ends[0]) / np.log(ends[1] / ends[0]), 0, 1))
+                if ends[0] != ends[1]
+                else 0.5
+            )
+            wrong = self._wrong(goal, figures, share)
+            found.append(
+                figures.surplus(goal, predicted / wrong if goal.kind in AT_LEAST else predicted * wrong)
+            )
+        return min(found)
 
     @property
     def _levels(self) -> tuple[IntArray, IntArray]:
         return self.short.levels, self.over.levels
 
 
-def bracket_of(tried: Sequence[Attempt], goals: Sequence[Goal], figures: GoalFigures) -> Bracket | None:
-    """The nearest attempts on either side of the goals; None where all lie on one side.
+def brackets_of(tried: Sequence[Attempt], goals: Sequence[Goal], figures: GoalFigures) -> list[Bracket]:
+    """Every two attempts on either side of the goals, the nearest first; none where all lie on one side.
 
     Args:
         tried: what was measured.
         goals: that were asked.
         figures: what the goals mean.
     """
-
-    def scarcest(attempt: Attempt) -> float:
-        return min(figures.surplus(goal, attempt.measured[str(goal)]) for goal in goals)
-
-    short = [attempt for attempt in tried if scarcest(attempt) < 0]
-    over = [attempt for attempt in tried if scarcest(attempt) >= 0]
-    if not short or not over:
-        return None
-    return Bracket(max(short, key=scarcest), min(over, key=scarcest))
+    scarce = {id(attempt): _scarcest(attempt, goals, figures) for attempt in tried}
+    short = sorted((each for each in tried if scarce[id(each)] < 0), key=lambda each: -scarce[id(each)])
+    over = sorted((each for each in tried if scarce[id(each)] >= 0), key=lambda each: scarce[id(each)])
+    pairs = [Bracket(one, other) for one in short for other in over]
+    return sorted(pairs, key=lambda pair: scarce[id(pair.over)] - scarce[id(pair.short)])
 
 
-def _cropped(figure: Figure, low: IntArray, high: IntArray) -> Figure:
-    """The same figure with the levels from low to high alone."""
-    terms = (
-        (scope, table[tuple(slice(int(low[place]), int(high[place]) + 1) for place in scope)])
-        for scope, table in figure.terms.items()
-    )
-    return figure_of(terms, figure.constant)
+def _scarcest(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> float:
+    """By how much the goal that is exceeded least is."""
+    return min(figures.surplus(goal, attempt.measured[str(goal)]) for goal in goals)
+
+
+def _is_stuck(tried: Sequence[Attempt], goals: Sequence[Goal], figures: GoalFigures) -> bool:
+    """The last two attempts fell on the same side."""
+    last = [_scarcest(attempt, goals, figures) >= 0 for attempt in tried[-2:]]
+    return len(last) == 2 and last[0] == last[1]
+
+
+def _share_of(won: float, paid: float) -> float:
+    """In [-1, 1]: 1 where something is won for nothing, 0 where it is worth its price."""
+    both = abs(won) + abs(paid)
+    return (won - paid) / both if both else 0.0

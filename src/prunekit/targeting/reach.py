@@ -20,7 +20,7 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SOLVER_SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.attempts import Attempt, Reached
-from prunekit.targeting.bracket import bracket_of
+from prunekit.targeting.bracket import brackets_of
 from prunekit.targeting.costs import Costs, Seen, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.measuring import (
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 8
 
-LEARNING = 3
-"""Attempts that choose among all plans; later ones among those between the nearest two."""
+LEARNING = 2
+"""Attempts that choose among all plans; later ones on the way between two on either side of the goals."""
 
 ASIDE = 8
 """How often to aim half a tolerance further aside for a plan that was not tried."""
@@ -59,9 +59,9 @@ def reach(
 
     Each attempt chooses on the predicted figures, divided by how wrong they were at the attempt before,
     exports the pruned graph, measures it beside the dense model and fits the latency model to it too. After
-    :data:`LEARNING` attempts of which some went too far, plans are chosen between the nearest two. A goal
-    of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays below that
-    bound.
+    :data:`LEARNING` attempts of which one went too far, plans are chosen on the way from it back to the
+    other. A goal of ``quality_drop`` turns it around: the milliseconds are made least where the loss stays
+    below that bound.
 
     Args:
         planner: of the model on its target; its scores are what the baselines rank by.
@@ -230,19 +230,21 @@ class _Reaching:
     def _chosen(
         self, correction: Mapping[str, float], tried: Sequence[Attempt]
     ) -> tuple[Chosen | None, float]:
-        """What to try: the best plan of all, once enough are known the best between the two nearest.
+        """What to try: the best plan of all, once enough are known one on the way between the two nearest.
 
         Where it was tried already, one that is aimed a little beside the goals; None where no plan should
         meet them, and a plan that was tried where there is no other near.
         """
         begin, chosen = time.perf_counter(), None
-        bracket = bracket_of(tried, self.goals, self.figures) if len(tried) >= LEARNING else None
-        if bracket is not None and self.allocation == "knapsack":
+        brackets = brackets_of(tried, self.goals, self.figures) if len(tried) >= LEARNING else []
+        for bracket in brackets if self.allocation == "knapsack" else []:
             objective, limits = self.figures.problem(self.goals, bracket.correction(self.goals, self.figures))
             self.limits = tuple(limits)
-            chosen = bracket.choose(objective, limits, seconds=SOLVER_SECONDS, tried=tried)
-        elif bracket is not None:
-            correction = bracket.correction(self.goals, self.figures)
+            chosen = bracket.choose(objective, limits, self.goals, self.figures, tried=tried)
+            if chosen is not None:
+                break
+        if brackets and self.allocation != "knapsack":
+            correction = brackets[0].correction(self.goals, self.figures)
         if chosen is None:
             chosen = self._untried(correction, tried)
         return chosen, time.perf_counter() - begin
