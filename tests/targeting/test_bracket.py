@@ -68,6 +68,9 @@ class Counted:
     def wrong(self, goal: Goal, measured: float, levels: np.ndarray) -> float:
         return self.predicted(goal, levels) / measured
 
+    def corrected(self, goal: Goal, levels: np.ndarray, wrong: float) -> float:
+        return self.predicted(goal, levels) / wrong
+
     def surplus(self, goal: Goal, measured: float) -> float:
         return measured / (goal.reach or 1) - 1
 

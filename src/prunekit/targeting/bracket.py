@@ -11,7 +11,7 @@ from prunekit.plan import Goal
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import Chosen
 from prunekit.targeting.attempts import Attempt
-from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
+from prunekit.targeting.goal_figures import GoalFigures
 from prunekit.types import IntArray
 
 
@@ -38,18 +38,16 @@ class Bracket:
         """
         found = {}
         for goal in goals:
-            measured = [each.measured[str(goal)] for each in (self.short, self.over)]
-            least, most = (figures.surplus(goal, each) for each in measured)
-            share = 0.5 if most == least else min(1.0, max(0.0, least / (least - most)))
-            found[str(goal)] = self._wrong(goal, figures, share)
+            least, most = (figures.surplus(goal, each.measured[str(goal)]) for each in self._ends)
+            short, over = self._wrong(goal, figures)
+            share = _place(0.0, least, most)
+            found[str(goal)] = short ** (1 - share) * over**share
         return found
 
-    def _wrong(self, goal: Goal, figures: GoalFigures, share: float) -> float:
-        """What is wrong about a plan that share of the way on, as a power between what is of the two."""
-        short, over = (
-            figures.wrong(goal, each.measured[str(goal)], each.levels) for each in (self.short, self.over)
-        )
-        return short ** (1 - share) * over**share
+    def _wrong(self, goal: Goal, figures: GoalFigures) -> tuple[float, float]:
+        """How many times its prediction the figure of either measured."""
+        short, over = (figures.wrong(goal, each.measured[str(goal)], each.levels) for each in self._ends)
+        return short, over
 
     def choose(
         self,
@@ -76,10 +74,11 @@ class Bracket:
         way = [levels for levels in self._way(objective, limits) if levels.tobytes() not in known]
         if not way:
             return None
-        expected = [self._expected(goals, figures, levels) for levels in way]
-        levels = (
-            way[len(way) // 2] if _is_stuck(tried, goals, figures) else way[int(np.argmin(np.abs(expected)))]
-        )
+        if _is_stuck(tried, goals, figures):
+            levels = way[len(way) // 2]
+        else:
+            expected = np.min([self._expected(goal, figures, way) for goal in goals], axis=0)
+            levels = way[int(np.abs(expected).argmin())]
         return Chosen(levels, objective.at(levels), "bracket", proven=False)
 
     def _way(self, objective: Figure, limits: Sequence[Limit]) -> Iterator[IntArray]:
@@ -113,26 +112,20 @@ class Bracket:
                 if (here != there).any():
                     yield here.copy()
 
-    def _expected(self, goals: Sequence[Goal], figures: GoalFigures, levels: IntArray) -> float:
-        """By how much a plan should exceed the goal it is furthest from, if its error is between theirs."""
+    def _expected(self, goal: Goal, figures: GoalFigures, way: Sequence[IntArray]) -> list[float]:
+        """By how much each plan should exceed a goal, if it is wrong by something between the two."""
+        short, over = self._wrong(goal, figures)
+        ends = [figures.predicted(goal, each.levels) for each in self._ends]
         found = []
-        for goal in goals:
-            ends = [figures.predicted(goal, each) for each in self._levels]
-            predicted = figures.predicted(goal, levels)
-            share = (
-                float(np.clip(np.log(predicted / ends[0]) / np.log(ends[1] / ends[0]), 0, 1))
-                if ends[0] != ends[1]
-                else 0.5
-            )
-            wrong = self._wrong(goal, figures, share)
-            found.append(
-                figures.surplus(goal, predicted / wrong if goal.kind in AT_LEAST else predicted * wrong)
-            )
-        return min(found)
+        for levels in way:
+            share = _place(figures.predicted(goal, levels), *ends)
+            figure = figures.corrected(goal, levels, short ** (1 - share) * over**share)
+            found.append(figures.surplus(goal, figure))
+        return found
 
     @property
-    def _levels(self) -> tuple[IntArray, IntArray]:
-        return self.short.levels, self.over.levels
+    def _ends(self) -> tuple[Attempt, Attempt]:
+        return self.short, self.over
 
 
 def brackets_of(tried: Sequence[Attempt], goals: Sequence[Goal], figures: GoalFigures) -> list[Bracket]:
@@ -159,6 +152,11 @@ def _is_stuck(tried: Sequence[Attempt], goals: Sequence[Goal], figures: GoalFigu
     """The last two attempts fell on the same side."""
     last = [_scarcest(attempt, goals, figures) >= 0 for attempt in tried[-2:]]
     return len(last) == 2 and last[0] == last[1]
+
+
+def _place(value: float, low: float, high: float) -> float:
+    """Where a value lies between two others, in [0, 1]; in the middle where they are the same."""
+    return 0.5 if low == high else float(np.clip((value - low) / (high - low), 0, 1))
 
 
 def _share_of(won: float, paid: float) -> float:

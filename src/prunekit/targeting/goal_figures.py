@@ -169,6 +169,11 @@ class GoalFigures:
         predicted = self.predicted(goal, levels)
         return predicted / measured if goal.kind in AT_LEAST else measured / max(predicted, 1e-300)
 
+    def corrected(self, goal: Goal, levels: IntArray, wrong: float) -> float:
+        """What is expected of a goal's figure where its prediction is ``wrong``, as :meth:`wrong` says it."""
+        predicted = self.predicted(goal, levels)
+        return predicted / wrong if goal.kind in AT_LEAST else predicted * wrong
+
     def surplus(self, goal: Goal, measured: float) -> float:
         """How much better than asked, relative to what was asked; below 0 it is missed."""
         asked = self._asked(goal)

@@ -20,7 +20,7 @@ from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SOLVER_SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
 from prunekit.targeting.attempts import Attempt, Reached
-from prunekit.targeting.bracket import brackets_of
+from prunekit.targeting.bracket import Bracket, brackets_of
 from prunekit.targeting.costs import Costs, Seen, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
 from prunekit.targeting.measuring import (
@@ -237,17 +237,23 @@ class _Reaching:
         """
         begin, chosen = time.perf_counter(), None
         brackets = brackets_of(tried, self.goals, self.figures) if len(tried) >= LEARNING else []
-        for bracket in brackets if self.allocation == "knapsack" else []:
-            objective, limits = self.figures.problem(self.goals, bracket.correction(self.goals, self.figures))
-            self.limits = tuple(limits)
-            chosen = bracket.choose(objective, limits, self.goals, self.figures, tried=tried)
-            if chosen is not None:
-                break
-        if brackets and self.allocation != "knapsack":
+        if self.allocation == "knapsack":
+            chosen = self._between(brackets, tried)
+        elif brackets:
             correction = brackets[0].correction(self.goals, self.figures)
         if chosen is None:
             chosen = self._untried(correction, tried)
         return chosen, time.perf_counter() - begin
+
+    def _between(self, brackets: Sequence[Bracket], tried: Sequence[Attempt]) -> Chosen | None:
+        """One on the way between two attempts, the nearest two first; None where no way has one left."""
+        for bracket in brackets:
+            objective, limits = self.figures.problem(self.goals, bracket.correction(self.goals, self.figures))
+            self.limits = tuple(limits)
+            chosen = bracket.choose(objective, limits, self.goals, self.figures, tried=tried)
+            if chosen is not None:
+                return chosen
+        return None
 
     def _untried(self, correction: Mapping[str, float], tried: Sequence[Attempt]) -> Chosen | None:
         """The best plan of all that was not tried, or None, or one that was."""

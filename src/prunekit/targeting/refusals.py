@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prunekit.errors import GoalError
 from prunekit.measure import Interval
 from prunekit.plan import Goal
-from prunekit.targeting.goal_figures import AT_LEAST, GoalFigures
+from prunekit.targeting.goal_figures import GoalFigures
 from prunekit.targeting.limiting import shares
 from prunekit.targeting.together import Beyond
 from prunekit.types import IntArray
@@ -78,8 +78,7 @@ class Asked:
     def predicted(self, place: int, levels: IntArray) -> str:
         """What a goal asks about at these levels, corrected."""
         goal = self.goals[place]
-        found, wrong = self.figures.predicted(goal, levels), self.correction[str(goal)]
-        return f"{found / wrong if goal.kind in AT_LEAST else found * wrong:,.4g}"
+        return f"{self.figures.corrected(goal, levels, self.correction[str(goal)]):,.4g}"
 
 
 def out_of_reach(asked: Asked, beyond: Beyond, nearest: Measured) -> GoalError:
