@@ -236,7 +236,12 @@ def _missed(row: Row) -> str:
     """What came instead of the speed-up that was asked for."""
     if row.get("measured", 0.0) > row["asked"]:
         return f"not judged: {row['measured']:.2f}"
-    return "too noisy to tell" if row.get("error") == MeasurementError.__name__ else "not reached"
+    return "not reached" if _told(row) else "too noisy to tell"
+
+
+def _told(row: Row) -> bool:
+    """Whether the machine was quiet enough for an answer; a row that has none is missing."""
+    return row.get("error") != MeasurementError.__name__
 
 
 def main() -> None:
@@ -251,8 +256,8 @@ def main() -> None:
     scratch = Path(os.environ.get("PRUNEKIT_SCRATCH") or Path(tempfile.gettempdir()) / "prunekit-target")
     for name in given.model or PEERED:
         wanted = [(asked, way) for asked in given.speedup or SPEEDUPS for way in PEERED[name].ways]
-        known = {(row["asked"], row["way"]) for row in rows if row["model"] == name and not given.again}
-        missing = [pair for pair in wanted if pair not in known]
+        known = {(row["asked"], row["way"]) for row in rows if row["model"] == name and _told(row)}
+        missing = [pair for pair in wanted if given.again or pair not in known]
         for row in measure(name, missing, scratch) if missing else ():
             rows = _with(rows, row)
             store.write_text(json.dumps(rows, indent=1) + "\n")
