@@ -1,6 +1,6 @@
 """What equally fast models are worth after the same recovery: the knapsack's, uniform ones, Torch-Pruning's.
 
-    python -m benchmarks.target.quality [--study fashion] [--speedup 2] [--seed 0] [--again]
+    python -m benchmarks.target.quality [--study fashion] [--speedup 2] [--way knapsack] [--seed 0] [--again]
 
 The knapsack's plan is also refined by a search on calibration loss, and then timed again.
 The parents, splits, budgets and settings of ``benchmarks.recovery``: the Fashion-MNIST network and the
@@ -203,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Quality at equal speed, after the same recovery")
     parser.add_argument("--study", choices=SETTINGS, action="append")
     parser.add_argument("--speedup", type=float, action="append")
+    parser.add_argument("--way", choices=(OURS, REFINED, "uniform", PEER), action="append")
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--again", action="store_true", help="measure these cells again")
     given = parser.parse_args()
@@ -214,7 +215,8 @@ def main() -> None:
             known = {
                 (row["asked"], row["way"]) for row in rows if (row["study"], row["seed"]) == (study, seed)
             }
-            every = product(given.speedup or SPEEDUPS, SETTINGS[study].ways)
+            ways = [way for way in SETTINGS[study].ways if way in (given.way or SETTINGS[study].ways)]
+            every = product(given.speedup or SPEEDUPS, ways)
             missing = [each for each in every if given.again or each not in known]
             if not missing:
                 continue
