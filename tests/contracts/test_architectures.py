@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 import prunekit as pk
 
-ROWS_A_DAY = 5
+ROWS_A_DAY = 3
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other people's models warn about is theirs
 

@@ -21,23 +21,34 @@ TOLERANCE = 1e-6
 deterministic = settings(
     derandomize=True,
     database=None,
-    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@deterministic
-@given(steps=IMAGE_PROGRAMS, flatten=st.booleans(), seed=st.integers(0, 99))
-def test_laws_hold_for_random_image_networks(steps, flatten, seed):
-    cuts = {"narrow", "split", "chunk"} & {step.kind for step in steps}
-    assert_laws(*image_network(steps, flatten=flatten), seed, may_freeze=bool(cuts))
+@pytest.fixture(params=[8, pytest.param(40, marks=pytest.mark.slow)])
+def some(request):
+    """Settings that draw so many networks."""
+    return settings(deterministic, max_examples=request.param)
 
 
-@deterministic
-@given(steps=SEQUENCE_PROGRAMS, seed=st.integers(0, 99))
-def test_laws_hold_for_random_sequence_networks(steps, seed):
-    assert_laws(*sequence_network(steps), seed, may_freeze=False)
+def test_laws_hold_for_random_image_networks(some):
+    @some
+    @given(steps=IMAGE_PROGRAMS, flatten=st.booleans(), seed=st.integers(0, 99))
+    def law(steps, flatten, seed):
+        cuts = {"narrow", "split", "chunk"} & {step.kind for step in steps}
+        assert_laws(*image_network(steps, flatten=flatten), seed, may_freeze=bool(cuts))
+
+    law()
+
+
+def test_laws_hold_for_random_sequence_networks(some):
+    @some
+    @given(steps=SEQUENCE_PROGRAMS, seed=st.integers(0, 99))
+    def law(steps, seed):
+        assert_laws(*sequence_network(steps), seed, may_freeze=False)
+
+    law()
 
 
 def assert_laws(model: nn.Module, x: Tensor, seed: int, *, may_freeze: bool) -> None:

@@ -6,10 +6,13 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +35,23 @@ def launch(
     ended = start(function, size, directory, *arguments, timeout_s=timeout_s)
     assert all(process.returncode == 0 for process in ended), [process.stderr[-2000:] for process in ended]
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def launched_once(
+    functions: Mapping[int, str], folders: pytest.TempPathFactory
+) -> Callable[[int], list[Any]]:
+    """Of a number of processes, what each of them returned; launched when it is first asked for.
+
+    Args:
+        functions: by the number of processes, what they run.
+        folders: makes a directory for each launch.
+    """
+
+    @cache
+    def launched(size: int) -> list[Any]:
+        return launch(functions[size], size, folders.mktemp(f"of{size}"))
+
+    return launched
 
 
 def start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.distributed.launching import launch
+from tests.distributed.launching import launched_once
 from tests.distributed.sharding import (
     GRANULARITIES,
     Tower,
@@ -34,16 +34,13 @@ SAID = {
 """What the proof says of the mask law."""
 
 
-CASES = [*((2, kind) for kind in GRANULARITIES), (3, "everything")]
+CASES = [*((2, kind) for kind in GRANULARITIES), pytest.param((3, "everything"), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """By their number, what each process found."""
-    return {
-        size: launch("tests.distributed.sharding:removals", size, tmp_path_factory.mktemp(f"sharded{size}"))
-        for size in (2, 3)
-    }
+    return launched_once(dict.fromkeys((2, 3), "tests.distributed.sharding:removals"), tmp_path_factory)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[1]} of {case[0]}")
@@ -58,7 +55,7 @@ def kind(case):
 
 @pytest.fixture
 def runs(launched, case):
-    return launched[case[0]]
+    return launched(case[0])
 
 
 def whole_model(found) -> Tower:
@@ -119,8 +116,8 @@ def test_the_optimizer_follows(runs, kind):
 
 
 def test_movement_is_that_of_the_whole_model(launched):
-    expected = moved(whole_model(launched[2][0]["neurons"]), on_meta()[1].select(granularity="neuron"))
-    for run in launched[2]:
+    expected = moved(whole_model(launched(2)[0]["neurons"]), on_meta()[1].select(granularity="neuron"))
+    for run in launched(2):
         for name, value in expected.items():
             torch.testing.assert_close(
                 run["neurons"]["movement"][name], value, rtol=1e-4, atol=1e-6, equal_nan=True

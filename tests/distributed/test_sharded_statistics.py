@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.distributed.gathering import SHARES, all_statistics, net
-from tests.distributed.launching import launch
+from tests.distributed.launching import launch, launched_once
 from tests.distributed.sharding import held, statistics
 
 from prunekit.ranks import ALONE
@@ -15,29 +15,37 @@ ROUNDING = 2e-6
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """By the name of the share, what each process found."""
-    runs = [
-        launch(f"tests.distributed.gathering:{name}", size, tmp_path_factory.mktemp(name))
-        for name, size in (("sharded_of_two", 2), ("sharded_of_three", 3))
-    ]
-    return {name: [each[name] for each in run] for run in runs for name in run[0]}
+def launched(tmp_path_factory):
+    gathering = "tests.distributed.gathering:sharded_of"
+    return launched_once({2: f"{gathering}_two", 3: f"{gathering}_three"}, tmp_path_factory)
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (len(share) > 2)) for name, share in SHARES.items()]
+)
+def share(request):
+    return request.param
+
+
+@pytest.fixture
+def found(launched, share):
+    """What each process found."""
+    return [each[share] for each in launched(len(SHARES[share]))]
+
+
 def test_every_process_has_what_one_has_with_the_whole_model(found, share):
     """With as many batches each, with more on some, and with none on one."""
     expected = all_statistics(net(), [n for part in SHARES[share] for n in part])
-    for mine in found[share]:
+    for mine in found:
         agree(mine, expected)
 
 
 def test_all_processes_have_the_same_bits(found):
-    for first, *others in found.values():
-        for other in others:
-            assert [k for k, v in first.items() if isinstance(v, str) and v != other[k]] == []
-            figures = {k: v for k, v in first.items() if isinstance(v, torch.Tensor)}
-            assert [k for k, v in figures.items() if not same_bits(v, other[k])] == []
+    first, *others = found
+    for other in others:
+        assert [k for k, v in first.items() if isinstance(v, str) and v != other[k]] == []
+        figures = {k: v for k, v in first.items() if isinstance(v, torch.Tensor)}
+        assert [k for k, v in figures.items() if not same_bits(v, other[k])] == []
 
 
 def test_groups_may_be_found_without_values(tmp_path):
