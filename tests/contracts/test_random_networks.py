@@ -26,14 +26,14 @@ deterministic = settings(
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@pytest.fixture(params=[8, pytest.param(40, marks=pytest.mark.slow)])
-def some(request):
-    """Settings that draw so many networks."""
-    return settings(deterministic, max_examples=request.param)
+def drawn(few: int, many: int) -> pytest.MarkDecorator:
+    """How many networks are drawn: few, and with ``--slow`` many."""
+    return pytest.mark.parametrize("networks", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-def test_laws_hold_for_random_image_networks(some):
-    @some
+@drawn(15, 60)
+def test_laws_hold_for_random_image_networks(networks):
+    @settings(deterministic, max_examples=networks)
     @given(steps=IMAGE_PROGRAMS, flatten=st.booleans(), seed=st.integers(0, 99))
     def law(steps, flatten, seed):
         cuts = {"narrow", "split", "chunk"} & {step.kind for step in steps}
@@ -42,8 +42,9 @@ def test_laws_hold_for_random_image_networks(some):
     law()
 
 
-def test_laws_hold_for_random_sequence_networks(some):
-    @some
+@drawn(8, 40)
+def test_laws_hold_for_random_sequence_networks(networks):
+    @settings(deterministic, max_examples=networks)
     @given(steps=SEQUENCE_PROGRAMS, seed=st.integers(0, 99))
     def law(steps, seed):
         assert_laws(*sequence_network(steps), seed, may_freeze=False)

@@ -48,8 +48,17 @@ def launched_once(
     """
 
     @cache
+    def outcome(size: int) -> list[Any] | AssertionError:
+        try:
+            return launch(functions[size], size, folders.mktemp(f"of{size}"))
+        except AssertionError as error:
+            return error
+
     def launched(size: int) -> list[Any]:
-        return launch(functions[size], size, folders.mktemp(f"of{size}"))
+        found = outcome(size)
+        if isinstance(found, AssertionError):
+            raise found
+        return found
 
     return launched
 

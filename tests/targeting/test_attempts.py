@@ -113,6 +113,45 @@ def test_what_counts_is_measured_for_as_long_as_it_takes_to_tell(measured, monke
         check_steady(wavering(Runner(2.0), Runner(1.0), effort=USUAL_EFFORT, seed=1), goal)
 
 
+def patched(monkeypatch, measure):
+    monkeypatch.setattr(importlib.import_module("prunekit.targeting.reach"), "measure_beside", measure)
+
+
+def noisy_at_first(off: float, *, faster: float = 1.0):
+    """A first look is noisy and ``off``, what follows is neither; pruned models are ``faster``."""
+
+    def measure(dense, pruned, *, effort, known=None, **_):
+        first = effort == USUAL_EFFORT
+        noise = np.exp(0.12 * np.random.default_rng(0).normal(size=effort.pairs)) if first else 1.0
+        wrong = off if first else 1.0
+        new = comparison_of(
+            np.full(effort.pairs, dense.ms) * noise, np.full(effort.pairs, pruned.ms / faster / wrong)
+        )
+        return new if known is None else joined(known, new)
+
+    return measure
+
+
+@pytest.mark.parametrize("off", [0.95, 1.05])
+def test_what_may_have_met_the_goal_is_measured_further_before_another_is_tried(measured, monkeypatch, off):
+    """Oracle: the planted machine, on which the first plan meets the goal."""
+    goal = Goal("speedup", reach=1.5, tolerance=0.03)
+    exactly = measured.reach(goal).attempts
+    patched(monkeypatch, noisy_at_first(off))
+    [attempt] = measured.reach(goal).attempts
+    assert (attempt.levels == exactly[0].levels).all()
+    assert attempt.measured[str(goal)] == pytest.approx(exactly[0].measured[str(goal)])
+
+
+def test_the_plan_that_is_given_where_none_meets_the_goal_is_measured_until_it_is_told(measured, monkeypatch):
+    """It is surely faster than asked, and not known to the tolerance at first."""
+    patched(monkeypatch, noisy_at_first(1.0, faster=1.3))
+    goal = Goal("speedup", reach=1.2, tolerance=0.03)
+    reached = measured.reach(goal, attempts=1)
+    assert reached.overdone
+    check_steady(reached.comparison, goal)
+
+
 class Joined(nn.Module):
     """One operator reads what five groups give."""
 

@@ -16,10 +16,10 @@ from prunekit.targeting.measuring import certainty, check_steady, timed_interval
 
 
 class Network(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 32, 3, padding=1)
-        self.second = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.second = nn.Conv2d(width, 64, 3, stride=2, padding=1)
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,13 +64,22 @@ def test_what_is_predicted_of_no_cut_is_the_dense_model(planner):
     assert len(planner.costs.latency.errors) == len(planner.costs.latency.models) == 4
 
 
+def assert_is_half(reached, kind: str) -> None:
+    before, after = getattr(reached.plan.before, kind), getattr(reached.plan.after, kind)
+    assert after / (before / 2) - 1 <= 0.2
+    assert reached.overdone or after / (before / 2) - 1 >= -0.2
+
+
 def test_a_counted_goal_is_met_by_the_model_itself(planner, halved):
     removal, proof = planner.remove(halved)
-    before, after = halved.plan.before.params, halved.plan.after.params
     assert proof.passed
-    assert after / (before / 2) - 1 <= 0.2
-    assert halved.overdone or after / (before / 2) - 1 >= -0.2
-    assert after == sum(parameter.numel() for parameter in removal.model.parameters())
+    assert_is_half(halved, "params")
+    assert halved.plan.after.params == sum(parameter.numel() for parameter in removal.model.parameters())
+
+
+@pytest.mark.slow
+def test_a_goal_in_macs_is_met(planner):
+    assert_is_half(planner.reach(pk.Goal("macs", remove=0.5, tolerance=0.2)), "macs")
 
 
 def test_a_size_is_that_of_the_file(planner):
@@ -126,11 +135,10 @@ def test_a_model_without_a_lever_is_refused_before_anything_is_timed():
 
 
 def test_another_model_in_the_same_folder_is_exported_anew(planner):
-    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
     other = pk.measure_target(
-        model,
-        torch.randn(2, 4),
-        target=pk.Target("onnxruntime", threads=1, batch=2),
+        Network(16).eval(),
+        torch.randn(2, 3, 16, 16),
+        target=pk.Target("onnxruntime", threads=1, batch=4),
         space=pk.Space(most_levels=2),
         timing=in_one(planner.rig.folder, variants=1),
     )

@@ -13,6 +13,7 @@ from prunekit.deploy.parity import (
     difference,
 )
 from prunekit.deploy.quantization import Scheme, quantize_onnx
+from prunekit.deploy.served import Served
 
 __all__ = [
     "OPSET",
@@ -25,6 +26,7 @@ __all__ = [
     "Parity",
     "ParityStep",
     "Scheme",
+    "Served",
     "check_parity",
     "difference",
     "export_onnx",

@@ -152,7 +152,7 @@ def feed(
             remedy="Give the inputs as they were given when the model was exported",
         )
     return {
-        name: np.ascontiguousarray(given[address].detach().cpu().numpy())
+        name: np.require(given[address].detach().cpu().numpy(), requirements="C")
         for name, address in zip(export.input_names, export.input_addresses, strict=True)
     }
 

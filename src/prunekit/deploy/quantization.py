@@ -156,25 +156,22 @@ def quantize_graph(
             where="calibration",
         )
     seven_bits = _saturates() if seven_bits is None else seven_bits
-    said = None
     onnxruntime.set_default_logger_severity(ERRORS)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent) as directory, overheard("root") as said:
             prepared = Path(directory) / "prepared.onnx"
             graph = _prepared(source, prepared, said, fold=fold)
             return _quantize(graph, prepared, calibration, out, scheme or _scheme_of(graph), seven_bits)
-    except OSError:
+    except (OSError, ExportError):
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        refusal = ExportError(
+        raise ExportError(
             f"The model cannot be quantized: {reason}",
             expected="a graph, and inputs of a few calls by the names and shapes of its inputs",
             where=str(source),
             remedy="Stay with fp32 or bf16, or quantize it with the tools of its runtime",
-        )
-        refusal.add_note(f"The quantizer said:\n{said.getvalue() if said else ''}")
-        raise refusal from error
+        ) from error
     finally:
         onnxruntime.set_default_logger_severity(WARNINGS)
 
@@ -183,21 +180,35 @@ def _prepared(source: Path, path: Path, said: io.StringIO, *, fold: bool) -> onn
     """The graph with shapes and a name for every node, also written to ``path``.
 
     Raises:
-        ValueError: the runtime cannot fold it, or tensors have names that the quantizer gives.
+        ExportError: weights are not float32, or tensors have names that the quantizer gives.
+        ValueError: the runtime cannot fold it.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    others = _other_floats(onnx.load(source))
+    if others:
+        raise ExportError(
+            f"There are weights in {', '.join(others)}",
+            expected="float32, which int8 is made from",
+            where=str(source),
+            remedy="Export the model in float32: model.float()",
+        )
     quant_pre_process(source, path, skip_symbolic_shape=True, skip_optimization=not fold)
     if "Optimization Failed" in said.getvalue():  # It says so, and goes on.
-        raise ValueError("ONNX Runtime cannot optimize it")
+        raise ValueError(f"ONNX Runtime cannot optimize it: {said.getvalue().strip().splitlines()[-1]}")
     graph = onnx.load(path)
     for place, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{place}"
     names = _read(graph.graph) | {name for node in graph.graph.node for name in node.output}
     taken = sorted(name + end for name in names for end in ADDED if name + end in names)
     if taken:
-        raise ValueError(f"a tensor is called {taken[0]!r}, which is what the quantizer would call one")
+        raise ExportError(
+            f"A tensor is called {taken[0]!r}, which is what the quantizer would call one",
+            expected=f"no parameter or buffer that is called as another with {', '.join(ADDED)} behind it",
+            where=str(source),
+            remedy="Rename it",
+        )
     onnx.save(graph, path)
     return graph
 
@@ -327,6 +338,18 @@ def _drop_unread(model: onnx.ModelProto) -> None:
     read = _read(model.graph)
     for tensor in [tensor for tensor in constants if tensor.name not in read]:
         constants.remove(tensor)
+
+
+def _other_floats(model: onnx.ModelProto) -> list[str]:
+    """Types of the tables and matrices that are floats and not float32."""
+    import onnx
+
+    names = {
+        onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        for tensor in model.graph.initializer
+        if len(tensor.dims) > 1
+    }
+    return sorted(name for name in names if ("float" in name and name != "float") or name == "double")
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:

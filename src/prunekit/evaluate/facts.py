@@ -66,7 +66,7 @@ def facts_from_results(evaluation: Mapping[str, Any] | None, validation: Mapping
         speedup = latency.get("speedup") if latency else None
         pruned = latency.get("pruned") if latency else None
         return Facts(
-            comparison=Comparison.from_dict(evaluation) if evaluation else None,
+            comparison=_comparison(evaluation) if evaluation else None,
             speedup=_speedup(speedup) if speedup else None,
             latency_ms={key: float(pruned[f"{key}_ms"]) for key in ("p50", "p90", "p99")} if pruned else None,
             size=_bytes(validation.get("size")),
@@ -78,6 +78,11 @@ def facts_from_results(evaluation: Mapping[str, Any] | None, validation: Mapping
             where=VALIDATION,
             remedy="Delete the stage's directory and run the command again",
         ) from error
+
+
+def _comparison(evaluation: Mapping[str, Any]) -> Comparison:
+    """The comparison alone: what ships in int8 is told beside it."""
+    return Comparison.from_dict({key: value for key, value in evaluation.items() if key != "shipped"})
 
 
 def _speedup(data: Mapping[str, Any]) -> Speedup:

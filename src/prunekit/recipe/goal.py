@@ -152,8 +152,10 @@ class TargetSection(Section):
         description="positions of an example, where it has such a dimension; the workload's example inputs "
         "must have as many",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="what is computed in: `fp32`, or `bf16` where runtime and processor do it"
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32",
+        description="what is computed in: `fp32`, `bf16` where runtime and processor do it, or `int8` after "
+        "quantization, on `onnxruntime` and `openvino`",
     )
     real_time: bool = Field(
         default=False,

@@ -151,6 +151,11 @@ class Export(Section):
     opset: Annotated[int, Field(ge=18, le=23)] = Field(
         default=20, description="the ONNX operator set, a whole number from 18 to 23"
     )
+    calibration: Count = Field(
+        default=256,
+        description="calibration examples that ranges of activations are found on where the precision is "
+        "`int8`, 1 or more; all, where there are fewer",
+    )
 
 
 class Validate(Section):
@@ -170,9 +175,9 @@ class Validate(Section):
         default=None,
         description="threads of the runtime, a whole number of 1 or more; without it those of `target`, or 1",
     )
-    precision: Literal["fp32", "bf16"] | None = Field(
+    precision: Literal["fp32", "bf16", "int8"] | None = Field(
         default=None,
-        description="what is computed in, `fp32` or `bf16`; without it that of `target`, or `fp32`",
+        description="what is computed in, `fp32`, `bf16` or `int8`; without it that of `target`, or `fp32`",
     )
     pairs: Annotated[int, Field(ge=10)] = Field(
         default=200, description="timed pairs of dense and pruned calls, a whole number of 10 or more"
@@ -265,7 +270,7 @@ class Recipe(Section):
     recover: Recover = Field(
         default=Recover(), description="a section with a budget and settings to train with"
     )
-    export: Export = Field(default=Export(), description="a section with the opset")
+    export: Export = Field(default=Export(), description="a section with the opset and calibration")
     validate_: Validate = Field(
         default=Validate(), alias="validate", description="a section with runtime, batch, threads and pairs"
     )
@@ -295,6 +300,23 @@ class Recipe(Section):
         same = {key: getattr(self.target_or_default, key) for key in ON_TARGET}
         own = {key: value for key in ON_TARGET if (value := getattr(self.validate_, key)) is not None}
         return self.validate_.model_copy(update={**same, **own})
+
+    @property
+    def ships_int8(self) -> bool:
+        """Whether the models are quantized before they are validated and evaluated."""
+        return self.validation.precision == "int8"
+
+    @model_validator(mode="after")
+    def _files_are_quantized(self) -> Recipe:
+        for name, section in (("target", self.target_or_default), ("validate", self.validation)):
+            runtime = section.runtime or ""
+            if section.precision == "int8" and runtime.startswith("torch_"):
+                raise MistakeError(
+                    f"{name}.runtime",
+                    f"It is {runtime}, and the precision is int8",
+                    f"onnxruntime or openvino, which take quantized files, or another {name}.precision",
+                )
+        return self
 
     @model_validator(mode="after")
     def _memory_is_of_what_serves_files(self) -> Recipe:

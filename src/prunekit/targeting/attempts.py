@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prunekit.measure import Interval, LatencyComparison
@@ -11,6 +11,8 @@ from prunekit.plan import Goal, PruningPlan
 from prunekit.plan.figures import Limit
 from prunekit.plan.knapsack import By
 from prunekit.targeting.costs import Costs
+from prunekit.targeting.goal_figures import GoalFigures
+from prunekit.targeting.measuring import tells
 from prunekit.types import IntArray
 
 
@@ -42,6 +44,12 @@ class Attempt:
     seconds: float
     nodes: tuple[NodeTime, ...] = ()
 
+    def ends(self, goal: Goal) -> tuple[float, float]:
+        """Between what a goal's figure lies; what is no time is known exactly."""
+        name = str(goal)
+        found = self.intervals.get(name)
+        return (self.measured[name], self.measured[name]) if found is None else (found.low, found.high)
+
 
 @dataclass(frozen=True, eq=False)
 class Reached:
@@ -72,3 +80,29 @@ class Reached:
     def comparison(self) -> LatencyComparison:
         """The plan's model beside the dense one."""
         return self.attempts[-1].comparison
+
+
+def surpluses(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> list[float] | None:
+    """By how much each goal is more than met; None where one is missed by more than its tolerance."""
+    found = [figures.surplus(goal, attempt.measured[str(goal)]) for goal in goals]
+    missed = any(surplus < -goal.tolerance for surplus, goal in zip(found, goals, strict=True))
+    return None if missed else found
+
+
+def is_met(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> bool:
+    """Every goal is met but for its tolerance, and one of them is not overdone beyond it."""
+    found = surpluses(attempt, goals, figures)
+    if found is None:
+        return False
+    near = any(surplus <= goal.tolerance for surplus, goal in zip(found, goals, strict=True))
+    return near or not attempt.levels.any() or any(goal.kind == "quality_drop" for goal in goals)
+
+
+def may_be_met(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> bool:
+    """The same, or it cannot be told: what is not known to its tolerance may lie where it should."""
+    if is_met(attempt, goals, figures) or tells(attempt.comparison, goals):
+        return is_met(attempt, goals, figures)
+    ends = [sorted(figures.surplus(goal, end) for end in attempt.ends(goal)) for goal in goals]
+    missed = any(most < -goal.tolerance for (_, most), goal in zip(ends, goals, strict=True))
+    near = any(least <= goal.tolerance for (least, _), goal in zip(ends, goals, strict=True))
+    return near and not missed

@@ -19,7 +19,7 @@ from prunekit.plan.baselines import ALLOCATIONS, AllocationName, check_scores
 from prunekit.plan.figures import Figure, Limit
 from prunekit.plan.knapsack import SOLVER_SECONDS, Chosen, choose
 from prunekit.surgery import reduced_graph
-from prunekit.targeting.attempts import Attempt, Reached
+from prunekit.targeting.attempts import Attempt, Reached, is_met, may_be_met, surpluses
 from prunekit.targeting.bracket import Bracket, brackets_of
 from prunekit.targeting.costs import Costs, Seen, tag
 from prunekit.targeting.goal_figures import TIMED_KINDS, GoalFigures, check_goals
@@ -174,7 +174,7 @@ class _Reaching:
         while len(tried) < most:
             chosen, spent, beyond = *self._chosen(correction, tried), None
             if chosen is None:
-                if self.allocation != "knapsack" or self._enough(tried):
+                if self.allocation != "knapsack" or any(map(self._misses_none, tried)):
                     break
                 chosen, beyond = self._instead(correction)
             known = _among(tried, chosen.levels)
@@ -183,26 +183,34 @@ class _Reaching:
                 break
             tried.append(self._attempt(chosen, spent))
             nearest = tried[-1] if beyond is not None else nearest
-            if self._is_met(tried[-1]):
+            if may_be_met(tried[-1], self.goals, self.figures):
                 # Chosen because it measured well, so it is measured once more before that counts.
                 tried[-1] = self._once_more(tried[-1], seed=len(tried))
             correction = self._corrected(tried)
-            if self._is_met(tried[-1]):
+            if is_met(tried[-1], self.goals, self.figures):
                 return self._checked(tried), False
-        enough = self._enough(tried)
-        if not enough:
+        least = self._least(tried)
+        if least is None:
             asked = Asked(self.goals, self.figures, correction)
             if beyond is not None and nearest is not None:
                 raise out_of_reach(asked, beyond, _told(nearest))
             if chosen is None:
                 raise no_plan(asked, self.allocation)
             raise not_met(asked, [_told(attempt) for attempt in tried])
-        least = min(enough, key=lambda attempt: attempt.objective)
-        return self._checked([*(attempt for attempt in tried if attempt is not least), least]), True
+        overdone = not is_met(least, self.goals, self.figures)
+        return self._checked([*(attempt for attempt in tried if attempt is not least), least]), overdone
 
-    def _enough(self, tried: Sequence[Attempt]) -> list[Attempt]:
-        """The attempts that miss no goal."""
-        return [attempt for attempt in tried if self._surpluses(attempt) is not None]
+    def _misses_none(self, attempt: Attempt) -> bool:
+        return surpluses(attempt, self.goals, self.figures) is not None
+
+    def _least(self, tried: list[Attempt]) -> Attempt | None:
+        """Of the attempts that miss no goal the one that loses least, measured until that can be told."""
+        for place in sorted(range(len(tried)), key=lambda place: tried[place].objective):
+            if self._misses_none(tried[place]) and not tells(tried[place].comparison, self.goals):
+                tried[place] = self._once_more(tried[place], seed=len(tried))
+            if self._misses_none(tried[place]):
+                return tried[place]
+        return None
 
     def _checked(self, tried: Sequence[Attempt]) -> tuple[Attempt, ...]:
         for goal in self.goals:
@@ -339,24 +347,6 @@ class _Reaching:
             time.perf_counter() - begin + choosing_s,
             nodes,
         )
-
-    def _surpluses(self, attempt: Attempt) -> list[float] | None:
-        """By how much each goal is more than met; None where one is missed by more than its tolerance."""
-        found = [self.figures.surplus(goal, attempt.measured[str(goal)]) for goal in self.goals]
-        missed = any(surplus < -goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
-        return None if missed else found
-
-    def _is_met(self, attempt: Attempt) -> bool:
-        """Every goal is met but for its tolerance, and one of them is not overdone beyond it."""
-        found = self._surpluses(attempt)
-        if found is None:
-            return False
-        near = any(surplus <= goal.tolerance for surplus, goal in zip(found, self.goals, strict=True))
-        return near or not attempt.levels.any() or self._has_quality_goal
-
-    @property
-    def _has_quality_goal(self) -> bool:
-        return any(goal.kind == "quality_drop" for goal in self.goals)
 
     def _corrected(self, tried: Sequence[Attempt]) -> dict[str, float]:
         """How many times its prediction a figure measured, at the attempt before.

@@ -243,13 +243,13 @@ def rig_for(
         )
     inputs = _with_batch(example, graph.open_inputs, target.batch) if graph.batch_is_open else example
     place = Path(tempfile.mkdtemp(prefix="prunekit-") if folder is None else folder)
-    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time, seconds, _scheme_of(graph))
+    rig = Rig(target, inputs, example, place, graph.batch_is_open, of, real_time, seconds, scheme_of(graph))
     if folder is None:
         weakref.finalize(rig, shutil.rmtree, place, ignore_errors=True)
     return rig
 
 
-def _scheme_of(graph: Graph) -> Scheme:
+def scheme_of(graph: Graph) -> Scheme:
     """Whether most of the model's products are convolutions, as :func:`quantize_onnx` asks of a file."""
     products = [name for name in map(operator_name, graph.nodes) if name in MACS]
     convolutions = sum("conv" in name for name in products)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from prunekit.deploy import Exported, OnnxExport, check_parity, export_onnx, feed
 from prunekit.errors import ExportError
@@ -25,22 +27,29 @@ from prunekit.workflow.deciding import name_of, weights_before
 from prunekit.workflow.job import Job, Result
 from prunekit.workflow.models import dense_model, pruned_model, read_plan
 from prunekit.workflow.rundir import write_json
+from prunekit.workflow.shipping import (
+    EXPORTS,
+    FLOATS,
+    INT8,
+    quantized,
+    read_exports,
+    served,
+    shipped,
+    to_evaluate,
+)
 from prunekit.workflow.targets import validation_target
 from prunekit.workflow.validated import Validated, judged_goals
 from prunekit.workload import predict
-
-EXPORTS = "exports.json"
-"""How the exported files are called and fed, without timings, so that an export made again is the same."""
-
 
 PARITY_BATCHES = (1, 8)
 
 
 def run_export(job: Job) -> Result:
-    """Export the dense parent and the pruned model."""
+    """Export the dense parent and the pruned model, and quantize both where int8 ships."""
     example = job.workload.example_inputs()
-    exports: dict[str, OnnxExport] = {}
-    for done, (name, model) in enumerate(_both_models(job).items(), start=1):
+    models, exports, how = _both_models(job), {}, {}
+    steps = 4 if job.recipe.ships_int8 else 2
+    for done, (name, model) in enumerate(models.items(), start=1):
         exports[name] = export_onnx(
             model,
             example.args,
@@ -48,10 +57,13 @@ def run_export(job: Job) -> Result:
             job.out / f"{name}.onnx",
             opset=job.recipe.export.opset,
         )
-        job.progress(done, 2)
+        job.progress(done, steps)
+    if job.recipe.ships_int8:
+        in_int8, how["quantization"] = quantized(job, exports, models["dense"])
+        exports |= in_int8
     content = {name: asdict(_relative(export)) for name, export in exports.items()}
     write_json(job.out / EXPORTS, {name: {**fields, "seconds": 0.0} for name, fields in content.items()})
-    return content
+    return {**content, **how}
 
 
 def run_validate(job: Job) -> Result:
@@ -61,8 +73,9 @@ def run_validate(job: Job) -> Result:
         ExportError: an exported model does not say what its PyTorch model says.
     """
     settings, target = job.recipe.validation, validation_target(job.recipe)
-    exports, models = _read_exports(job), _both_models(job)
-    parity = _check_parity(job, exports)
+    models = _both_models(job)
+    parity = _check_parity(job, read_exports(job))
+    exports = read_exports(job, as_shipped=True)
     example = job.workload.example_inputs(target.batch)
     arrays = {name: feed(export, example.args, example.kwargs) for name, export in exports.items()}
     files = {name: Path(export.path) for name, export in exports.items()}
@@ -84,18 +97,21 @@ def run_validate(job: Job) -> Result:
             progress=job.progress,
         )
     pd.DataFrame(latency.columns()).to_parquet(job.out / "latency.parquet", index=False)
-    served = target if is_file else Target(threads=target.threads)
+    there = target if is_file else Target(threads=target.threads)
     memory = {
         name: peak_memory(
             files[name],
             arrays[name],
-            threads=served.threads,
-            runtime=served.runtime,  # pyright: ignore[reportArgumentType]
-            precision=served.precision,
+            threads=there.threads,
+            runtime=there.runtime,  # pyright: ignore[reportArgumentType]
+            precision=there.precision,
         )
         for name in exports
     }
-    found = Validated(target, latency, memory["pruned"].peak_bytes, files["pruned"], models)
+    shipping = served(job, models)["pruned"] if job.recipe.ships_int8 else models["pruned"]
+    found = Validated(
+        target, latency, memory["pruned"].peak_bytes, files["pruned"], {**models, "pruned": shipping}
+    )
     return {
         "parity": parity,
         **({"goals": judged_goals(job, found)} if job.recipe.by_target else {}),
@@ -137,29 +153,34 @@ def _check_parity(job: Job, exports: dict[str, OnnxExport]) -> Result:
 
 
 def run_evaluate(job: Job) -> Result:
-    """Predict the test examples with both models, and compare."""
+    """Predict the test examples with the parent and with what ships, and compare."""
     assert job.open_test is not None
     test, settings = job.open_test(), job.recipe.evaluate
+    models = to_evaluate(job, _both_models(job))
     tables: dict[str, pd.DataFrame] = {}
-    for name, model in _both_models(job).items():
+    for name, model in models.items():
         before = len(tables) * len(test)
         tables[name] = predict(
             model,
             test,
             job.workload,
             batch_size=settings.batch_size,
-            progress=lambda done, total, before=before: job.progress(before + done, 2 * total),
+            progress=lambda done, total, before=before: job.progress(before + done, len(models) * total),
         )
         write_evidence(tables[name], job.out / f"{name}.parquet", metric=job.workload.metric)
-    comparison = compare(
-        tables["dense"],
-        tables["pruned"],
+    comparing = partial(
+        compare,
         metric=job.workload.metric,
         seed=job.seed,
         resamples=settings.resamples,
         confidence=settings.confidence,
     )
-    return asdict(comparison)
+    found = asdict(comparing(tables["dense"], tables["pruned"]))
+    if job.recipe.ships_int8:
+        of_dense = comparing(tables["dense"], tables[f"dense{INT8}"])
+        of_pruned = comparing(tables[f"pruned{FLOATS}"], tables["pruned"])
+        found["shipped"] = shipped(job, of_dense, of_pruned)
+    return found
 
 
 def run_gate(job: Job) -> Result:
@@ -174,7 +195,7 @@ def run_gate(job: Job) -> Result:
     }
 
 
-def _both_models(job: Job):
+def _both_models(job: Job) -> dict[str, nn.Module]:
     """The dense parent and the pruned model after the last cycle."""
     last = job.recipe.schedule.cycles
     plan = read_plan(job.files[f"{name_of(last)}/plan/plan.json"])
@@ -185,12 +206,3 @@ def _relative(export: OnnxExport) -> OnnxExport:
     """The same with file names in place of paths: the stage's directory gets its name later."""
     weights = export.weights_path
     return replace(export, path=Path(export.path).name, weights_path=Path(weights).name if weights else None)
-
-
-def _read_exports(job: Job) -> dict[str, OnnxExport]:
-    file = job.files[f"export/{EXPORTS}"]
-    content = json.loads(file.read_text())
-    return {
-        name: replace(OnnxExport(**fields), path=str(file.parent / fields["path"]))
-        for name, fields in content.items()
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from prunekit.deploy.quantization import quantizer_version
 from prunekit.recipe import Recipe
 from prunekit.workflow.deciding import (
     name_of,
@@ -14,11 +15,12 @@ from prunekit.workflow.deciding import (
     run_score,
     weights_before,
 )
-from prunekit.workflow.delivering import EXPORTS, run_evaluate, run_export, run_gate, run_validate
+from prunekit.workflow.delivering import run_evaluate, run_export, run_gate, run_validate
 from prunekit.workflow.job import Stage
 from prunekit.workflow.models import UNSOUND
 from prunekit.workflow.reaching import COSTS, REACHED, TIMES, run_reach, run_target
 from prunekit.workflow.recovering import SPENT, run_recover
+from prunekit.workflow.shipping import EXPORTS, INT8
 
 PARENT = "baseline/weights.safetensors"
 
@@ -125,12 +127,17 @@ def _by_target(recipe: Recipe, cycle: int) -> list[Stage]:
 def _delivery(recipe: Recipe) -> list[Stage]:
     last = recipe.schedule.cycles
     models = (PARENT, f"{name_of(last)}/plan/plan.json", weights_before(last + 1))
-    exported = ("export/dense.onnx", "export/pruned.onnx", f"export/{EXPORTS}")
+    int8 = tuple(f"export/{name}{INT8}.onnx" for name in ("dense", "pruned") if recipe.ships_int8)
+    exported = ("export/dense.onnx", "export/pruned.onnx", *int8, f"export/{EXPORTS}")
+    served = {key: getattr(recipe.validation, key) for key in ("runtime", "threads", "precision")}
     return [
         Stage(
             "export",
             run_export,
-            settings=_settings(recipe, "seed", "threads", "export"),
+            settings={
+                **_settings(recipe, "seed", "threads", "export.opset"),
+                **(_quantizing(recipe) if int8 else {}),
+            },
             reads=models,
             data=("calibration",),
         ),
@@ -148,8 +155,11 @@ def _delivery(recipe: Recipe) -> list[Stage]:
         Stage(
             "evaluate",
             run_evaluate,
-            settings=_settings(recipe, "seed", "threads", "evaluate"),
-            reads=models,
+            settings={
+                **_settings(recipe, "seed", "threads", "evaluate"),
+                **({"served": served} if int8 else {}),
+            },
+            reads=(*models, *(exported if int8 else ())),
             data=("calibration", "test"),
         ),
         Stage(
@@ -167,6 +177,11 @@ def _asked(recipe: Recipe) -> Mapping[str, object]:
         **_settings(recipe, "goal", "importance"),
         "target": recipe.target_or_default.model_dump(mode="json"),
     }
+
+
+def _quantizing(recipe: Recipe) -> Mapping[str, object]:
+    """What decides an export in int8, beside the model and the calibration split."""
+    return {**_settings(recipe, "export.calibration"), "quantizer": quantizer_version()}
 
 
 def _settings(recipe: Recipe, *places: str) -> Mapping[str, object]:

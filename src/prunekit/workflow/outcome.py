@@ -97,18 +97,22 @@ def _rows(directory: RunDirectory) -> list[Row]:
 
 
 def _notes(directory: RunDirectory) -> list[str]:
-    validation = _result(directory, "validate")
+    validation, evaluation = _result(directory, "validate"), _result(directory, "evaluate")
     latency = validation["latency"]
+    export = _result(directory, "export")
+    shipped = [
+        found["statement"] for found in (export.get("quantization"), evaluation.get("shipped")) if found
+    ]
     noisy = [] if latency["noise"]["steady"] else [f"{latency['noise']['statement']}."]
     early = latency["stopped_early"]
     few = [f"Only {latency['speedup']['pairs']} pairs were timed: the time was up."] if early else []
     missed = [
         f"The goal {goal['words']} was met in planning ({goal['planned']:,.4g}) and is not met in validation "
-        f"({goal['validated']:,.4g})."
+        f"({goal['validated']:,.4g}){'' if goal['same_target'] else ', which is on another target'}."
         for goal in validation.get("goals", [])
         if not goal["met"]
     ]
-    return noisy + few + missed
+    return shipped + noisy + few + missed
 
 
 def _both(sides: dict[str, Any]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from prunekit.workflow.order import stages_of
 from prunekit.workflow.outcome import Outcome, read_outcome
 from prunekit.workflow.reaching import check_targeted
 from prunekit.workflow.rundir import RECORD_FILE, RunDirectory, value_digest, write_json
+from prunekit.workflow.shipping import check_int8
 from prunekit.workflow.source import Given, Source, open_source, read_given
 from prunekit.workload import deciding
 
@@ -120,6 +121,12 @@ class _Run:
                 with blaming(self.given.places, self.given.recipe):
                     check = check_targeted if self.given.recipe.by_target else check_goal
                     check(self.given.recipe, deciding(self.source.workload))
+            export = next(stage for stage in self.stages if stage.name == "export")
+            if self.given.recipe.ships_int8 and self.directory.why_stale(
+                export.name, _inputs(export, self.source, self.directory)
+            ):
+                with blaming(self.given.places, self.given.recipe):
+                    check_int8(self.given.recipe, deciding(self.source.workload))
             claim(self.directory, identity, self.given.content)
             for name in self.directory.keep_only([*(stage.name for stage in self.stages), REPORT]):
                 self.watcher.removed(name)

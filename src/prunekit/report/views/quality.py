@@ -40,6 +40,7 @@ class Slices:
     Attributes:
         limit: where the drop that a gate allows lies on the scale; None without such a gate.
         ticks: of the scale.
+        shipped: what was evaluated in the place of the pruned model; "" where it was the pruned model itself.
     """
 
     overall: SliceRow | None
@@ -51,6 +52,7 @@ class Slices:
     interval: str
     empty: tuple[str, ...]
     note: str
+    shipped: str
 
     @property
     def first_rows(self) -> tuple[SliceRow, ...]:
@@ -94,6 +96,7 @@ def slices(run: RunRecord, metric: Metric) -> Slices:
         interval=confidence(evaluation.at("confidence")).strip(),
         empty=tuple(entry.text for entry in evaluation.at("empty_slices").elements()),
         note=evaluation.at("note").text,
+        shipped=evaluation.at("shipped", "statement").text,
     )
 
 

@@ -50,11 +50,16 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityChain:
-    """All steps, why the tolerance is what it is, and how far the pruned model is from its parent."""
+    """All steps, why the tolerance is what it is, and how far the pruned model is from its parent.
+
+    Attributes:
+        quantization: how both were quantized afterwards; "" where they ship as exported.
+    """
 
     rows: tuple[ParityRow, ...]
     tolerance_reason: str
     parent_to_pruned: Figure | None
+    quantization: str
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,14 @@ class Reproduction:
 
 
 def parity(run: RunRecord) -> ParityChain:
-    """Show the parity chain, from each model in PyTorch to the same model in the runtime that serves it."""
+    """Show the parity chain, from each model in PyTorch to the same model in ONNX Runtime, in floats."""
     entry = run.result("validate").at("parity")
     parent = entry.at("parent_to_pruned", "max_rel")
     return ParityChain(
         rows=tuple(_parity_row(step) for step in entry.at("steps").elements()),
         tolerance_reason=entry.at("tolerance_reason").text,
         parent_to_pruned=measured(parent) if parent.known else None,
+        quantization=run.result("export").at("quantization", "statement").text,
     )
 
 
@@ -226,7 +232,7 @@ def _digests(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     recipe = run.run.at("recipe_digest")
     if recipe.known:
         yield "recipe", recipe.text, recipe.source
-    for side in ("dense", "pruned"):
+    for side in ("dense", "pruned", "dense.int8", "pruned.int8"):
         digest = run.result("export").at(side, "sha256")
         if digest.known:
             yield f"{side} ONNX file", digest.text, digest.source

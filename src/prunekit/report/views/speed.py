@@ -75,11 +75,12 @@ def latency(run: RunRecord) -> Latency | None:
 
 
 def setting(run: RunRecord) -> str:
-    """Say on what runtime, with how many threads and what batch, latency was measured."""
+    """Say on what runtime, in what precision, with how many threads and what batch, latency was measured."""
     entry = run.result("validate").at("latency")
     threads, batch = entry.at("threads").number, entry.at("batch").number
     parts = [
         entry.at("runtime").text,
+        entry.at("precision").text,
         "" if threads is None else f"{threads:g} thread{'' if threads == 1 else 's'}",
         "" if batch is None else f"batch {batch:g}",
         processor(run.result("validate").at("environment")),
