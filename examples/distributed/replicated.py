@@ -62,6 +62,7 @@ def main() -> None:
     if ranks.is_first:
         print(f"{stats.batches} batches on {ranks.size} processes, plan {plan.digest[:12]}")
         print(f"{plan.before.params} -> {plan.after.params} parameters, loss {after:.2f} after recovery")
+    torch.distributed.barrier()  # One that ends while another still talks may abort.
     torch.distributed.destroy_process_group()
 
 

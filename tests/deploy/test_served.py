@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -15,11 +15,16 @@ from prunekit.errors import ExportError, MeasurementError
 from prunekit.measure import Target
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unknown:
     scores: torch.Tensor
     more: tuple[torch.Tensor, ...]
     said: str
+    derived: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "scores", self.scores + 1)
+        object.__setattr__(self, "derived", self.scores.sum(-1))
 
 
 FORMS = {

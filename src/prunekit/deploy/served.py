@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ class Served(nn.Module):
 
     Args:
         export: the file.
-        model: in PyTorch; run once on the example, and not kept.
+        model: in PyTorch; run on the example once as it is and once with every input twice, and not kept.
         example: ``(args, kwargs)`` as at export.
         target: what the file runs on; its batch and sequence are those of each call.
 
@@ -88,8 +89,10 @@ def _filled(like: Any, tensors: Iterator[Tensor]) -> Any:
     if not structure.is_leaf():
         return pytree.tree_unflatten([_filled(leaf, tensors) for leaf in leaves], structure)
     if is_dataclass(like) and not isinstance(like, type):
-        parts = {field.name: _filled(getattr(like, field.name), tensors) for field in fields(like)}
-        return replace(like, **parts)
+        filled = copy.copy(like)
+        for field in fields(like):  # Past what a frozen or a derived field would refuse.
+            object.__setattr__(filled, field.name, _filled(getattr(like, field.name), tensors))
+        return filled
     return like
 
 
