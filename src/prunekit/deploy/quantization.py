@@ -180,22 +180,23 @@ def _prepared(source: Path, path: Path, said: io.StringIO, *, fold: bool) -> onn
     """The graph with shapes and a name for every node, also written to ``path``.
 
     Raises:
-        ExportError: weights are not float32, or tensors have names that the quantizer gives.
-        ValueError: the runtime cannot fold it.
+        ExportError: it cannot be folded as weights are not float32, or tensors have names that the quantizer
+            gives.
+        ValueError: it cannot be folded for another reason.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    others = _other_floats(onnx.load(source))
-    if others:
-        raise ExportError(
-            f"There are weights in {', '.join(others)}",
-            expected="float32, which int8 is made from",
-            where=str(source),
-            remedy="Export the model in float32: model.float()",
-        )
     quant_pre_process(source, path, skip_symbolic_shape=True, skip_optimization=not fold)
     if "Optimization Failed" in said.getvalue():  # It says so, and goes on.
+        others = _other_floats(onnx.load(source))
+        if others:
+            raise ExportError(
+                f"There are weights in {', '.join(others)}",
+                expected="float32, which int8 is made from",
+                where=str(source),
+                remedy="Export the model in float32: model.float()",
+            )
         raise ValueError(f"ONNX Runtime cannot optimize it: {said.getvalue().strip().splitlines()[-1]}")
     graph = onnx.load(path)
     for place, node in enumerate(graph.graph.node):

@@ -100,8 +100,9 @@ def is_met(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> boo
 
 def may_be_met(attempt: Attempt, goals: Sequence[Goal], figures: GoalFigures) -> bool:
     """The same, or it cannot be told: what is not known to its tolerance may lie where it should."""
-    if is_met(attempt, goals, figures) or tells(attempt.comparison, goals):
-        return is_met(attempt, goals, figures)
+    met = is_met(attempt, goals, figures)
+    if met or tells(attempt.comparison, goals):
+        return met
     ends = [sorted(figures.surplus(goal, end) for end in attempt.ends(goal)) for goal in goals]
     missed = any(most < -goal.tolerance for (_, most), goal in zip(ends, goals, strict=True))
     near = any(least <= goal.tolerance for (least, _), goal in zip(ends, goals, strict=True))

@@ -179,10 +179,10 @@ class _Reaching:
                 chosen, beyond = self._instead(correction)
             known = _among(tried, chosen.levels)
             if known is not None:  # Nothing would be learnt.
-                nearest = known if beyond is not None else nearest
+                nearest = tried.index(known) if beyond is not None else nearest
                 break
             tried.append(self._attempt(chosen, spent))
-            nearest = tried[-1] if beyond is not None else nearest
+            nearest = len(tried) - 1 if beyond is not None else nearest
             if may_be_met(tried[-1], self.goals, self.figures):
                 # Chosen because it measured well, so it is measured once more before that counts.
                 tried[-1] = self._once_more(tried[-1], seed=len(tried))
@@ -193,7 +193,7 @@ class _Reaching:
         if least is None:
             asked = Asked(self.goals, self.figures, correction)
             if beyond is not None and nearest is not None:
-                raise out_of_reach(asked, beyond, _told(nearest))
+                raise out_of_reach(asked, beyond, _told(tried[nearest]))
             if chosen is None:
                 raise no_plan(asked, self.allocation)
             raise not_met(asked, [_told(attempt) for attempt in tried])

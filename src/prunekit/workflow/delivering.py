@@ -33,7 +33,6 @@ from prunekit.workflow.shipping import (
     INT8,
     quantized,
     read_exports,
-    served,
     shipped,
     to_evaluate,
 )
@@ -108,13 +107,13 @@ def run_validate(job: Job) -> Result:
         )
         for name in exports
     }
-    shipping = served(job, models)["pruned"] if job.recipe.ships_int8 else models["pruned"]
-    found = Validated(
-        target, latency, memory["pruned"].peak_bytes, files["pruned"], {**models, "pruned": shipping}
-    )
+    goals = {}
+    if job.recipe.by_target:
+        peak, shipping = memory["pruned"].peak_bytes, to_evaluate(job, models)
+        goals["goals"] = judged_goals(job, Validated(target, latency, peak, files["pruned"], shipping))
     return {
         "parity": parity,
-        **({"goals": judged_goals(job, found)} if job.recipe.by_target else {}),
+        **goals,
         "latency": {
             "runtime": target.runtime,
             "batch": target.batch,

@@ -116,17 +116,16 @@ class _Run:
         with self.ranks.together("checking the goal"):
             if not self.ranks.is_first:
                 return
-            plan = next(stage for stage in self.stages if stage.name == FIRST_PLAN)
-            if self.directory.why_stale(plan.name, _inputs(plan, self.source, self.directory)):
-                with blaming(self.given.places, self.given.recipe):
-                    check = check_targeted if self.given.recipe.by_target else check_goal
-                    check(self.given.recipe, deciding(self.source.workload))
-            export = next(stage for stage in self.stages if stage.name == "export")
-            if self.given.recipe.ships_int8 and self.directory.why_stale(
-                export.name, _inputs(export, self.source, self.directory)
-            ):
-                with blaming(self.given.places, self.given.recipe):
-                    check_int8(self.given.recipe, deciding(self.source.workload))
+            recipe = self.given.recipe
+            checks = {FIRST_PLAN: check_targeted if recipe.by_target else check_goal}
+            if recipe.ships_int8:
+                checks["export"] = check_int8
+            for stage in self.stages:
+                if stage.name in checks and self.directory.why_stale(
+                    stage.name, _inputs(stage, self.source, self.directory)
+                ):
+                    with blaming(self.given.places, recipe):
+                        checks[stage.name](recipe, deciding(self.source.workload))
             claim(self.directory, identity, self.given.content)
             for name in self.directory.keep_only([*(stage.name for stage in self.stages), REPORT]):
                 self.watcher.removed(name)

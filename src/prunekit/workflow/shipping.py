@@ -10,14 +10,15 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from prunekit.deploy import OnnxExport, Served, export_onnx, feed, quantize_onnx
+from prunekit.deploy import OnnxExport, Scheme, Served, export_onnx, feed, quantize_onnx
 from prunekit.deploy.quantization import quantizer_version
 from prunekit.errors import ExportError
 from prunekit.evaluate import Comparison
+from prunekit.graph import trace
 from prunekit.recipe import Recipe
 from prunekit.targeting.rig import scheme_of
 from prunekit.workflow.job import Job, Result
-from prunekit.workflow.models import build_under, groups_of
+from prunekit.workflow.models import build_under
 from prunekit.workflow.targets import validation_target
 from prunekit.workload import DecidingWorkload
 
@@ -53,16 +54,21 @@ def check_int8(recipe: Recipe, workload: DecidingWorkload) -> None:
         ExportError: it cannot.
     """
     model, example = build_under(recipe.seed, workload), workload.example_inputs()
-    inputs, scheme = (example.args, dict(example.kwargs)), scheme_of(groups_of(model, workload).graph)
+    inputs = (example.args, dict(example.kwargs))
     with TemporaryDirectory() as folder:
         floats, int8 = (Path(folder) / name for name in ("dense.onnx", f"dense{INT8}.onnx"))
         try:
             export = export_onnx(model, *inputs, floats, opset=recipe.export.opset)
-            quantize_onnx(export, [feed(export, *inputs)], int8, scheme=scheme)
-        except ExportError as error:
-            raise ExportError(
-                error.given, expected=error.expected, where="precision int8", remedy=error.remedy
-            ) from error
+            quantize_onnx(export, [feed(export, *inputs)], int8, scheme=_scheme(model, workload))
+        except ExportError as error:  # Of files that are gone.
+            told = ExportError(
+                error.given,
+                expected=error.expected,
+                where="the model before training, which is to be in int8",
+                remedy=error.remedy,
+            )
+            told.__notes__ = [*getattr(error, "__notes__", ())]
+            raise told from error
 
 
 def quantized(
@@ -77,7 +83,7 @@ def quantized(
     order = split.order(job.seed)[: job.recipe.export.calibration]
     batches = [split.batch(order[at : at + RANGES_BATCH]) for at in range(0, len(order), RANGES_BATCH)]
     calls = [feed(exports["dense"], batch.args, dict(batch.kwargs)) for batch in batches]
-    scheme = scheme_of(groups_of(dense, job.workload).graph)
+    scheme = _scheme(dense, job.workload)
     made: dict[str, OnnxExport] = {}
     for name, export in exports.items():
         file = job.out / f"{name}{INT8}.onnx"
@@ -95,6 +101,12 @@ def quantized(
         f"{' and '.join(sizes)}.",
     }
     return made, how
+
+
+def _scheme(dense: nn.Module, workload: DecidingWorkload) -> Scheme:
+    """The one that planning takes, for the pruned model too."""
+    example = workload.example_inputs()
+    return scheme_of(trace(dense, example.args, dict(example.kwargs)))
 
 
 def served(job: Job, models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -29,7 +29,7 @@ class Validated:
         latency: of the pruned model beside the dense one.
         memory_bytes: peak while the pruned model is served.
         file: the exported pruned model.
-        models: ``dense`` and ``pruned``.
+        models: ``dense``, and ``pruned`` as it ships.
     """
 
     target: Target
